@@ -1,0 +1,66 @@
+"""Share decoded video frames between processes of one machine, in place.
+
+One process publishes, any number of others subscribe and see the same memory::
+
+    with cuframes.Publisher("cam0", 1920, 1080, "nv12") as publisher:
+        publisher.publish(array)
+
+    with cuframes.Subscriber("cam0") as subscriber:
+        for frame in subscriber:
+            luma, chroma = map(numpy.asarray, frame.planes)
+"""
+
+from cuframes._core import monotonic_ns
+from cuframes._frame import Frame, WritableFrame
+from cuframes._version import __version__
+from cuframes._views import Plane
+from cuframes.errors import (
+    AlreadyExists,
+    CuframesError,
+    DeviceError,
+    Disconnected,
+    FrameDropped,
+    NoCodecParameters,
+    NoPacketRing,
+    NotFound,
+    OutOfSharedMemory,
+    Overwritten,
+    PacketOverrun,
+    PacketOversized,
+    ProtocolError,
+    Timeout,
+    TooManyHeld,
+)
+from cuframes.listing import PublisherInfo, list_publishers
+from cuframes.publisher import Publisher, PublisherStats, SubscriberInfo
+from cuframes.subscriber import Subscriber, SubscriberStats
+
+__all__ = [
+    "AlreadyExists",
+    "CuframesError",
+    "DeviceError",
+    "Disconnected",
+    "Frame",
+    "FrameDropped",
+    "NoCodecParameters",
+    "NoPacketRing",
+    "NotFound",
+    "OutOfSharedMemory",
+    "Overwritten",
+    "PacketOverrun",
+    "PacketOversized",
+    "Plane",
+    "ProtocolError",
+    "Publisher",
+    "PublisherInfo",
+    "PublisherStats",
+    "Subscriber",
+    "SubscriberInfo",
+    "SubscriberStats",
+    "Timeout",
+    "TooManyHeld",
+    "WritableFrame",
+    "__version__",
+    "list_publishers",
+    "monotonic_ns",
+]

@@ -1,0 +1,39 @@
+from cuframes._core cimport FrameReader, FrameWriter
+from cuframes._ring cimport cf_taken
+from cuframes._views cimport View
+
+
+cdef struct Geometry:
+    Py_ssize_t offset
+    int ndim
+    Py_ssize_t[3] extent
+    Py_ssize_t[3] step
+    Py_ssize_t row_bytes
+    Py_ssize_t rows
+
+
+cdef class FrameLayout:
+    cdef readonly object shape
+    cdef str format
+    cdef int planes
+    cdef int item_bytes
+    cdef Geometry[3] plane
+    cdef Geometry matrix
+    cdef Py_ssize_t nbytes
+    cdef Py_ssize_t tight_bytes
+
+
+cdef class Frame(View):
+    cdef FrameLayout layout
+    cdef FrameReader reader
+    cdef cf_taken taken
+    cdef tuple cached_planes
+
+
+cdef class WritableFrame(View):
+    cdef FrameLayout layout
+    cdef FrameWriter writer
+    cdef tuple cached_planes
+    cdef object timeout
+    cdef public object pts_ns
+    cdef readonly object seq

@@ -1,0 +1,81 @@
+# What _shm.h declares: layouts and constants. Shared fields are touched by the C code in _ring.h only; here they are
+# written before anyone else can see the segment, or read for a report.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "_shm.h" nogil:
+    enum:
+        CF_PROTOCOL_V1
+        CF_PROTOCOL_V3
+        CF_MAX_RING
+        CF_MIN_RING
+        CF_MAX_SUBSCRIBERS
+        CF_EXT_PINS
+        CF_EXT_FUTEX
+        CF_EXT_HOST_MEMORY
+        CF_EXT_VMM_MEMORY
+        CF_EXT_OWNER_LOCK
+        CF_EXT_PASS_FD
+        CF_POLICY_DROP_OLDEST
+        CF_POLICY_STRICT_WAIT
+        CF_SUB_ACTIVE
+    # unsigned: Cython takes an anonymous enum for int
+    const uint32_t CF_FRAME_MAGIC
+    const uint64_t CF_SEQ_INVALID
+
+    ctypedef struct cf_frame_meta:
+        uint32_t format
+        int32_t width
+        int32_t height
+        int32_t pitch_y
+        int32_t pitch_uv
+        uint32_t bits_per_pixel
+        uint64_t frame_size_bytes
+
+    ctypedef struct cf_slot:
+        uint64_t seq
+        uint64_t pin_bitmap
+
+    ctypedef struct cf_subscriber:
+        uint64_t state
+        uint64_t consumer_pid
+        uint64_t last_seen_seq
+        int64_t last_ack_ns
+        char consumer_name[32]
+        uint64_t received
+        uint64_t lost
+        uint64_t skipped
+        uint64_t held
+
+    ctypedef struct cf_frame_header:
+        uint32_t magic
+        uint32_t proto_version
+        uint32_t lib_version_major
+        uint32_t lib_version_minor
+        uint32_t lib_version_patch
+        uint32_t ext_flags
+        uint64_t producer_pid
+        uint64_t ring_size
+        uint64_t ownership_mode
+        uint64_t policy
+        uint64_t max_subscribers
+        cf_frame_meta meta
+        uint64_t global_seq
+        uint64_t subscriber_bitmap
+        uint64_t shutdown_flag
+        uint64_t epoch
+        uint64_t frames_published
+        uint64_t frames_dropped
+        cf_slot slots[16]
+        cf_subscriber subscribers[32]
+
+    ctypedef struct cf_layout_row:
+        const char* type
+        const char* field
+        uint32_t offset
+        uint32_t size
+    const cf_layout_row* cf_layout
+
+    uint64_t cf_load_acquire(const uint64_t* p)
+    int64_t cf_load_relaxed_i64(const int64_t* p)
+    int64_t cf_now_ns()

@@ -1,0 +1,16 @@
+cdef class View:
+    cdef char* address
+    cdef int ndim
+    cdef Py_ssize_t[3] extent
+    cdef Py_ssize_t[3] step
+    cdef int item_bytes
+    cdef readonly bint readonly
+    cdef object owner
+
+    cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
+                 bint readonly, object owner) except -1
+    cdef int check_exportable(self) except -1
+
+
+cdef class Plane(View):
+    pass

@@ -1,0 +1,94 @@
+"""The exceptions of cuframes.
+
+All of them derive from :class:`CuframesError`, and from the built-in exception that a caller would otherwise expect.
+Bad arguments are plain ``ValueError`` and ``TypeError``.
+"""
+
+import errno
+
+__all__ = [
+    "AlreadyExists",
+    "CuframesError",
+    "DeviceError",
+    "Disconnected",
+    "FrameDropped",
+    "NoCodecParameters",
+    "NoPacketRing",
+    "NotFound",
+    "OutOfSharedMemory",
+    "Overwritten",
+    "PacketOverrun",
+    "PacketOversized",
+    "ProtocolError",
+    "Timeout",
+    "TooManyHeld",
+]
+
+
+class CuframesError(Exception):
+    """Base class of every error that is about cuframes rather than about an argument."""
+
+
+class Timeout(CuframesError, TimeoutError):
+    """Nothing happened within the time the caller allowed."""
+
+
+class Disconnected(CuframesError, ConnectionError):
+    """The publisher closed or died, and every frame that was still valid has been taken."""
+
+
+class AlreadyExists(CuframesError, FileExistsError):
+    """A living publisher owns this key, or a subscriber of that name is connected."""
+
+
+class NotFound(CuframesError, FileNotFoundError):
+    """No publisher has this key on this host (or its runtime directory is another one)."""
+
+
+class ProtocolError(CuframesError):
+    """The other side, or a shared segment, does not speak this protocol."""
+
+
+class FrameDropped(CuframesError):
+    """Every slot of the ring was held by a subscriber, so this frame was not published."""
+
+
+class Overwritten(CuframesError):
+    """The frame changed while it was held: discard what was read from it.
+
+    Only a publisher that does not honour pins (a plain version 3 program) can cause this.
+    """
+
+
+class TooManyHeld(CuframesError):
+    """This subscriber already holds ``max_held`` frames."""
+
+
+class PacketOversized(CuframesError):
+    """The packet is larger than the ring's limit; nothing was published."""
+
+
+class PacketOverrun(CuframesError):
+    """Packets were overwritten before they were read."""
+
+
+class NoPacketRing(CuframesError):
+    """The publisher shares no packets."""
+
+
+class NoCodecParameters(CuframesError):
+    """The codec needs extradata and the ring has none yet."""
+
+
+class OutOfSharedMemory(CuframesError, OSError):
+    """The memory for a segment could not be reserved; the message says how much was needed and how much is free."""
+
+    def __init__(self, message: str) -> None:
+        OSError.__init__(self, errno.ENOSPC, message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class DeviceError(CuframesError):
+    """A GPU was asked for and cannot be used; the message says what is missing."""

@@ -1,0 +1,43 @@
+"""What happens to publishers and subscribers when the interpreter ends, and in a forked child."""
+
+import atexit
+import os
+import weakref
+from typing import Protocol
+
+__all__ = ["register"]
+
+
+class Closable(Protocol):
+    """Something with a share in a ring."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+    def _forget(self) -> None:
+        """In a forked child: close inherited descriptors, free nothing of the parent's."""
+
+
+_open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
+
+
+def register(thing: Closable) -> None:
+    """Close `thing` at interpreter exit, if it is still there by then, and make it harmless in a forked child."""
+    _open.add(thing)
+
+
+@atexit.register
+def _close_all() -> None:
+    for thing in list(_open):
+        thing.close()
+
+
+def _forget_all() -> None:
+    # The rings themselves know that they were inherited (_core, fork_generation). What is left are descriptors: a child
+    # that kept a socket or an owner lock open would make its dead parent look alive.
+    for thing in list(_open):
+        thing._forget()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,145 @@
+"""What is on this host: publishers seen from outside, without joining, and what dead ones left behind."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cuframes._core import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
+from cuframes.errors import NotFound, ProtocolError
+from cuframes.formats import pixel_format
+from cuframes.names import SEGMENT_DIR, SEGMENT_PREFIX, runtime_dirs, segment_name
+from cuframes.publisher import SubscriberInfo
+from cuframes.segment import SegmentState, inspect, is_socket, open_segment, remove_dead
+
+__all__ = ["PublisherInfo", "collect_garbage", "find_publisher", "list_publishers"]
+
+POLICY_NAMES = {DROP_OLDEST: "drop_oldest", STRICT_WAIT: "strict_wait"}
+
+
+class PublisherInfo(NamedTuple):
+    """A publisher as its control segment shows it.
+
+    ``alive`` is False when its process is gone and nobody has taken the key over; ``closing`` when it has announced its end.
+    Pids are those of the publisher's own namespace.
+    """
+
+    key: str
+    alive: bool
+    closing: bool
+    pid: int
+    format: str
+    width: int
+    height: int
+    memory: str
+    policy: str
+    ring_size: int
+    seq: int
+    published: int
+    dropped: int
+    subscribers: tuple[SubscriberInfo, ...]
+
+
+def list_publishers() -> list[PublisherInfo]:
+    """Every frame ring on this host that we may read, by key. Reads only; joins nothing."""
+    return [_info(key, state) for key, state in _segments() if state.header is not None]
+
+
+def find_publisher(key: str) -> PublisherInfo:
+    """One publisher.
+
+    Raises
+    ------
+    NotFound, ProtocolError, PermissionError
+    """
+    fd = open_segment(segment_name(key), writable=False)
+    try:
+        state = inspect(fd)
+    finally:
+        os.close(fd)
+    if state.state == "foreign":
+        raise ProtocolError(f"{SEGMENT_DIR / segment_name(key)[1:]} is not a frame ring of version 3; remove that file")
+    if state.header is None:
+        raise NotFound(f"the publisher of {key!r} has not finished starting, or died doing so; see cuframes gc")
+    return _info(key, state)
+
+
+def _segments() -> Iterator[tuple[str, SegmentState]]:
+    for path in sorted(SEGMENT_DIR.glob(f"{SEGMENT_PREFIX}*")):
+        key = path.name.removeprefix(SEGMENT_PREFIX)
+        try:
+            fd = open_segment(segment_name(key), writable=False)
+        except (ValueError, NotFound, PermissionError):
+            continue
+        try:
+            # A packet ring beside a frame ring is "foreign" here: it has another magic.
+            yield key, inspect(fd)
+        finally:
+            os.close(fd)
+
+
+def _info(key: str, state: SegmentState) -> PublisherInfo:
+    header = state.header
+    assert header is not None
+    try:
+        format_name = pixel_format(header["format"]).name
+    except ValueError:
+        format_name = f"unknown ({header['format']})"
+    return PublisherInfo(
+        key=key,
+        alive=state.state == "alive",
+        closing=header["shutdown"],
+        pid=header["producer_pid"],
+        format=format_name,
+        width=header["width"],
+        height=header["height"],
+        memory=_memory(header["ext_flags"]),
+        policy=POLICY_NAMES.get(header["policy"], "unknown"),
+        ring_size=header["ring_size"],
+        seq=header["global_seq"],
+        published=header["frames_published"],
+        dropped=header["frames_dropped"],
+        subscribers=tuple(SubscriberInfo(**entry) for entry in header["subscribers"]),
+    )
+
+
+def _memory(ext_flags: int) -> str:
+    if ext_flags & HOST_MEMORY:
+        return "host"
+    return "cuda" if ext_flags & VMM_MEMORY else "cuda-ipc"
+
+
+def collect_garbage(*, dry_run: bool = False) -> list[Path]:
+    """Remove segments and sockets whose owner is dead; returns their paths. With `dry_run` only says which.
+
+    Never touches what a living publisher owns: a segment is removed under its owner lock, a socket only when nobody listens
+    on it.
+    """
+    removed = []
+    for key, state in list(_segments()):
+        if state.state == "dead" and (dry_run or remove_dead(segment_name(key))):
+            removed.append(SEGMENT_DIR / segment_name(key)[1:])
+    for directory in runtime_dirs():
+        try:
+            sockets = sorted(path for path in directory.glob("*.sock") if is_socket(path))
+        except PermissionError:
+            continue
+        for path in sockets:
+            if _abandoned(path):
+                if not dry_run:
+                    path.unlink(missing_ok=True)
+                removed.append(path)
+    return removed
+
+
+def _abandoned(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog is an answer too: somebody listens
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False

@@ -1,0 +1,76 @@
+"""Host memory: one sealed memfd, passed by descriptor, mapped read-only by subscribers."""
+
+import contextlib
+import fcntl
+import os
+from typing import Self
+
+from cuframes._core import HOST_MEMORY, Mapping
+from cuframes.errors import ProtocolError
+from cuframes.segment import PAGE, create_memfd
+
+__all__ = ["HostPool", "frame_stride"]
+
+
+def frame_stride(frame_bytes: int) -> int:
+    """Bytes from one slot to the next: whole pages."""
+    return -(-frame_bytes // PAGE) * PAGE
+
+
+class HostPool:
+    """The pool of a ring in host memory. Slot k begins at ``k * stride``.
+
+    Use :meth:`create` on the publisher's side and :meth:`open` on the subscriber's.
+    """
+
+    kind = "host"
+    features = HOST_MEMORY
+
+    def __init__(self, fd: int, mapping: Mapping, stride: int) -> None:
+        self._fd = fd
+        self.mapping = mapping
+        self.stride = stride
+
+    @classmethod
+    def create(cls, key: str, frame_bytes: int, ring_size: int) -> Self:
+        """Reserve and touch the memory of every slot.
+
+        Raises
+        ------
+        OutOfSharedMemory
+        """
+        stride = frame_stride(frame_bytes)
+        fd, mapping = create_memfd(f"cuframes-{key}", stride * ring_size)
+        return cls(fd, mapping, stride)
+
+    @classmethod
+    def open(cls, fd: int, frame_bytes: int, ring_size: int) -> Self:
+        """Map the pool that a publisher sent, read-only. The descriptor stays the caller's.
+
+        Raises
+        ------
+        ProtocolError
+            If it is too small, or could shrink under us.
+        """
+        stride = frame_stride(frame_bytes)
+        size = stride * ring_size
+        if os.fstat(fd).st_size < size:
+            raise ProtocolError(f"the pool has {os.fstat(fd).st_size} bytes, {ring_size} frames need {size}")
+        try:
+            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        except OSError:
+            sealed = 0
+        if not sealed:
+            raise ProtocolError("the pool is not sealed against shrinking, so reading it could end this process")
+        return cls(-1, Mapping(fd, size), stride)
+
+    def descriptors(self) -> list[int]:
+        """Descriptors for a subscriber; they stay ours."""
+        return [self._fd]
+
+    def close(self) -> None:
+        """Close the descriptor; the memory goes with the last mapping of it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)

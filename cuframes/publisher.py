@@ -1,0 +1,278 @@
+"""The publisher: owns a key, its segment and pool, and admits subscribers."""
+
+import grp
+import os
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from cuframes import _frame, lifetime
+from cuframes._core import (
+    DROP_OLDEST,
+    FUTEX,
+    HEADER_BYTES,
+    OWNER_LOCK,
+    PINS,
+    STRICT_WAIT,
+    FrameWriter,
+    describe,
+    meta_bytes,
+)
+from cuframes._frame import FrameLayout, WritableFrame
+from cuframes._version import __version__
+from cuframes.formats import FrameShape, pixel_format
+from cuframes.memory import create_pool
+from cuframes.names import check_key, runtime_dir, segment_name, socket_path
+from cuframes.segment import ControlSegment
+from cuframes.session.server import Server
+from cuframes.session.wire import Welcome
+
+__all__ = ["Publisher", "PublisherStats", "SubscriberInfo"]
+
+POLICIES = {"drop_oldest": DROP_OLDEST, "strict_wait": STRICT_WAIT}
+
+
+class SubscriberInfo(NamedTuple):
+    """A connected subscriber, as it reports itself in the control segment."""
+
+    name: str
+    pid: int
+    bit: int
+    received: int
+    lost: int
+    skipped: int
+    held: int
+
+
+class PublisherStats(NamedTuple):
+    """Counters of one publisher.
+
+    ``published`` and ``dropped`` count frames; ``dropped`` are those for which no slot was free. ``seq`` is the newest
+    sequence number, ``subscribers`` how many are connected.
+    """
+
+    published: int
+    dropped: int
+    seq: int
+    subscribers: int
+
+
+class Publisher:
+    """Share frames under a key.
+
+    Parameters
+    ----------
+    key : str
+        1 to 63 characters of ``A-Z a-z 0-9 _ -``; one living publisher per key and host.
+    width, height : int
+        Pixels. Both even for 4:2:0 formats, the width even for 4:2:2.
+    format : str
+        ``nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra uyvy422 yuyv422 rgbp``.
+    ring_size : int
+        Slots, 2 to 16. The memory of all of them is reserved now.
+    memory : {"auto", "host"}
+        Where frames live. ``"cuda"`` and ``"cuda-ipc"`` raise :class:`DeviceError` in this version.
+    device : None
+        For device memory.
+    policy : {"drop_oldest", "strict_wait"}
+        ``drop_oldest`` never waits: it takes the oldest slot that no subscriber is reading, and drops the new frame when
+        there is none. ``strict_wait`` waits until every subscriber has released the oldest frame.
+    group : str or int, optional
+        Members of this group may subscribe too. Default: our own user and root.
+
+    Raises
+    ------
+    AlreadyExists
+        Another publisher has this key. What a dead one left is taken over.
+    OutOfSharedMemory, DeviceError, PermissionError, ValueError, TypeError
+
+    Notes
+    -----
+    One thread at a time may write. The publisher runs one thread of its own for the socket. Close it, or use it as a context
+    manager; it also closes at interpreter exit. After a fork it is usable in the parent only.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        width: int,
+        height: int,
+        format: str = "nv12",
+        *,
+        ring_size: int = 8,
+        memory: str = "auto",
+        device: int | None = None,
+        policy: str = "drop_oldest",
+        group: str | int | None = None,
+    ) -> None:
+        self._closed = True  # until everything below has worked
+        check_key(key)
+        if not isinstance(ring_size, int) or not 2 <= ring_size <= 16:
+            raise ValueError(f"ring_size must be 2 to 16, not {ring_size!r}")
+        if policy not in POLICIES:
+            raise ValueError(f"policy must be 'drop_oldest' or 'strict_wait', not {policy!r}")
+        if device is not None and memory in ("auto", "host"):
+            raise ValueError("device= is for device memory; host memory has none")
+        shape = FrameShape(pixel_format(format), width, height)
+        gid = _group_id(group)
+        self.key = key
+        self._layout = FrameLayout(shape)
+        path = socket_path(runtime_dir(), key)
+        self._segment = ControlSegment(segment_name(key), HEADER_BYTES, gid=gid)
+        try:
+            self._pool = create_pool(memory, key, shape.nbytes, ring_size)
+            try:
+                features = PINS | FUTEX | OWNER_LOCK | self._pool.features
+                self._writer = FrameWriter(
+                    self._segment.mapping,
+                    self._pool.mapping,
+                    self._pool.stride,
+                    meta=shape.meta,
+                    ring_size=ring_size,
+                    policy=POLICIES[policy],
+                    ext_flags=features,
+                    epoch=int.from_bytes(os.urandom(8), "little") | 1,
+                    version=tuple(int(part) for part in __version__.split(".")[:3]),
+                    pid=os.getpid(),
+                )
+                welcome = Welcome(
+                    result=0,
+                    ring_size=ring_size,
+                    meta=meta_bytes(self._segment.mapping),
+                    path=segment_name(key),
+                    features=features,
+                )
+                descriptors = [self._segment.descriptor(), *map(os.dup, self._pool.descriptors())]
+                self._server = Server(path, self._writer, welcome, descriptors, gid)
+            except BaseException:
+                self._pool.close()
+                raise
+        except BaseException:
+            self._segment.close()
+            raise
+        self._closed = False
+        lifetime.register(self)
+
+    @property
+    def format(self) -> str:
+        """Pixel format, FFmpeg's name."""
+        return self._layout.shape.format.name
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self._layout.shape.width
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self._layout.shape.height
+
+    @property
+    def memory(self) -> str:
+        """Where the frames are: ``"host"``."""
+        return self._pool.kind
+
+    def publish(
+        self, src: Any, *, pts_ns: int | None = None, stream: Any = None, timeout: float | None = None
+    ) -> int:
+        """Copy a frame in and publish it.
+
+        Parameters
+        ----------
+        src : array-like
+            The frame as one array (``(height * 3 // 2, width)`` for 4:2:0, ``(3, height, width)`` for ``rgbp``, else
+            ``(height, width[, components])``), as a list or tuple of its planes, as its bytes without padding, or anything
+            with planes and a format: a PyAV ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 for ``p010`` and
+            ``gray16``. Rows may be padded.
+        pts_ns : int, optional
+            Presentation time in nanoseconds; default: CLOCK_MONOTONIC at publish.
+        stream : None
+            For device memory.
+        timeout : float, optional
+            Seconds to wait for a slot under ``strict_wait``; None waits as long as it takes. ``drop_oldest`` never waits.
+
+        Returns
+        -------
+        int
+            The frame's sequence number.
+
+        Raises
+        ------
+        FrameDropped
+            Every slot is held (``drop_oldest``).
+        Timeout
+            The oldest slot did not become free in time (``strict_wait``).
+        ValueError, TypeError
+            `src` does not fit; nothing was published.
+        """
+        _no_stream(stream)
+        return _frame.publish(self._writer, self._layout, src, pts_ns, timeout)
+
+    def acquire(self, *, stream: Any = None, timeout: float | None = None) -> WritableFrame:
+        """A slot to write in place, as a context manager.
+
+        It is published when the ``with`` block ends cleanly and given up when it raises. Entering the block raises what
+        :meth:`publish` raises.
+        """
+        _no_stream(stream)
+        return WritableFrame(self._writer, self._layout, timeout)
+
+    @property
+    def subscribers(self) -> tuple[SubscriberInfo, ...]:
+        """Who is connected, with the counters they keep themselves."""
+        found: Any = describe(self._segment.mapping)["subscribers"]
+        return tuple(SubscriberInfo(**entry) for entry in found)
+
+    def stats(self) -> PublisherStats:
+        """Counters so far."""
+        seq, published, dropped = self._writer.counters
+        return PublisherStats(published, dropped, seq, len(self.subscribers))
+
+    def close(self) -> None:
+        """End the stream: subscribers drain what is valid, then get :class:`Disconnected`. Frames they hold stay whole.
+
+        Does not wait for subscribers. Closing twice is fine.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._writer.close()
+        self._server.close()
+        self._pool.close()
+        self._segment.close()
+
+    def _forget(self) -> None:
+        self._closed = True
+        self._server.forget()
+        self._pool.close()
+        self._segment.forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self._pool.kind
+        return f"<Publisher {self.key!r} {self.format} {self.width}x{self.height}, {state}>"
+
+
+def _no_stream(stream: Any) -> None:
+    if stream is not None:
+        raise ValueError("stream= is for device memory; this publisher shares host memory")
+
+
+def _group_id(group: str | int | None) -> int | None:
+    if group is None or isinstance(group, int):
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {group!r} on this host") from None

@@ -1,0 +1,399 @@
+"""The subscriber: joins a publisher, takes frames, survives its end."""
+
+import contextlib
+import os
+import select
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from cuframes import _core, _frame, lifetime
+from cuframes._core import FRAME_MAGIC, STRICT_WAIT, FrameReader, Mapping, describe
+from cuframes._frame import Frame, FrameLayout
+from cuframes.errors import DeviceError, Disconnected, ProtocolError, Timeout
+from cuframes.formats import FrameShape, pixel_format
+from cuframes.memory import HostPool
+from cuframes.names import check_key
+from cuframes.segment import open_segment
+from cuframes.session import client
+from cuframes.session.wire import Hello
+
+__all__ = ["Subscriber", "SubscriberStats"]
+
+MODES = ("newest", "ordered")
+STARTS = ("next", "latest", "oldest")
+WAITS = ("block", "spin")
+
+
+class SubscriberStats(NamedTuple):
+    """Counters of one subscriber, over all connections.
+
+    ``received`` frames were taken, ``lost`` were overwritten before they could be (mode ``ordered``), ``skipped`` were passed
+    over (mode ``newest``); the three add up to what was published since joining and before the last frame taken. ``held``
+    are out now. ``overwritten`` counts frames that changed while held, which only a publisher without pins can cause.
+    """
+
+    received: int
+    lost: int
+    skipped: int
+    held: int
+    overwritten: int
+
+
+class Subscriber:
+    """Receive a publisher's frames in place.
+
+    Parameters
+    ----------
+    key : str
+    name : str, optional
+        At most 31 bytes, unique among the publisher's subscribers; shown by ``cuframes info``. Default: program and pid.
+    mode : {"newest", "ordered"}
+        ``newest`` jumps to the newest frame at every call, ``ordered`` takes them one by one as long as they are there.
+    start : {"next", "latest", "oldest"}
+        The first frame: one published after joining, the newest already there, or the oldest still there.
+    device, stream : None
+        For device memory.
+    wait : {"block", "spin"}
+        Sleep until a frame comes, or burn a core for the last microseconds of latency.
+    max_held : int, optional
+        Frames that may be out at a time; default: half the ring, at least 1.
+    connect_timeout : float, optional
+        Seconds to wait for the publisher to appear; None waits for ever.
+    reconnect : bool
+        When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its frames have
+        a new ``epoch``.
+
+    Raises
+    ------
+    NotFound
+        No publisher appeared in time.
+    AlreadyExists
+        The name is in use.
+    CuframesError
+        The publisher refused: 31 subscribers are connected.
+    ProtocolError, DeviceError, PermissionError, ValueError, TypeError
+
+    Notes
+    -----
+    Iterating yields frames until the publisher ends; ``async for`` does the same without blocking the loop. One thread at a
+    time may take frames; releasing them is fine anywhere. The place in the ring is kept until the subscriber is closed and
+    the last frame it took, with every array made from it, is gone. After a fork it is usable in the parent only.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        name: str | None = None,
+        mode: str = "newest",
+        start: str = "next",
+        device: int | None = None,
+        stream: Any = None,
+        wait: str = "block",
+        max_held: int | None = None,
+        connect_timeout: float | None = 5.0,
+        reconnect: bool = False,
+    ) -> None:
+        self._closed = True  # until everything below has worked
+        for value, allowed, what in ((mode, MODES, "mode"), (start, STARTS, "start"), (wait, WAITS, "wait")):
+            if value not in allowed:
+                raise ValueError(f"{what} must be one of {', '.join(allowed)}; not {value!r}")
+        if max_held is not None and (not isinstance(max_held, int) or max_held < 1):
+            raise ValueError(f"max_held must be an int of at least 1, not {max_held!r}")
+        if device is not None or stream is not None:
+            raise DeviceError("device= and stream= are for device memory, which this version of cuframes does not have")
+        self.key = check_key(key)
+        self.name = _check_name(name) if name is not None else _default_name()
+        self.mode = mode
+        self.wait = wait
+        self.reconnect = reconnect
+        self._start = start
+        self._max_held = max_held
+        self._past = SubscriberStats(0, 0, 0, 0, 0)
+        self._epoll: select.epoll | None = None
+        self._event_fd = -1
+        self._join(connect_timeout)
+        self._closed = False
+        lifetime.register(self)
+
+    def _join(self, timeout: float | None) -> None:
+        features = _core.PINS | _core.FUTEX | _core.HOST_MEMORY | _core.OWNER_LOCK | _core.PASS_FD
+        hello = Hello(3, self.name, -1, self.mode == "ordered", features)
+        connection = client.connect(self.key, hello, timeout)
+        try:
+            self._reader, self._layout = _open_ring(connection, self.mode, self._start, self.wait, self._max_held)
+        except BaseException:
+            connection.close()
+            raise
+        connection.close_descriptors()
+        self._connection = connection
+        if self._epoll is not None:
+            self._watch(self._epoll)
+
+    @property
+    def format(self) -> str:
+        """Pixel format of the frames, FFmpeg's name."""
+        return self._layout.shape.format.name
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self._layout.shape.width
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self._layout.shape.height
+
+    def next(self, timeout: float | None = None) -> Frame:
+        """The next frame. Waits without the GIL.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; 0 looks once, None waits as long as it takes.
+
+        Raises
+        ------
+        Timeout
+            No frame came in time.
+        Disconnected
+            The publisher ended and everything it left has been taken (never with ``reconnect=True``).
+        TooManyHeld
+            ``max_held`` frames are out.
+        ValueError
+            The subscriber is closed.
+        """
+        try:
+            return _frame.take(self._reader, self._layout, timeout)
+        except Disconnected:
+            if not self.reconnect:
+                raise
+        return self._next_after_reconnect(timeout)
+
+    def _next_after_reconnect(self, timeout: float | None) -> Frame:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._rejoin(left):
+                raise Timeout(f"no publisher of {self.key!r} came back in time")
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            with contextlib.suppress(Disconnected):
+                return _frame.take(self._reader, self._layout, left)
+
+    def _rejoin(self, timeout: float | None) -> bool:
+        """Leave the publisher that ended and join the next; False when none came in time."""
+        if self._closed:
+            raise ValueError("the subscriber is closed")
+        # Frames of the old publisher that are still out keep its memory by themselves. Connecting in short turns lets
+        # close() and signals through.
+        deadline = None if timeout is None else time.monotonic() + timeout
+        old = self._reader
+        self._unwatch()
+        old.close()
+        while not self._closed:
+            left = 0.2 if deadline is None else min(0.2, max(0.0, deadline - time.monotonic()))
+            try:
+                self._join(left)
+            except FileNotFoundError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+            else:
+                received, lost, skipped, _, overwritten = old.counters
+                past = self._past
+                self._past = SubscriberStats(
+                    past.received + received, past.lost + lost, past.skipped + skipped, 0, past.overwritten + overwritten
+                )
+                return True
+        raise ValueError("the subscriber is closed")
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        try:
+            return self.next()
+        except Disconnected:
+            raise StopIteration from None
+
+    async def _frames(self) -> AsyncIterator[Frame]:
+        import asyncio  # here, since it is a third of the import time and few need it
+
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                yield _frame.take(self._reader, self._layout, 0)
+                continue
+            except Timeout:
+                pass
+            except Disconnected:
+                if not self.reconnect:
+                    return
+                while not self._rejoin(0):
+                    await asyncio.sleep(client.POLL_SECONDS)
+                continue
+            ready: asyncio.Future[None] = loop.create_future()
+            fd = self.fileno()
+            loop.add_reader(fd, lambda ready=ready: ready.done() or ready.set_result(None))
+            try:
+                await ready
+            finally:
+                loop.remove_reader(fd)
+
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        return self._frames()
+
+    def fileno(self) -> int:
+        """A descriptor for ``select``, ``poll`` and event loops: readable when ``next(timeout=0)`` has something to say.
+
+        It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. Asking for it makes the publisher pay one
+        system call per frame for this subscriber.
+        """
+        if self._closed:
+            raise ValueError("the subscriber is closed")
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._watch(self._epoll)
+        return self._epoll.fileno()
+
+    def _watch(self, epoll: select.epoll) -> None:
+        self._event_fd = self._connection.request_event()
+        os.eventfd_write(self._event_fd, 1)  # for frames that are there already
+        epoll.register(self._event_fd, select.EPOLLIN)
+        epoll.register(self._connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+        self._reader.set_event(self._event_fd)
+
+    def _unwatch(self) -> None:
+        self._reader.set_event(-1)
+        if self._epoll is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(self._connection.fileno())
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(self._event_fd)
+        if self._event_fd >= 0:
+            os.close(self._event_fd)
+            self._event_fd = -1
+
+    def stats(self) -> SubscriberStats:
+        """Counters so far."""
+        received, lost, skipped, held, overwritten = self._reader.counters
+        past = self._past
+        return SubscriberStats(
+            past.received + received, past.lost + lost, past.skipped + skipped, held, past.overwritten + overwritten
+        )
+
+    def close(self) -> None:
+        """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given up
+        with the last of them. A thread that waits in :meth:`next` gets ValueError. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._unwatch()
+        if self._epoll is not None:
+            self._epoll.close()
+        self._reader.close()
+
+    def _forget(self) -> None:
+        self._closed = True
+        self._connection.forget()
+        if self._epoll is not None:
+            self._epoll.close()
+        if self._event_fd >= 0:
+            os.close(self._event_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self.mode
+        return f"<Subscriber {self.name!r} of {self.key!r}, {self.format} {self.width}x{self.height}, {state}>"
+
+
+def _open_ring(
+    connection: client.Connection, mode: str, start: str, wait: str, max_held: int | None
+) -> tuple[FrameReader, FrameLayout]:
+    """Map what the publisher announced, after checking it."""
+    welcome, place = connection.welcome, connection.place
+    code, width, height, pitch_y, pitch_uv = struct.unpack_from("<Iiiii", welcome.meta)
+    (frame_bytes,) = struct.unpack_from("<Q", welcome.meta, 24)
+    if not 2 <= welcome.ring_size <= 16 or not 1 <= place.bit <= 31:
+        raise ProtocolError(f"the publisher announces {welcome.ring_size} slots and gives bit {place.bit}")
+    try:
+        shape = FrameShape(pixel_format(code), width, height, pitch_y, pitch_uv)
+    except ValueError as problem:
+        raise ProtocolError(f"the publisher shares frames that this library does not know: {problem}") from None
+    if shape.nbytes > frame_bytes:
+        raise ProtocolError(f"the publisher's frames have {frame_bytes} bytes, {shape} needs {shape.nbytes}")
+
+    if connection.descriptors:
+        header = _map_header(connection.descriptors[0])
+    else:
+        fd = open_segment(welcome.path, writable=True)
+        try:
+            header = _map_header(fd)
+        finally:
+            os.close(fd)
+    if not welcome.features & _core.HOST_MEMORY or len(connection.descriptors) < 2:
+        raise DeviceError("the publisher's frames are in device memory; this version of cuframes reads host memory only")
+    pool = HostPool.open(connection.descriptors[1], frame_bytes, welcome.ring_size)
+
+    pins = bool(welcome.features & _core.PINS)
+    last, frame_no = place.initial_seq, place.initial_frame_no if pins else place.initial_seq
+    known: int | None = frame_no
+    if start == "oldest":
+        last, known = 0, None
+    elif start == "latest" and last:
+        last, known = last - 1, frame_no - 1
+    held = max_held if max_held is not None else max(1, welcome.ring_size // 2)
+    strict = describe(header)["policy"] == STRICT_WAIT
+    reader = FrameReader(
+        header,
+        pool.mapping,
+        pool.stride,
+        connection,
+        ring=(welcome.ring_size, place.bit, held, mode == "ordered", wait == "spin", pins, strict),
+        position=(last, known),
+    )
+    return reader, FrameLayout(shape)
+
+
+def _map_header(fd: int) -> Mapping:
+    size = os.fstat(fd).st_size
+    if size < _core.HEADER_BYTES:
+        raise ProtocolError(f"the control segment has {size} bytes, not {_core.HEADER_BYTES}")
+    header = Mapping(fd, _core.HEADER_BYTES, writable=True)
+    found = describe(header)
+    if found["magic"] != FRAME_MAGIC or found["proto_version"] != 3:
+        raise ProtocolError(
+            f"the control segment has magic {found['magic']:#x}, protocol version {found['proto_version']}; "
+            f"this library reads {FRAME_MAGIC:#x}, version 3"
+        )
+    return header
+
+
+def _check_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name is a str, not {type(name).__name__}")
+    if not 0 < len(name.encode()) <= 31 or not name.isprintable():
+        raise ValueError(f"name must be 1 to 31 printable bytes, not {name!r}")
+    return name
+
+
+def _default_name() -> str:
+    # Two containers can have equal pids, hence the random part.
+    program = "".join(c for c in Path(sys.argv[0] or "python").stem if c.isascii() and c.isprintable())[:14] or "python"
+    return f"{program}-{os.getpid()}-{os.urandom(2).hex()}"

@@ -1,0 +1,47 @@
+"""Builds the extension modules. Everything else about the package is in pyproject.toml."""
+
+import sysconfig
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# One wheel for every CPython from 3.11 (buffers joined the limited API then). A free-threaded interpreter has no limited
+# API before 3.15, so its wheel is its own.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+LIMITED_API = not FREE_THREADED
+
+MODULES = ["_core", "_views", "_frame"]
+
+macros = [("_GNU_SOURCE", None)]
+if LIMITED_API:
+    macros.append(("Py_LIMITED_API", "0x030B0000"))
+
+extensions = [
+    Extension(
+        f"cuframes.{name}",
+        [f"cuframes/{name}.pyx"],
+        depends=["cuframes/_shm.h", "cuframes/_ring.h", "cuframes/_dlpack.h"],
+        include_dirs=["cuframes"],
+        define_macros=macros,
+        # A function that the limited API hides must not become an implicit declaration that crashes at run time.
+        extra_compile_args=["-std=c11", "-O3", "-Werror=implicit-function-declaration"],
+        py_limited_api=LIMITED_API,
+    )
+    for name in MODULES
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "embedsignature": True,
+            "embedsignature.format": "python",
+            "freethreading_compatible": True,
+        },
+    ),
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
+)
