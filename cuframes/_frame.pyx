@@ -1,13 +1,16 @@
 """Frames: what a subscriber takes, what a publisher fills, and copying an array-like into the ring."""
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold
 from cuframes._ring cimport cf_copy_rows, cf_reader_valid
 from cuframes._views cimport Plane, View
 
+import operator
+
 from cuframes.errors import Overwritten
+from cuframes.formats import ALIASES
 
 
 cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
@@ -213,10 +216,17 @@ cdef class WritableFrame(View):
             self.writer.abandon()
             return
         try:
-            self.seq = self.writer.commit(self.pts_ns, self.layout.nbytes)
-        except BaseException:  # a pts_ns that is no number
+            pts_ns = None if self.pts_ns is None else as_int64(self.pts_ns)
+        except BaseException:
             self.writer.abandon()
             raise
+        self.seq = self.writer.commit(pts_ns, self.layout.nbytes)
+
+    def copy_from(self, src):
+        """Copy a whole frame in: what ``Publisher.publish`` takes."""
+        if self.owner is None:
+            raise ValueError("a writable frame is valid inside its with block only")
+        copy(source_of(self.layout, src), self.address)
 
     @property
     def planes(self):
@@ -329,7 +339,6 @@ cdef class Source:
         cdef Py_buffer* b
         name = getattr(src.format, "name", src.format)
         mine = self.layout.shape
-        from cuframes.formats import ALIASES
         if ALIASES.get(name, name) != self.layout.format or (src.width, src.height) != (mine.width, mine.height):
             raise ValueError(f"this publisher shares {self.layout.format} {mine.width}x{mine.height}, the frame is {name} "
                              f"{src.width}x{src.height}; convert it first (PyAV: frame.reformat)")
@@ -363,14 +372,9 @@ cdef bint is_contiguous(const Py_buffer* b) noexcept:
     return rows_contiguous(b) and (b.ndim < 2 or b.strides[0] * b.shape[0] == b.len)
 
 
-def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_ns, timeout):
-    """Copy `src` into a slot and publish it; the copy runs without the GIL.
-
-    Everything that can be wrong with `src` is found before a slot is taken.
-    """
+cdef Source source_of(FrameLayout layout, object src):
+    """Find the rows of an array-like, or raise; nothing is copied yet."""
     cdef Source source = Source.__new__(Source)
-    cdef char* target
-    cdef uint64_t seq
     cdef int i
     source.layout = layout
     if hasattr(src, "planes") and hasattr(src, "format"):
@@ -382,16 +386,30 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
             source.plane(i, src[i])
     else:
         source.frame(src)
+    return source
+
+
+cdef void copy(Source source, char* target) noexcept:
+    cdef FrameLayout layout = source.layout
+    cdef int i
+    with nogil:
+        for i in range(layout.planes):
+            cf_copy_rows(target + layout.plane[i].offset, layout.plane[i].step[0], source.rows[i].address,
+                         source.rows[i].pitch, layout.plane[i].row_bytes, layout.plane[i].rows)
+
+
+def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_ns, timeout):
+    """Copy `src` into a slot and publish it; the copy runs without the GIL.
+
+    Everything that can be wrong with the arguments is found before a slot is taken.
+    """
+    cdef Source source = source_of(layout, src)
     if pts_ns is not None:
-        pts_ns = int(pts_ns)
+        pts_ns = as_int64(pts_ns)
     writer.begin(timeout)
-    try:
-        target = writer.begun()
-        with nogil:
-            for i in range(layout.planes):
-                cf_copy_rows(target + layout.plane[i].offset, layout.plane[i].step[0], source.rows[i].address,
-                             source.rows[i].pitch, layout.plane[i].row_bytes, layout.plane[i].rows)
-        return writer.commit(pts_ns, layout.nbytes)
-    except BaseException:
-        writer.abandon()
-        raise
+    copy(source, writer.begun())
+    return writer.commit(pts_ns, layout.nbytes)
+
+
+cdef int64_t as_int64(object value) except? -1:
+    return operator.index(value)

@@ -53,7 +53,10 @@ def find_publisher(key: str) -> PublisherInfo:
     ------
     NotFound, ProtocolError, PermissionError
     """
-    fd = open_segment(segment_name(key), writable=False)
+    try:
+        fd = open_segment(segment_name(key), writable=False)
+    except NotFound:
+        raise NotFound(f"no publisher of {key!r} on this host; see cuframes ls") from None
     try:
         state = inspect(fd)
     finally:

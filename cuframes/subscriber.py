@@ -126,14 +126,17 @@ class Subscriber:
         hello = Hello(3, self.name, -1, self.mode == "ordered", features)
         connection = client.connect(self.key, hello, timeout)
         try:
-            self._reader, self._layout = _open_ring(connection, self.mode, self._start, self.wait, self._max_held)
+            reader, layout = _open_ring(connection, self.mode, self._start, self.wait, self._max_held)
         except BaseException:
             connection.close()
             raise
         connection.close_descriptors()
-        self._connection = connection
-        if self._epoll is not None:
-            self._watch(self._epoll)
+        watched = self._epoll is not None
+        if watched:
+            self._unwatch()
+        self._reader, self._layout, self._connection = reader, layout, connection
+        if watched:
+            self._watch()
 
     @property
     def format(self) -> str:
@@ -190,12 +193,10 @@ class Subscriber:
         """Leave the publisher that ended and join the next; False when none came in time."""
         if self._closed:
             raise ValueError("the subscriber is closed")
-        # Frames of the old publisher that are still out keep its memory by themselves. Connecting in short turns lets
-        # close() and signals through.
+        # The old reader stays until there is a new one, so that a call that timed out here can be repeated. Connecting in
+        # short turns lets close() and signals through.
         deadline = None if timeout is None else time.monotonic() + timeout
         old = self._reader
-        self._unwatch()
-        old.close()
         while not self._closed:
             left = 0.2 if deadline is None else min(0.2, max(0.0, deadline - time.monotonic()))
             try:
@@ -204,6 +205,7 @@ class Subscriber:
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
             else:
+                old.close()  # its frames that are still out keep its memory by themselves
                 received, lost, skipped, _, overwritten = old.counters
                 past = self._past
                 self._past = SubscriberStats(
@@ -258,14 +260,15 @@ class Subscriber:
             raise ValueError("the subscriber is closed")
         if self._epoll is None:
             self._epoll = select.epoll()
-            self._watch(self._epoll)
+            self._watch()
         return self._epoll.fileno()
 
-    def _watch(self, epoll: select.epoll) -> None:
+    def _watch(self) -> None:
+        assert self._epoll is not None
         self._event_fd = self._connection.request_event()
         os.eventfd_write(self._event_fd, 1)  # for frames that are there already
-        epoll.register(self._event_fd, select.EPOLLIN)
-        epoll.register(self._connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+        self._epoll.register(self._event_fd, select.EPOLLIN)
+        self._epoll.register(self._connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
         self._reader.set_event(self._event_fd)
 
     def _unwatch(self) -> None:

@@ -1,0 +1,60 @@
+"""The ``cuframes`` command. One module per command; ``app`` puts them together."""
+
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+__all__ = ["EXIT_ERROR", "EXIT_NOT_FOUND", "EXIT_STALE", "EXIT_USAGE", "Stopped", "main"]
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_STALE = 4
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM asked a command that runs until told otherwise to end."""
+
+
+def stop_on_signals() -> None:
+    """From here on SIGINT and SIGTERM raise :class:`Stopped`, so that ``with`` blocks clean up."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise Stopped
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def fail(status: int, message: object) -> NoReturn:
+    """End with one line on standard error."""
+    print("cuframes:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def main() -> NoReturn:
+    """Entry point. Errors are one line with cause and remedy; their exit status tells scripts which."""
+    try:
+        import av  # noqa: F401
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError as missing:
+        fail(EXIT_ERROR, f"the command line needs {missing.name}; install it with: pip install 'cuframes[cli]'")
+    from cuframes.cli.app import app
+    from cuframes.errors import CuframesError, NotFound
+
+    try:
+        app()
+    except Stopped:
+        sys.exit(0)
+    except NotFound as problem:
+        fail(EXIT_NOT_FOUND, problem)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter's own flush must not fail again
+        sys.exit(0)
+    except (CuframesError, OSError) as problem:
+        fail(EXIT_ERROR, problem)
+    except (ValueError, TypeError) as problem:
+        fail(EXIT_USAGE, problem)
+    sys.exit(0)

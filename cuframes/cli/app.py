@@ -1,0 +1,40 @@
+"""The sub-commands, put together."""
+
+import typer
+
+from cuframes._version import __version__
+from cuframes.cli import demo, host, pipe, publish, snapshot, watch
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="cuframes",
+    help="Share decoded video frames between processes of this machine, in place.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit."),
+) -> None:
+    pass
+
+
+app.command()(demo.demo)
+app.command()(publish.publish)
+app.command()(watch.watch)
+app.command("ls")(host.ls)
+app.command()(host.info)
+app.command()(snapshot.snapshot)
+app.command()(pipe.pipe)
+app.command()(host.gc)

@@ -1,0 +1,167 @@
+"""``cuframes demo``: a publisher and its subscribers, each a process, on real decoded video.
+
+The demo only starts them and shows what they report: ``cuframes publish --stamp`` writes each frame's timestamp into its
+pixels, ``cuframes watch --verify`` looks for it in every row of every frame, ``cuframes snapshot`` saves what it saw.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cuframes.cli import EXIT_ERROR, Stopped, fail, stop_on_signals
+
+__all__ = ["demo"]
+
+COLUMNS = ("name", "mode", "fps", "received", "lost", "skipped", "torn", "latency_p50_us", "latency_p99_us")
+
+
+class Reporter:
+    """A child process that prints JSON lines; ``last`` is the newest of them."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.last: dict[str, Any] = {}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cuframes", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._errors: list[str] = []
+        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.last = json.loads(line)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self._errors.extend(self.process.stderr)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self.process.poll() not in (None, 0)
+
+    def end(self, patience: float) -> None:
+        """Wait for it, then insist."""
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for thread in self._threads:
+            thread.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    @property
+    def complaint(self) -> str:
+        """Its last line on standard error."""
+        return self._errors[-1].strip().removeprefix("cuframes: ") if self._errors else "no reason given"
+
+
+def demo(
+    source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg opens, or testsrc.")] = "testsrc",
+    subscribers: Annotated[int, typer.Option(min=1, max=30, help="Subscriber processes.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 10.0,
+    memory: Annotated[str, typer.Option(help="auto, host, cuda or cuda-ipc.")] = "auto",
+    picture: Annotated[Path, typer.Option(help="Where to save what a subscriber saw.")] = Path("demo.png"),
+    json_: Annotated[bool, typer.Option("--json", help="No table; the summary as JSON.")] = False,
+) -> None:
+    """Share real decoded video between processes, and check every frame in every one of them."""
+    stop_on_signals()
+    key = f"demo-{os.getpid()}"
+    # A short clip is repeated until the time is up.
+    publisher = Reporter(
+        "publish", key, "--source", source, "--loop", "--stamp", "--json", "--memory", memory,
+        "--seconds", str(seconds), "--wait-for", str(subscribers),
+    )  # fmt: skip
+    # Every other one takes all frames in order, the rest always the newest.
+    watchers = [
+        Reporter(
+            "watch", key, "--verify", "--json", "--interval", "0.25", "--name", f"subscriber-{i}",
+            "--mode", "newest" if i % 2 else "ordered",
+        )
+        for i in range(subscribers)
+    ]  # fmt: skip
+    children = [publisher, *watchers]
+    camera = None
+    try:
+        with contextlib.nullcontext() if json_ else Live(console=Console(), refresh_per_second=4) as live:
+            while publisher.process.poll() is None and not any(child.failed for child in children):
+                if camera is None and all(watcher.last.get("received", 0) > 10 for watcher in watchers):
+                    camera = Reporter("snapshot", key, str(picture), "--json")
+                if live is not None:
+                    live.update(_table(watchers))
+                time.sleep(0.1)
+    except Stopped:
+        publisher.process.terminate()
+    finally:
+        if publisher.failed or any(child.failed for child in children):
+            for child in children:
+                child.process.terminate()
+        for child in [publisher, *watchers, *([camera] if camera else [])]:
+            child.end(patience=10)
+    for child in [publisher, *watchers]:
+        if child.failed:
+            fail(EXIT_ERROR, child.complaint)
+    _summary(source, publisher, watchers, picture if camera and not camera.failed else None, json_)
+
+
+def _table(watchers: list[Reporter]) -> Table:
+    table = Table(*(column.removesuffix("_us").replace("_", " ") + (" µs" if "_us" in column else "") for column in COLUMNS))
+    for watcher in watchers:
+        cells = [watcher.last.get(column) for column in COLUMNS]
+        table.add_row(*("-" if cell is None else str(cell) for cell in cells))
+    return table
+
+
+def _summary(
+    source: str, publisher: Reporter, watchers: list[Reporter], picture: Path | None, json_: bool
+) -> None:
+    reports = [watcher.last for watcher in watchers]
+    torn = sum(report["torn"] for report in reports)
+    summary = {
+        "source": source,
+        "published": publisher.last["published"],
+        "dropped": publisher.last["dropped"],
+        "received": sum(report["received"] for report in reports),
+        "lost": sum(report["lost"] for report in reports),
+        "skipped": sum(report["skipped"] for report in reports),
+        "torn": torn,
+        "latency_p50_us": max(report["latency_p50_us"] or 0 for report in reports),
+        "latency_p99_us": max(report["latency_p99_us"] or 0 for report in reports),
+        "picture": None if picture is None else str(picture),
+        "subscribers": [{column: report[column] for column in COLUMNS} for report in reports],
+    }
+    if json_:
+        print(json.dumps(summary))
+    else:
+        console = Console()
+        console.print(_table(watchers))
+        console.print(
+            f"{summary['published']} frames of {source} published, {summary['received']} received by {len(watchers)} "
+            f"processes in place: {summary['lost']} lost, {torn} torn; slowest latency p50 {summary['latency_p50_us']} µs, "
+            f"p99 {summary['latency_p99_us']} µs.",
+            soft_wrap=True,
+        )
+        if picture is not None:
+            console.print(f"What a subscriber saw: {picture}")
+    if torn:
+        fail(EXIT_ERROR, f"{torn} frames were torn; please report this")

@@ -1,0 +1,79 @@
+"""``cuframes publish``: decode and publish."""
+
+import contextlib
+import json
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from cuframes.cli import Stopped, pixels, stop_on_signals
+from cuframes.cli.source import Source
+from cuframes.errors import FrameDropped
+from cuframes.publisher import Publisher
+
+__all__ = ["publish"]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``"1280x720"`` as (1280, 720)."""
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ValueError(f"--size is WIDTHxHEIGHT, not {text!r}")
+    return int(width), int(height)
+
+
+def publish(
+    key: Annotated[str, typer.Argument(help="Name to publish under.")],
+    source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg opens, or testsrc.")],
+    size: Annotated[str | None, typer.Option(help="Scale to WIDTHxHEIGHT.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0, help="Play at this rate; 0: as fast as it decodes.")] = None,
+    format: Annotated[str, typer.Option(help="Pixel format.")] = "nv12",
+    loop: Annotated[bool, typer.Option(help="Repeat a file; timestamps go on growing.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
+    memory: Annotated[str, typer.Option(help="auto, host, cuda or cuda-ipc.")] = "auto",
+    policy: Annotated[str, typer.Option(help="drop_oldest or strict_wait.")] = "drop_oldest",
+    ring_size: Annotated[int, typer.Option(help="Slots, 2 to 16.")] = 8,
+    group: Annotated[str | None, typer.Option(help="Members of this group may subscribe too.")] = None,
+    stamp: Annotated[bool, typer.Option(help="Write each frame's pts into its pixels, for watch --verify.")] = False,
+    wait_for: Annotated[int, typer.Option(min=0, help="Begin when so many have subscribed.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Decode a source with FFmpeg and publish its frames until it ends or SIGTERM comes."""
+    stop_on_signals()
+    with contextlib.closing(Source(source, size=parse_size(size), fps=fps, format=format, loop=loop)) as video:
+        if stamp:
+            pixels.check_stampable(format, video.width, video.height)
+        publisher = Publisher(
+            key, video.width, video.height, format, memory=memory, policy=policy, ring_size=ring_size, group=group
+        )
+        with publisher:
+            if not json_:
+                print(f"publishing {publisher} from {source}", file=sys.stderr)
+            with contextlib.suppress(Stopped):
+                while len(publisher.subscribers) < wait_for:
+                    time.sleep(0.01)
+                end = None if seconds is None else time.monotonic() + seconds
+                for frame, pts_ns in video.frames():
+                    if end is not None and time.monotonic() >= end:
+                        break
+                    with contextlib.suppress(FrameDropped):  # counted by the publisher
+                        _publish(publisher, frame, pts_ns, stamp)
+            stats = publisher.stats()
+    if json_:
+        print(json.dumps({"key": key, **stats._asdict()}))
+    else:
+        print(f"{stats.published} frames published, {stats.dropped} dropped", file=sys.stderr)
+
+
+def _publish(publisher: Publisher, frame: Any, pts_ns: int, stamp: bool) -> None:
+    if not stamp:
+        publisher.publish(frame, pts_ns=pts_ns)
+        return
+    with publisher.acquire() as slot:
+        slot.copy_from(frame)
+        pixels.stamp(slot.planes, pts_ns)
+        slot.pts_ns = pts_ns

@@ -1,0 +1,147 @@
+"""Decoded video from anything FFmpeg opens. Decoding and converting are PyAV's."""
+
+import logging
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+
+from cuframes.cli import pixels
+
+__all__ = ["Source"]
+
+log = logging.getLogger("cuframes")
+
+NS = 1_000_000_000
+# Read from a disk, these would run as fast as they decode; everything else comes at its own pace.
+PACED_PROTOCOLS = ("file:",)
+
+
+class Source:
+    """A file, URL, camera or ``testsrc``, as frames of one size and format.
+
+    Parameters
+    ----------
+    url : str
+        A path or URL that FFmpeg opens, or ``testsrc``: FFmpeg's test picture.
+    size : (int, int), optional
+        Scale to this width and height; default: the source's own (1280x720 for ``testsrc``).
+    fps : float, optional
+        Play at this rate, 0 = as fast as it decodes. Default: files at their own rate, live sources as they come.
+    format : str
+        Pixel format of the frames, one of ours.
+    loop : bool
+        Start again at the end of a file. Timestamps go on growing.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: tuple[int, int] | None = None,
+        fps: float | None = None,
+        format: str = "nv12",
+        loop: bool = False,
+    ) -> None:
+        self.url = url
+        self.format = format
+        self._fps = fps
+        self._loop = loop
+        self._size = size
+        self._container = self._open()
+        stream = self._container.streams.video[0]
+        self.width, self.height = size or (stream.codec_context.width, stream.codec_context.height)
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        self.rate = Fraction(fps).limit_denominator(1001) if fps else rate
+
+    def _open(self) -> Any:
+        if self.url == "testsrc":
+            width, height = self._size or (1280, 720)
+            rate = Fraction(self._fps).limit_denominator(1001) if self._fps else 25
+            return av.open(f"testsrc2=size={width}x{height}:rate={rate}", format="lavfi")
+        try:
+            container = av.open(self.url)
+        except av.FFmpegError as problem:
+            reason = problem.strerror or problem
+            raise OSError(f"cannot open {self.url!r}: {reason}; give a file, a URL, or testsrc") from None
+        if not container.streams.video:
+            raise OSError(f"{self.url!r} has no video stream")
+        container.streams.video[0].thread_type = "AUTO"
+        return container
+
+    @property
+    def _paced(self) -> bool:
+        if self._fps is not None:
+            return self._fps > 0
+        return self.url == "testsrc" or "://" not in self.url.removeprefix("file://") and not self.url.startswith("/dev/")
+
+    def frames(self) -> Iterator[tuple[Any, int]]:
+        """(what ``Publisher.publish`` takes, pts in nanoseconds), at the source's pace, until its end.
+
+        Waiting is done before a frame is yielded. Damaged data is logged and skipped.
+        """
+        start_ns = None
+        first_ns = 0
+        for frame, pts_ns in self._timed():
+            if self._paced:
+                if start_ns is None:
+                    start_ns, first_ns = time.monotonic_ns(), pts_ns
+                late = start_ns + pts_ns - first_ns - time.monotonic_ns()
+                if late > 0:
+                    time.sleep(late / NS)
+            yield frame, pts_ns
+
+    def _timed(self) -> Iterator[tuple[Any, int]]:
+        """Converted frames with growing timestamps."""
+        step_ns = int(NS / self.rate)
+        offset_ns = 0
+        last_ns = -step_ns
+        count = 0
+        while True:
+            began_with = count
+            for frame in self._decoded():
+                if self._fps:
+                    pts_ns = count * step_ns
+                elif frame.pts is None:
+                    pts_ns = last_ns + step_ns
+                else:
+                    pts_ns = offset_ns + int(frame.pts * frame.time_base * NS)
+                # A stream that jumps back (a looped file, a restarted camera) goes on where it was.
+                if pts_ns <= last_ns:
+                    offset_ns += last_ns + step_ns - pts_ns
+                    pts_ns = last_ns + step_ns
+                last_ns = pts_ns
+                count += 1
+                yield pixels.convert(frame, self.width, self.height, self.format), pts_ns
+            if not self._loop or self.url == "testsrc" or count == began_with:
+                return
+            self._container.close()
+            self._container = self._open()
+
+    def _decoded(self) -> Iterator[Any]:
+        stream = self._container.streams.video[0]
+        packets = self._container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                frames = packet.decode()
+            except (av.error.EOFError, StopIteration):
+                return
+            except av.FFmpegError as problem:
+                log.warning("%s: %s; going on with the next packet", self.url, problem)
+                packets = self._container.demux(stream) if not _is_running(packets) else packets
+                continue
+            yield from frames
+
+    def close(self) -> None:
+        """Close the file or device."""
+        self._container.close()
+
+
+def _is_running(generator: Any) -> bool:
+    """A generator that raised is finished; demuxing goes on with a new one, at the place where the old one stopped."""
+    return getattr(generator, "gi_frame", None) is not None

