@@ -142,10 +142,8 @@ def _handshake(sock: socket.socket, hello: wire.Hello) -> Connection:
     parser = wire.Parser()
     descriptors: list[int] = []
     try:
-        try:
+        with contextlib.suppress(OSError):  # it may have refused and hung up already: its reason is waiting to be read
             sock.sendall(hello.pack())
-        except OSError:
-            pass  # it may have refused and hung up already: its reason is waiting to be read
         welcome = wire.Welcome.unpack(_receive(sock, parser, MessageType.HELLO_RESP, deadline, descriptors))
         if welcome.result:
             _refused(sock, parser, welcome.result, deadline)
@@ -188,10 +186,9 @@ def _receive(
         if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise Timeout(f"the publisher did not answer within {HANDSHAKE_SECONDS:.0f} s")
         try:
-            data, received, _, _ = socket.recv_fds(sock, wire.MAX_PAYLOAD, 4, socket.MSG_CMSG_CLOEXEC)
+            data = wire.receive(sock, wire.MAX_PAYLOAD, descriptors)
         except ConnectionResetError:
-            data, received = b"", []
-        descriptors += received
+            data = b""
         if not data:
             raise Disconnected("the publisher hung up during the handshake")
         parser.feed(data)

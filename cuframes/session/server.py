@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Sequence
 from enum import Enum, auto
 from pathlib import Path
 
@@ -62,8 +63,11 @@ class Peer:
         self.pid, self.uid, self.gid = struct.unpack("3i", credentials)
 
     def groups(self) -> set[int]:
-        """The process's groups, the supplementary ones too."""
-        raw = self.sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4096)
+        """The process's groups; the supplementary ones too, unless there are more than 256 (Python asks for 1 KiB)."""
+        try:
+            raw = self.sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+        except OSError:
+            raw = b""
         return {self.gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
 
 
@@ -105,7 +109,8 @@ class Server:
     def close(self) -> None:
         """Tell every subscriber, hang up, remove the socket. The writer has announced the end already."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        with contextlib.suppress(OSError):  # the thread has failed, and cleaned up
+            os.eventfd_write(self._wake, 1)
         self._thread.join()
 
     def forget(self) -> None:
@@ -194,6 +199,8 @@ class Server:
             self._refuse(peer, refusal)
         except ProtocolError as problem:
             self._refuse(peer, Refused(ErrorCode.MALFORMED, str(problem)))
+        except OSError as problem:  # no descriptor left for an event, say
+            self._refuse(peer, Refused(ErrorCode.RESOURCES, f"the publisher cannot serve this now: {problem.strerror}"))
 
     def _handle(self, peer: Peer, message: wire.Message) -> None:
         match message.type, peer.state:
@@ -226,7 +233,7 @@ class Server:
             features=granted,
             packets_path=self._welcome.packets_path if hello.features else "",
         )
-        self._send(peer, welcome.pack(), self._descriptors if passing else [])
+        self._send(peer, welcome.pack(), self._descriptors if passing else ())
         peer.state = State.SUBSCRIBE
 
     def _subscribe(self, peer: Peer) -> None:
@@ -246,13 +253,10 @@ class Server:
 
     # ---- ends ---------------------------------------------------------------------------------------------------------
 
-    def _send(self, peer: Peer, data: bytes, descriptors: list[int] | None = None) -> None:
+    def _send(self, peer: Peer, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send without waiting: a peer that does not read its few small replies is dropped."""
         try:
-            if descriptors:
-                sent = socket.send_fds(peer.sock, [data], descriptors, socket.MSG_NOSIGNAL)
-            else:
-                sent = peer.sock.send(data, socket.MSG_NOSIGNAL)
+            sent = wire.send(peer.sock, data, descriptors)
         except OSError:
             sent = 0
         if sent != len(data):

@@ -3,7 +3,10 @@
 A message is u32 type, u32 payload length (at most 4096), payload; little-endian throughout.
 """
 
+import array
+import socket
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -14,6 +17,7 @@ __all__ = ["ErrorCode", "Hello", "Message", "MessageType", "Parser", "Subscribed
 HEADER = struct.Struct("<II")
 MAX_PAYLOAD = 4096
 MAX_NAME = 31
+MAX_DESCRIPTORS = 4
 VERSIONS = (1, 2, 3)
 
 _HELLO_HEAD = struct.Struct("<II")
@@ -77,6 +81,27 @@ def error_text(payload: bytes) -> tuple[int, str]:
         return 0, "no reason given"
     code, length = _ERROR.unpack_from(payload)
     return code, payload[_ERROR.size : _ERROR.size + length].decode("utf-8", "replace")
+
+
+# socket.send_fds and recv_fds would be the obvious choice, but Python 3.11 drops the flags that they are given.
+
+
+def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
+    """Send bytes, with descriptors beside them; returns how many bytes went. Never raises SIGPIPE."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket, limit: int, descriptors: list[int]) -> bytes:
+    """Receive up to `limit` bytes; descriptors that come along are appended, closed on exec from the first moment."""
+    space = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
+    data, ancillary, _, _ = sock.recvmsg(limit, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, raw in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received = array.array("i")
+            received.frombytes(raw[: len(raw) - len(raw) % received.itemsize])
+            descriptors += received
+    return data
 
 
 class Parser:
