@@ -5,8 +5,8 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-# One wheel for every CPython from 3.11 (buffers joined the limited API then). A free-threaded interpreter has no limited
-# API before 3.15, so its wheel is its own.
+# One wheel for every CPython from 3.11 (buffers joined the limited API then). A free-threaded interpreter has no
+# limited API before 3.15, so its wheel is its own.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED_API = not FREE_THREADED
 

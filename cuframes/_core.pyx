@@ -36,15 +36,16 @@ cdef extern from "<sys/mman.h>" nogil:
 
 
 cdef extern from "<pthread.h>" nogil:
-    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+    ctypedef void (*fork_handler)() noexcept nogil
+    int pthread_atfork(fork_handler prepare, fork_handler parent, fork_handler child)
 
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
-# A forked child inherits our objects but not our place in the ring: its pins would be the parent's. Objects remember the
-# generation they were made in; the handler runs in the child of any fork, also one made by C code.
+# A forked child inherits our objects but not our place in the ring: its pins would be the parent's. Objects remember
+# the generation they were made in; the handler runs in the child of any fork, also one made by C code.
 cdef int fork_generation = 0
 
 
@@ -334,8 +335,9 @@ cdef class FrameReader:
     pool : Mapping or None
         The frames, read-only. Slot k begins at ``k * stride``.
     connection
-        Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``heard()`` is called when it has
-        something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame released.
+        Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``heard()`` is called when it
+        has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame
+        released.
     ring : tuple
         (ring size, bit, max_held, ordered, spin, pins, strict)
     position : tuple

@@ -45,7 +45,8 @@ cdef class FrameLayout:
 
 cdef int aim(View view, FrameLayout layout, char* address, bint readonly, object owner) except -1:
     """Make `view` the frame at `address` as one array."""
-    return view.set(address, layout.matrix.ndim, layout.matrix.extent, layout.matrix.step, layout.item_bytes, readonly, owner)
+    cdef Geometry* g = &layout.matrix
+    return view.set(address, g.ndim, g.extent, g.step, layout.item_bytes, readonly, owner)
 
 
 cdef tuple planes_of(FrameLayout layout, char* address, bint readonly, object owner):
@@ -63,8 +64,9 @@ cdef tuple planes_of(FrameLayout layout, char* address, bint readonly, object ow
 cdef class Frame(View):
     """A frame in the ring, read-only, in place.
 
-    It cannot be overwritten while this object, one of its planes, or any array or tensor made from them lives. ``release``
-    (or leaving a ``with`` block) gives it up early; the slot goes back when the last array of it has died as well.
+    It cannot be overwritten while this object, one of its planes, or any array or tensor made from them lives.
+    ``release`` (or leaving a ``with`` block) gives it up early; the slot goes back when the last array of it has died
+    as well.
     """
 
     @property
@@ -183,8 +185,8 @@ def take(FrameReader reader not None, FrameLayout layout not None, timeout):
 cdef class WritableFrame(View):
     """A slot of the ring, to be filled in place by the publisher.
 
-    A context manager: the frame is published on a clean exit and abandoned when the block raises. Write to it inside the
-    block only; afterwards subscribers read the same memory.
+    A context manager: the frame is published on a clean exit and abandoned when the block raises. Write to it inside
+    the block only; afterwards subscribers read the same memory.
 
     Attributes
     ----------
@@ -291,7 +293,6 @@ cdef class Source:
 
     cdef int plane(self, int i, object array) except -1:
         """Plane i from an array of the plane's own shape."""
-        cdef Geometry* g = &self.layout.plane[i]
         cdef Py_buffer* b = self.buffer(array)
         shape = tuple([b.shape[axis] for axis in range(b.ndim)])
         wanted = self.layout.shape.planes[i].shape
@@ -340,8 +341,8 @@ cdef class Source:
         name = getattr(src.format, "name", src.format)
         mine = self.layout.shape
         if ALIASES.get(name, name) != self.layout.format or (src.width, src.height) != (mine.width, mine.height):
-            raise ValueError(f"this publisher shares {self.layout.format} {mine.width}x{mine.height}, the frame is {name} "
-                             f"{src.width}x{src.height}; convert it first (PyAV: frame.reformat)")
+            raise ValueError(f"this publisher shares {self.layout.format} {mine.width}x{mine.height}, the frame is "
+                             f"{name} {src.width}x{src.height}; convert it first (PyAV: frame.reformat)")
         for i in range(self.layout.planes):
             plane = src.planes[i]
             pitch = getattr(plane, "line_size", None)
@@ -352,7 +353,8 @@ cdef class Source:
             PyObject_GetBuffer(plane, b, PyBUF_STRIDES)
             self.count += 1
             if b.len < pitch * (self.layout.plane[i].rows - 1) + self.layout.plane[i].row_bytes:
-                raise ValueError(f"plane {i} has {b.len} bytes, too few for {self.layout.plane[i].rows} rows of {pitch}")
+                rows = self.layout.plane[i].rows
+                raise ValueError(f"plane {i} has {b.len} bytes, too few for {rows} rows of {pitch}")
             self.rows[i].address = <const char*>b.buf
             self.rows[i].pitch = pitch
         return 0

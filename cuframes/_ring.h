@@ -91,7 +91,7 @@ static inline void cf_writer_init(cf_writer *w, cf_frame_header *shared, uint32_
     }
     for (uint32_t bit = 0; bit < CF_MAX_SUBSCRIBERS; bit++) w->event_fd[bit] = -1;
     /* Last: a segment that has its magic is a whole one. */
-    __atomic_store_n(&shared->magic, CF_FRAME_MAGIC, __ATOMIC_RELEASE);
+    cf_store_release_u32(&shared->magic, CF_FRAME_MAGIC);
 }
 
 /* Take slot k for writing unless a live subscriber reads it. */
@@ -426,11 +426,11 @@ static inline int cf_reader_release(cf_reader *r, uint32_t k, uint64_t seq) {
     cf_subscriber *me = &r->shared->subscribers[r->bit];
     int rc = CF_OK;
     if (!r->pins) {
-        __atomic_thread_fence(__ATOMIC_ACQUIRE); /* our reads of the frame come before this look at seq */
+        cf_fence_acquire(); /* our reads of the frame come before this look at seq */
         if (!cf_reader_valid(r, k, seq)) rc = CF_OVERWRITTEN;
     }
     if (rc == CF_OK) cf_fetch_or(&slot->ack_bitmap, cf_reader_mask(r));
-    else __atomic_fetch_add(&r->overwritten, 1, __ATOMIC_RELAXED);
+    else cf_fetch_add(&r->overwritten, 1);
     cf_store_relaxed(&me->last_seen_seq, seq);
     cf_store_relaxed_i64(&me->last_ack_ns, cf_now_ns());
     cf_store_relaxed(&me->held, cf_fetch_add_u32(&r->held, (uint32_t)-1) - 1);

@@ -95,8 +95,8 @@ cdef void drop_versioned(PyObject* capsule) noexcept:
 cdef class View:
     """Memory of one frame or plane, as an array of unsigned integers.
 
-    ``numpy.asarray``, ``memoryview``, ``torch.from_dlpack`` and their like take it without a copy. Subscribers' views are
-    read-only. The slot they lie in stays held while any such array lives.
+    ``numpy.asarray``, ``memoryview``, ``torch.from_dlpack`` and their like take it without a copy. Subscribers' views
+    are read-only. The slot they lie in stays held while any such array lives.
     """
 
     cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
@@ -251,7 +251,7 @@ cdef class View:
                 capsule = PyCapsule_New(export, "dltensor_versioned", drop_versioned)
             else:
                 capsule = PyCapsule_New(export, "dltensor", drop_legacy)
-        except:
+        except BaseException:
             free(export)
             raise
         Py_INCREF(self)

@@ -1,7 +1,7 @@
 """Pixel formats: which planes a frame has, and where they lie in its memory.
 
-Names are FFmpeg's ``pix_fmt`` names where it has one. A plane's rows are padded to a pitch; the planes of a frame follow
-each other without a gap.
+Names are FFmpeg's ``pix_fmt`` names where it has one. A plane's rows are padded to a pitch; the planes of a frame
+follow each other without a gap.
 """
 
 from typing import NamedTuple
@@ -95,8 +95,8 @@ class FrameShape:
     width, height : int
         Pixels.
     pitch_y, pitch_uv : int, optional
-        Bytes between rows of the first plane and of the others. Default: the row rounded up to `align`; the chroma rows of
-        a semi-planar format get the pitch of luma, so that the frame is one matrix.
+        Bytes between rows of the first plane and of the others. Default: the row rounded up to `align`; the chroma rows
+        of a semi-planar format get the pitch of luma, so that the frame is one matrix.
     align : int
         Bytes.
 

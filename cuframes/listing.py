@@ -21,8 +21,8 @@ POLICY_NAMES = {DROP_OLDEST: "drop_oldest", STRICT_WAIT: "strict_wait"}
 class PublisherInfo(NamedTuple):
     """A publisher as its control segment shows it.
 
-    ``alive`` is False when its process is gone and nobody has taken the key over; ``closing`` when it has announced its end.
-    Pids are those of the publisher's own namespace.
+    ``alive`` is False when its process is gone and nobody has taken the key over; ``closing`` when it has announced its
+    end. Pids are those of the publisher's own namespace.
     """
 
     key: str
@@ -116,8 +116,8 @@ def _memory(ext_flags: int) -> str:
 def collect_garbage(*, dry_run: bool = False) -> list[Path]:
     """Remove segments and sockets whose owner is dead; returns their paths. With `dry_run` only says which.
 
-    Never touches what a living publisher owns: a segment is removed under its owner lock, a socket only when nobody listens
-    on it.
+    Never touches what a living publisher owns: a segment is removed under its owner lock, a socket only when nobody
+    listens on it.
     """
     removed = []
     for key, state in list(_segments()):

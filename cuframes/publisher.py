@@ -74,8 +74,8 @@ class Publisher:
     device : None
         For device memory.
     policy : {"drop_oldest", "strict_wait"}
-        ``drop_oldest`` never waits: it takes the oldest slot that no subscriber is reading, and drops the new frame when
-        there is none. ``strict_wait`` waits until every subscriber has released the oldest frame.
+        ``drop_oldest`` never waits: it takes the oldest slot that no subscriber is reading, and drops the new frame
+        when there is none. ``strict_wait`` waits until every subscriber has released the oldest frame.
     group : str or int, optional
         Members of this group may subscribe too. Default: our own user and root.
 
@@ -87,8 +87,8 @@ class Publisher:
 
     Notes
     -----
-    One thread at a time may write. The publisher runs one thread of its own for the socket. Close it, or use it as a context
-    manager; it also closes at interpreter exit. After a fork it is usable in the parent only.
+    One thread at a time may write. The publisher runs one thread of its own for the socket. Close it, or use it as a
+    context manager; it also closes at interpreter exit. After a fork it is usable in the parent only.
     """
 
     def __init__(
@@ -172,24 +172,23 @@ class Publisher:
         """Where the frames are: ``"host"``."""
         return self._pool.kind
 
-    def publish(
-        self, src: Any, *, pts_ns: int | None = None, stream: Any = None, timeout: float | None = None
-    ) -> int:
+    def publish(self, src: Any, *, pts_ns: int | None = None, stream: Any = None, timeout: float | None = None) -> int:
         """Copy a frame in and publish it.
 
         Parameters
         ----------
         src : array-like
             The frame as one array (``(height * 3 // 2, width)`` for 4:2:0, ``(3, height, width)`` for ``rgbp``, else
-            ``(height, width[, components])``), as a list or tuple of its planes, as its bytes without padding, or anything
-            with planes and a format: a PyAV ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 for ``p010`` and
-            ``gray16``. Rows may be padded.
+            ``(height, width[, components])``), as a list or tuple of its planes, as its bytes without padding, or
+            anything with planes and a format: a PyAV ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 for
+            ``p010`` and ``gray16``. Rows may be padded.
         pts_ns : int, optional
             Presentation time in nanoseconds; default: CLOCK_MONOTONIC at publish.
         stream : None
             For device memory.
         timeout : float, optional
-            Seconds to wait for a slot under ``strict_wait``; None waits as long as it takes. ``drop_oldest`` never waits.
+            Seconds to wait for a slot under ``strict_wait``; None waits as long as it takes. ``drop_oldest`` never
+            waits.
 
         Returns
         -------

@@ -1,8 +1,8 @@
 """Shared memory files: create, size, lock, map, clean up.
 
 A control segment is POSIX shared memory with a name. Its publisher holds an open-file-description write lock on it for
-life; the kernel frees that lock when the process dies, which is how a successor (or ``cuframes gc``) knows that the name
-is up for grabs. A pool is a memfd without a name, sealed against resizing.
+life; the kernel frees that lock when the process dies, which is how a successor (or ``cuframes gc``) knows that the
+name is up for grabs. A pool is a memfd without a name, sealed against resizing.
 """
 
 import contextlib
@@ -68,8 +68,8 @@ def reserve(fd: int, size: int, what: str) -> None:
 def create_memfd(name: str, size: int) -> tuple[int, Mapping]:
     """An anonymous pool: its descriptor, and our writable mapping with every page touched.
 
-    The seals make every other mapping read-only and the size final, so that no holder of the descriptor can damage a frame
-    or end us with SIGBUS.
+    The seals make every other mapping read-only and the size final, so that no holder of the descriptor can damage a
+    frame or end us with SIGBUS.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -90,7 +90,9 @@ def open_segment(name: str, *, writable: bool) -> int:
     except posix_ipc.ExistentialError:
         raise NotFound(f"there is no segment {name} in {SEGMENT_DIR}") from None
     except (posix_ipc.PermissionsError, PermissionError):
-        raise PermissionError(f"the segment {name} belongs to another user; its publisher can share it with group=") from None
+        raise PermissionError(
+            f"the segment {name} belongs to another user; its publisher can share it with group="
+        ) from None
     fd: int = memory.fd
     return fd
 
@@ -98,8 +100,8 @@ def open_segment(name: str, *, writable: bool) -> int:
 class SegmentState(NamedTuple):
     """What a control segment looks like to a stranger.
 
-    ``state`` is ``"alive"``, ``"dead"`` (its owner is gone) or ``"foreign"`` (not a frame ring of version 3); ``header`` is
-    None for a foreign or unfinished one.
+    ``state`` is ``"alive"``, ``"dead"`` (its owner is gone) or ``"foreign"`` (not a frame ring of version 3);
+    ``header`` is None for a foreign or unfinished one.
     """
 
     state: str
@@ -141,8 +143,8 @@ def _process_exists(pid: int) -> bool:
 def remove_dead(name: str) -> bool:
     """Unlink segment `name` if its owner is gone. False: it is alive or foreign.
 
-    Two processes may try at once: the lock is taken first, and the name is unlinked only while it still means the file that
-    was locked.
+    Two processes may try at once: the lock is taken first, and the name is unlinked only while it still means the file
+    that was locked.
     """
     try:
         fd = open_segment(name, writable=True)
@@ -195,7 +197,13 @@ class ControlSegment:
                 os.fchown(self.fd, -1, gid)
                 os.fchmod(self.fd, 0o660)  # the mode given at creation is subject to umask
             reserve(self.fd, size, f"the control segment {name}")
-            self.mapping = Mapping(self.fd, size, writable=True, populate=True)
+            # Not through the locked descriptor: a mapping keeps its open file, and so the lock, alive, and a forked
+            # child inherits mappings.
+            fd = self.descriptor()
+            try:
+                self.mapping = Mapping(fd, size, writable=True, populate=True)
+            finally:
+                os.close(fd)
         except BaseException:
             self.close()
             raise

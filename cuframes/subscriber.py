@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from cuframes import _core, _frame, lifetime
 from cuframes._core import FRAME_MAGIC, STRICT_WAIT, FrameReader, Mapping, describe
@@ -22,6 +22,9 @@ from cuframes.segment import open_segment
 from cuframes.session import client
 from cuframes.session.wire import Hello
 
+if TYPE_CHECKING:
+    import asyncio
+
 __all__ = ["Subscriber", "SubscriberStats"]
 
 MODES = ("newest", "ordered")
@@ -32,9 +35,10 @@ WAITS = ("block", "spin")
 class SubscriberStats(NamedTuple):
     """Counters of one subscriber, over all connections.
 
-    ``received`` frames were taken, ``lost`` were overwritten before they could be (mode ``ordered``), ``skipped`` were passed
-    over (mode ``newest``); the three add up to what was published since joining and before the last frame taken. ``held``
-    are out now. ``overwritten`` counts frames that changed while held, which only a publisher without pins can cause.
+    ``received`` frames were taken, ``lost`` were overwritten before they could be (mode ``ordered``), ``skipped`` were
+    passed over (mode ``newest``); the three add up to what was published since joining and before the last frame taken.
+    ``held`` are out now. ``overwritten`` counts frames that changed while held, which only a publisher without pins can
+    cause.
     """
 
     received: int
@@ -42,6 +46,10 @@ class SubscriberStats(NamedTuple):
     skipped: int
     held: int
     overwritten: int
+
+    def plus(self, other: tuple[int, ...]) -> "SubscriberStats":
+        """These and other counters together."""
+        return SubscriberStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Subscriber:
@@ -51,7 +59,8 @@ class Subscriber:
     ----------
     key : str
     name : str, optional
-        At most 31 bytes, unique among the publisher's subscribers; shown by ``cuframes info``. Default: program and pid.
+        At most 31 bytes, unique among the publisher's subscribers; shown by ``cuframes info``. Default: program and
+        pid.
     mode : {"newest", "ordered"}
         ``newest`` jumps to the newest frame at every call, ``ordered`` takes them one by one as long as they are there.
     start : {"next", "latest", "oldest"}
@@ -65,8 +74,8 @@ class Subscriber:
     connect_timeout : float, optional
         Seconds to wait for the publisher to appear; None waits for ever.
     reconnect : bool
-        When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its frames have
-        a new ``epoch``.
+        When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its frames
+        have a new ``epoch``.
 
     Raises
     ------
@@ -80,9 +89,10 @@ class Subscriber:
 
     Notes
     -----
-    Iterating yields frames until the publisher ends; ``async for`` does the same without blocking the loop. One thread at a
-    time may take frames; releasing them is fine anywhere. The place in the ring is kept until the subscriber is closed and
-    the last frame it took, with every array made from it, is gone. After a fork it is usable in the parent only.
+    Iterating yields frames until the publisher ends or the subscriber is closed; ``async for`` does the same without
+    blocking the loop. One thread at a time may take frames; releasing them is fine anywhere. The place in the ring is
+    kept until the subscriber is closed and the last frame it took, with every array made from it, is gone. After a fork
+    it is usable in the parent only.
     """
 
     def __init__(
@@ -193,8 +203,8 @@ class Subscriber:
         """Leave the publisher that ended and join the next; False when none came in time."""
         if self._closed:
             raise ValueError("the subscriber is closed")
-        # The old reader stays until there is a new one, so that a call that timed out here can be repeated. Connecting in
-        # short turns lets close() and signals through.
+        # The old reader stays until there is a new one, so that a call that timed out here can be repeated. Connecting
+        # in short turns lets close() and signals through.
         deadline = None if timeout is None else time.monotonic() + timeout
         old = self._reader
         while not self._closed:
@@ -206,11 +216,7 @@ class Subscriber:
                     return False
             else:
                 old.close()  # its frames that are still out keep its memory by themselves
-                received, lost, skipped, _, overwritten = old.counters
-                past = self._past
-                self._past = SubscriberStats(
-                    past.received + received, past.lost + lost, past.skipped + skipped, 0, past.overwritten + overwritten
-                )
+                self._past = self._past.plus(old.counters)._replace(held=0)
                 return True
         raise ValueError("the subscriber is closed")
 
@@ -222,12 +228,16 @@ class Subscriber:
             return self.next()
         except Disconnected:
             raise StopIteration from None
+        except ValueError:
+            if self._closed:  # perhaps by another thread, while we waited
+                raise StopIteration from None
+            raise
 
     async def _frames(self) -> AsyncIterator[Frame]:
         import asyncio  # here, since it is a third of the import time and few need it
 
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._closed:
             try:
                 yield _frame.take(self._reader, self._layout, 0)
                 continue
@@ -241,7 +251,7 @@ class Subscriber:
                 continue
             ready: asyncio.Future[None] = loop.create_future()
             fd = self.fileno()
-            loop.add_reader(fd, lambda ready=ready: ready.done() or ready.set_result(None))
+            loop.add_reader(fd, _wake, ready)
             try:
                 await ready
             finally:
@@ -251,10 +261,11 @@ class Subscriber:
         return self._frames()
 
     def fileno(self) -> int:
-        """A descriptor for ``select``, ``poll`` and event loops: readable when ``next(timeout=0)`` has something to say.
+        """A descriptor for ``select``, ``poll`` and event loops: readable when ``next(timeout=0)`` has something to
+        say.
 
-        It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. Asking for it makes the publisher pay one
-        system call per frame for this subscriber.
+        It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. Asking for it makes the publisher pay
+        one system call per frame for this subscriber.
         """
         if self._closed:
             raise ValueError("the subscriber is closed")
@@ -284,15 +295,11 @@ class Subscriber:
 
     def stats(self) -> SubscriberStats:
         """Counters so far."""
-        received, lost, skipped, held, overwritten = self._reader.counters
-        past = self._past
-        return SubscriberStats(
-            past.received + received, past.lost + lost, past.skipped + skipped, held, past.overwritten + overwritten
-        )
+        return self._past.plus(self._reader.counters)
 
     def close(self) -> None:
-        """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given up
-        with the last of them. A thread that waits in :meth:`next` gets ValueError. Closing twice is fine."""
+        """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given
+        up with the last of them. A thread that waits in :meth:`next` gets ValueError. Closing twice is fine."""
         if self._closed:
             return
         self._closed = True
@@ -351,7 +358,9 @@ def _open_ring(
         finally:
             os.close(fd)
     if not welcome.features & _core.HOST_MEMORY or len(connection.descriptors) < 2:
-        raise DeviceError("the publisher's frames are in device memory; this version of cuframes reads host memory only")
+        raise DeviceError(
+            "the publisher's frames are in device memory; this version of cuframes reads host memory only"
+        )
     pool = HostPool.open(connection.descriptors[1], frame_bytes, welcome.ring_size)
 
     pins = bool(welcome.features & _core.PINS)
@@ -386,6 +395,11 @@ def _map_header(fd: int) -> Mapping:
             f"this library reads {FRAME_MAGIC:#x}, version 3"
         )
     return header
+
+
+def _wake(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():  # it is cancelled when the iteration is
+        ready.set_result(None)
 
 
 def _check_name(name: str) -> str:

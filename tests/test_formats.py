@@ -1,5 +1,6 @@
 import numpy
 import pytest
+
 from cuframes.formats import FORMATS, FrameShape, pixel_format
 
 
@@ -41,7 +42,9 @@ def test_plane_shapes(name, planes):
 def test_codes_are_fixed():
     # They are in other programs' segments: a number never changes its meaning.
     assert [(f.code, f.name) for f in FORMATS.values()] == list(
-        enumerate("nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra uyvy422 yuyv422 rgbp".split())
+        enumerate(
+            ["nv12", "p010", "i420", "gray8", "gray16", "rgb24", "bgr24", "rgba", "bgra", "uyvy422", "yuyv422", "rgbp"]
+        )
     )
 
 

@@ -3,9 +3,10 @@
 import gc
 import zlib
 
-import cuframes
 import numpy
 import pytest
+
+import cuframes
 from cuframes import Publisher, Subscriber
 from cuframes.formats import FORMATS, FrameShape
 
@@ -173,7 +174,12 @@ def test_released_frame(pair):
     assert held(subscriber) == 0
     assert (frame.seq, frame.pts_ns, frame.format) == (1, 7, "nv12")
     assert "released" in repr(frame)
-    for use in (lambda: frame.planes, lambda: numpy.asarray(frame), lambda: frame.__enter__(), lambda: memoryview(frame)):
+    for use in (
+        lambda: frame.planes,
+        lambda: numpy.asarray(frame),
+        lambda: frame.__enter__(),
+        lambda: memoryview(frame),
+    ):
         with pytest.raises(ValueError, match="released"):
             use()
     with pytest.raises(ValueError, match="no stream"):

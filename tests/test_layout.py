@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from cuframes import _core
 
 FIGURES = json.loads((Path(__file__).parent / "data" / "layout.json").read_text())
@@ -28,7 +29,14 @@ SPLIT = {
     ("slot", "reserved_b"): ["published_ns", "reserved_b"],
     ("subscriber", "reserved"): ["received", "lost", "skipped", "held", "reserved"],
     ("frame_header", "reserved_a"): ["ext_flags"],
-    ("frame_header", "reserved_b"): ["waiters", "writer_wait", "epoch", "frames_published", "frames_dropped", "reserved_b"],
+    ("frame_header", "reserved_b"): [
+        "waiters",
+        "writer_wait",
+        "epoch",
+        "frames_published",
+        "frames_dropped",
+        "reserved_b",
+    ],
     ("framecache_slot_header", "reserved"): ["futex"],
 }
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from cuframes._core import Mapping
 from cuframes.errors import ProtocolError
 from cuframes.memory import HostPool

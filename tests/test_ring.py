@@ -3,11 +3,12 @@
 import threading
 import time
 
-import cuframes
 import numpy
 import pytest
-from cuframes import Publisher, Subscriber
 from harness import eventually
+
+import cuframes
+from cuframes import Publisher, Subscriber
 
 
 def gray(value, shape=(48, 64)):
@@ -165,7 +166,10 @@ def test_acquire_abandons_on_an_exception(publisher, key):
 
 
 def test_newest_survives_an_abandoned_newest_slot(publisher, key):
-    with Subscriber(key, max_held=4, start="oldest", mode="ordered") as holder, Subscriber(key, start="oldest") as other:
+    with (
+        Subscriber(key, max_held=4, start="oldest", mode="ordered") as holder,
+        Subscriber(key, start="oldest") as other,
+    ):
         publish(publisher, 4)
         held = [holder.next(0) for _ in range(3)]
         with pytest.raises(ZeroDivisionError), publisher.acquire():  # can only be the slot of the newest frame
@@ -379,7 +383,9 @@ def test_reconnect_to_the_next_publisher(key):
     with pytest.raises(cuframes.Timeout, match="came back"):
         subscriber.next(0.05)
     with Publisher(key, 32, 32, "gray8") as second:
-        thread = threading.Thread(target=lambda: (eventually(lambda: second.subscribers), second.publish(gray(2, (32, 32)))))
+        thread = threading.Thread(
+            target=lambda: (eventually(lambda: second.subscribers), second.publish(gray(2, (32, 32))))
+        )
         thread.start()
         after = subscriber.next(10)
         thread.join()

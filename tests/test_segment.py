@@ -10,13 +10,14 @@ import sys
 import textwrap
 from pathlib import Path
 
-import cuframes
 import numpy
 import pytest
+from harness import Worker, eventually
+
+import cuframes
 from cuframes import Publisher, Subscriber
 from cuframes.listing import collect_garbage, find_publisher
 from cuframes.segment import inspect, is_owned, lock_owner, open_segment
-from harness import Worker, eventually
 
 SHM = Path("/dev/shm")
 
@@ -86,7 +87,7 @@ def test_subscriber_refuses_a_segment_of_another_version(key):
         with open(SHM / f"cuframes-{key}", "r+b") as file:
             file.seek(4)
             file.write(struct.pack("<I", 7))
-        with pytest.raises(cuframes.ProtocolError, match="protocol version 7; this library reads .* version 3"):
+        with pytest.raises(cuframes.ProtocolError, match=r"protocol version 7; this library reads .* version 3"):
             Subscriber(key)
 
 
@@ -191,7 +192,9 @@ def in_namespace(script, shm_bytes):
     code = textwrap.dedent(script)
     mount = f"mount -t tmpfs -o size={shm_bytes} tmpfs /dev/shm && exec {sys.executable} -c '{code}'"
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount]
-    probe = subprocess.run(["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"], capture_output=True)
+    probe = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"], capture_output=True
+    )
     if probe.returncode:
         return None
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -218,7 +221,9 @@ def test_full_dev_shm_is_an_error_that_says_how_much(key):
         pytest.skip("mount namespaces are not available here")
     assert done.stderr == ""
     said, left = done.stdout.splitlines()
-    assert said.startswith(f"28 the control segment /cuframes-{key} needs 8448 bytes of shared memory; 0 bytes are free")
+    assert said.startswith(
+        f"28 the control segment /cuframes-{key} needs 8448 bytes of shared memory; 0 bytes are free"
+    )
     assert "--shm-size" in said
     assert left == "['filler']"
 

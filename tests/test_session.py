@@ -14,12 +14,13 @@ import tempfile
 import threading
 import time
 
-import cuframes
 import numpy
 import pytest
+from harness import eventually
+
+import cuframes
 from cuframes import Publisher, Subscriber
 from cuframes.session import wire
-from harness import eventually
 
 HELLO, WELCOME, SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, EVENT, SHUTDOWN, PING, PONG, ERROR = (
     1, 2, 3, 4, 16, 32, 48, 240, 241, 254,
@@ -327,6 +328,7 @@ try:
 except PermissionError as problem:
     print("refused:", problem)
 """
+
     def attempt(who):
         env = os.environ | {"CUFRAMES_RUNTIME_DIR": str(directory)}
         done = subprocess.run([sys.executable, "-c", child, who], capture_output=True, text=True, env=env, timeout=60)

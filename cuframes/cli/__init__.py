@@ -1,6 +1,5 @@
 """The ``cuframes`` command. One module per command; ``app`` puts them together."""
 
-import os
 import signal
 import sys
 from typing import Any, NoReturn
@@ -50,9 +49,6 @@ def main() -> NoReturn:
         sys.exit(0)
     except NotFound as problem:
         fail(EXIT_NOT_FOUND, problem)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter's own flush must not fail again
-        sys.exit(0)
     except (CuframesError, OSError) as problem:
         fail(EXIT_ERROR, problem)
     except (ValueError, TypeError) as problem:

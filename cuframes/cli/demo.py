@@ -1,7 +1,8 @@
 """``cuframes demo``: a publisher and its subscribers, each a process, on real decoded video.
 
-The demo only starts them and shows what they report: ``cuframes publish --stamp`` writes each frame's timestamp into its
-pixels, ``cuframes watch --verify`` looks for it in every row of every frame, ``cuframes snapshot`` saves what it saw.
+The demo only starts them and shows what they report: ``cuframes publish --stamp`` writes each frame's timestamp into
+its pixels, ``cuframes watch --verify`` looks for it in every row of every frame, ``cuframes snapshot`` saves what it
+saw.
 """
 
 import contextlib
@@ -103,7 +104,9 @@ def demo(
     children = [publisher, *watchers]
     camera = None
     try:
-        with contextlib.nullcontext() if json_ else Live(console=Console(), refresh_per_second=4) as live:
+        with (
+            contextlib.nullcontext() if json_ else Live(console=Console(), refresh_per_second=4, transient=True) as live
+        ):
             while publisher.process.poll() is None and not any(child.failed for child in children):
                 if camera is None and all(watcher.last.get("received", 0) > 10 for watcher in watchers):
                     camera = Reporter("snapshot", key, str(picture), "--json")
@@ -125,16 +128,15 @@ def demo(
 
 
 def _table(watchers: list[Reporter]) -> Table:
-    table = Table(*(column.removesuffix("_us").replace("_", " ") + (" µs" if "_us" in column else "") for column in COLUMNS))
+    headings = (column.removeprefix("latency_").replace("_us", " µs") for column in COLUMNS)
+    table = Table(*headings, box=None, pad_edge=False)
     for watcher in watchers:
         cells = [watcher.last.get(column) for column in COLUMNS]
         table.add_row(*("-" if cell is None else str(cell) for cell in cells))
     return table
 
 
-def _summary(
-    source: str, publisher: Reporter, watchers: list[Reporter], picture: Path | None, json_: bool
-) -> None:
+def _summary(source: str, publisher: Reporter, watchers: list[Reporter], picture: Path | None, json_: bool) -> None:
     reports = [watcher.last for watcher in watchers]
     torn = sum(report["torn"] for report in reports)
     summary = {
@@ -157,8 +159,8 @@ def _summary(
         console.print(_table(watchers))
         console.print(
             f"{summary['published']} frames of {source} published, {summary['received']} received by {len(watchers)} "
-            f"processes in place: {summary['lost']} lost, {torn} torn; slowest latency p50 {summary['latency_p50_us']} µs, "
-            f"p99 {summary['latency_p99_us']} µs.",
+            f"processes in place: {summary['lost']} lost, {torn} torn; slowest latency p50 "
+            f"{summary['latency_p50_us']} µs, p99 {summary['latency_p99_us']} µs.",
             soft_wrap=True,
         )
         if picture is not None:

@@ -1,6 +1,7 @@
 """``cuframes ls``, ``info`` and ``gc``: what is on this host. None of them writes to a ring."""
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,11 @@ from cuframes.cli import EXIT_STALE
 from cuframes.listing import PublisherInfo, collect_garbage, find_publisher, list_publishers
 
 __all__ = ["gc", "info", "ls"]
+
+
+def _print(table: Table) -> None:
+    """A table as wide as it has to be when nobody looks at it through a terminal."""
+    Console(width=None if sys.stdout.isatty() else 300).print(table)
 
 
 def _as_json(info: PublisherInfo) -> dict[str, Any]:
@@ -32,12 +38,14 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = 
     if not found:
         print("no publishers on this host")
         return
-    table = Table("key", "state", "pid", "video", "memory", "frames", "dropped", "subscribers", box=None, pad_edge=False)
+    table = Table(
+        "key", "state", "pid", "video", "memory", "frames", "dropped", "subscribers", box=None, pad_edge=False
+    )
     for info in found:
         video = f"{info.format} {info.width}x{info.height}"
         numbers = map(str, (info.published, info.dropped, len(info.subscribers)))
         table.add_row(info.key, _state(info), str(info.pid), video, info.memory, *numbers)
-    Console().print(table)
+    _print(table)
 
 
 def info(
@@ -50,13 +58,14 @@ def info(
         print(json.dumps(_as_json(found), indent=2))
     else:
         print(f"{found.key}: {_state(found)}, pid {found.pid}")
-        print(f"  {found.format} {found.width}x{found.height}, {found.memory} memory, {found.ring_size} slots, {found.policy}")
+        video = f"{found.format} {found.width}x{found.height}"
+        print(f"  {video}, {found.memory} memory, {found.ring_size} slots, {found.policy}")
         print(f"  {found.published} frames published, {found.dropped} dropped, newest sequence number {found.seq}")
         table = Table("subscriber", "pid", "bit", "received", "lost", "skipped", "held", box=None, pad_edge=False)
         for subscriber in found.subscribers:
             table.add_row(subscriber.name, *map(str, subscriber[1:]))
         if found.subscribers:
-            Console().print(table)
+            _print(table)
         else:
             print("  no subscribers")
     if not found.alive:

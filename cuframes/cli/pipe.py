@@ -1,6 +1,7 @@
 """``cuframes pipe``: frames to standard output, for ffmpeg or ffplay."""
 
 import contextlib
+import os
 import sys
 from fractions import Fraction
 from typing import Annotated, Any, BinaryIO
@@ -41,18 +42,25 @@ def pipe(
     stop_on_signals()
     out = sys.stdout.buffer
     with Subscriber(key, mode="ordered", start="latest") as subscriber, contextlib.suppress(Stopped, Disconnected):
-        write = _raw if format == "raw" else _y4m
-        if format == "y4m":
-            colour = Y4M.get(subscriber.format, Y4M_RGB)[0]
-            rate = Fraction(fps).limit_denominator(1001) if fps else _measure(subscriber)
-            header = f"YUV4MPEG2 W{subscriber.width} H{subscriber.height} F{rate.numerator}:{rate.denominator} Ip A1:1"
-            out.write(f"{header} C{colour}\n".encode())
-        written = 0
-        while frames is None or written < frames:
-            with subscriber.next() as frame:
-                write(out, frame)
-            out.flush()
-            written += 1
+        try:
+            _copy(subscriber, out, format, fps, frames)
+        except BrokenPipeError:  # the reader has had enough; the interpreter's own flush at exit must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+
+
+def _copy(subscriber: Subscriber, out: BinaryIO, format: str, fps: float | None, frames: int | None) -> None:
+    write = _raw if format == "raw" else _y4m
+    if format == "y4m":
+        colour = Y4M.get(subscriber.format, Y4M_RGB)[0]
+        rate = Fraction(fps).limit_denominator(1001) if fps else _measure(subscriber)
+        header = f"YUV4MPEG2 W{subscriber.width} H{subscriber.height} F{rate.numerator}:{rate.denominator} Ip A1:1"
+        out.write(f"{header} C{colour}\n".encode())
+    written = 0
+    while frames is None or written < frames:
+        with subscriber.next() as frame:
+            write(out, frame)
+        out.flush()
+        written += 1
 
 
 def _measure(subscriber: Subscriber) -> Fraction:

@@ -69,7 +69,7 @@ def save_picture(frame: Any, path: Path) -> None:
     codec, format = encoders[path.suffix.lower()]
     picture = to_video(frame).reformat(format=format)
     picture.pts = 0
-    encoder = av.CodecContext.create(codec, "w")
+    encoder: Any = av.CodecContext.create(codec, "w")
     encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, format
     encoder.time_base = Fraction(1, 25)
     packets = [*encoder.encode(picture), *encoder.encode(None)]

@@ -21,5 +21,11 @@ def snapshot(
     """Save the newest frame as a picture."""
     with Subscriber(key, start="latest", connect_timeout=timeout) as subscriber, subscriber.next(timeout) as frame:
         pixels.save_picture(frame, out)
-        report = {"path": str(out), "seq": frame.seq, "pts_ns": frame.pts_ns, "width": frame.width, "height": frame.height}
+        report = {
+            "path": str(out),
+            "seq": frame.seq,
+            "pts_ns": frame.pts_ns,
+            "width": frame.width,
+            "height": frame.height,
+        }
     print(json.dumps(report) if json_ else f"{out}: frame {report['seq']}, {report['width']}x{report['height']}")

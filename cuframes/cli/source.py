@@ -52,7 +52,8 @@ class Source:
         self._size = size
         self._container = self._open()
         stream = self._container.streams.video[0]
-        self.width, self.height = size or (stream.codec_context.width, stream.codec_context.height)
+        own: tuple[int, int] = (stream.codec_context.width, stream.codec_context.height)
+        self.width, self.height = size or own
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         self.rate = Fraction(fps).limit_denominator(1001) if fps else rate
 
@@ -75,7 +76,9 @@ class Source:
     def _paced(self) -> bool:
         if self._fps is not None:
             return self._fps > 0
-        return self.url == "testsrc" or "://" not in self.url.removeprefix("file://") and not self.url.startswith("/dev/")
+        return self.url == "testsrc" or (
+            "://" not in self.url.removeprefix("file://") and not self.url.startswith("/dev/")
+        )
 
     def frames(self) -> Iterator[tuple[Any, int]]:
         """(what ``Publisher.publish`` takes, pts in nanoseconds), at the source's pace, until its end.

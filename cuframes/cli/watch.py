@@ -68,7 +68,9 @@ def watch(
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between reports.")] = 1.0,
     verify: Annotated[bool, typer.Option(help="Check the stamps of publish --stamp in every frame.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object per report; the last has final: true.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="One JSON object per report; the last has final: true.")
+    ] = False,
 ) -> None:
     """Join a publisher and print frames per second, latency, and what was lost or skipped."""
     stop_on_signals()
@@ -90,7 +92,9 @@ def _show(report: dict[str, Any], json_: bool) -> None:
     if json_:
         print(json.dumps(report), flush=True)
         return
-    latency = "-" if report["latency_p50_us"] is None else f"{report['latency_p50_us']:.0f} / {report['latency_p99_us']:.0f}"
+    latency = (
+        "-" if report["latency_p50_us"] is None else f"{report['latency_p50_us']:.0f} / {report['latency_p99_us']:.0f}"
+    )
     torn = f", torn {report['torn']}" if "torn" in report else ""
     total = "in all: " if report.get("final") else ""
     print(

@@ -148,7 +148,9 @@ def _handshake(sock: socket.socket, hello: wire.Hello) -> Connection:
         if welcome.result:
             _refused(sock, parser, welcome.result, deadline)
         if welcome.version != hello.version:
-            raise ProtocolError(f"the publisher speaks protocol version {welcome.version}, this library {hello.version}")
+            raise ProtocolError(
+                f"the publisher speaks protocol version {welcome.version}, this library {hello.version}"
+            )
         sock.sendall(wire.pack(MessageType.SUBSCRIBE_REQ))
         place = wire.Subscribed.unpack(_receive(sock, parser, MessageType.SUBSCRIBE_RESP, deadline, descriptors))
         if place.result:

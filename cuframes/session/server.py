@@ -1,7 +1,7 @@
 """The publisher's side of the socket: one thread that admits subscribers and notices when they go.
 
-Each connection is a :class:`Peer` that moves through HELLO, SUBSCRIBE, ACTIVE. Whatever one peer sends, the others are not
-touched: its mistakes end its own connection.
+Each connection is a :class:`Peer` that moves through HELLO, SUBSCRIBE, ACTIVE. Whatever one peer sends, the others are
+not touched: its mistakes end its own connection.
 """
 
 import contextlib
@@ -123,7 +123,8 @@ class Server:
         with contextlib.suppress(OSError):
             self._selector.close()
 
-    # ---- the thread ---------------------------------------------------------------------------------------------------
+    # ---- the thread
+    # ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -220,7 +221,9 @@ class Server:
 
     def _hello(self, peer: Peer, hello: wire.Hello) -> None:
         if hello.version not in wire.VERSIONS:
-            raise Refused(ErrorCode.VERSION, f"protocol version {hello.version} is unknown; this publisher speaks 1 to 3")
+            raise Refused(
+                ErrorCode.VERSION, f"protocol version {hello.version} is unknown; this publisher speaks 1 to 3"
+            )
         if any(other.name == hello.name for other in self._peers):
             raise Refused(ErrorCode.NAME_IN_USE, f"a subscriber named {hello.name!r} is connected; choose another name")
         peer.name = hello.name
@@ -251,7 +254,8 @@ class Server:
             self._writer.feed(peer.bit, peer.event_fd)
         self._send(peer, wire.pack(MessageType.EVENT_FD), [peer.event_fd])
 
-    # ---- ends ---------------------------------------------------------------------------------------------------------
+    # ---- ends
+    # ---------------------------------------------------------------------------------------------------------
 
     def _send(self, peer: Peer, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send without waiting: a peer that does not read its few small replies is dropped."""

@@ -197,7 +197,9 @@ class Welcome(NamedTuple):
 
 
 class Subscribed(NamedTuple):
-    """SUBSCRIBE_RESP: the place in the ring. ``initial_frame_no`` is the dense number of ``initial_seq`` (ours only)."""
+    """SUBSCRIBE_RESP: the place in the ring. ``initial_frame_no`` is the dense number of ``initial_seq`` (ours
+    only).
+    """
 
     result: int
     bit: int = 0

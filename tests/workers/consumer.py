@@ -4,9 +4,11 @@ import argparse
 import json
 import sys
 import time
+from itertools import pairwise
+
+import numpy
 
 import cuframes
-import numpy
 
 parser = argparse.ArgumentParser()
 parser.add_argument("key")
@@ -41,5 +43,5 @@ with cuframes.Subscriber(options.key, mode=options.mode, wait=options.wait) as s
     print(json.dumps({
         "received": received, "lost": lost, "skipped": skipped, "torn": torn, "held": held, "first_whole": first_whole,
         "first": numbers[0] if numbers else None, "last": numbers[-1] if numbers else None,
-        "growing": all(a < b for a, b in zip(numbers, numbers[1:])),
+        "growing": all(a < b for a, b in pairwise(numbers)),
     }))  # fmt: skip

@@ -4,8 +4,9 @@ import argparse
 import json
 import time
 
-import cuframes
 import numpy
+
+import cuframes
 
 parser = argparse.ArgumentParser()
 parser.add_argument("key")

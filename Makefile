@@ -1,0 +1,47 @@
+# Everything happens in a virtual environment in this directory; nothing else needs to be installed.
+#
+#   make demo   real decoded video, shared between processes, every frame checked
+#   make test   build sdist and wheel, install the wheel, test what was installed
+#   make lint   ruff, cython-lint, mypy
+#
+# PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo or to pytest.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: test demo lint build clean
+
+test: build
+	$(PIP) --group test
+	CUFRAMES_TEST_INSTALLED=1 $(BIN)/pytest $(ARGS)
+
+demo: build
+	$(BIN)/cuframes demo --source "$$($(BIN)/python tools/clip.py)" $(ARGS)
+
+lint: $(VENV)/ready
+	$(PIP) --group lint "numpy>=2" "av>=13" rich typer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint cuframes
+	$(BIN)/mypy
+
+# As a user's pip would do it: an sdist, and from that a wheel, each in an environment of its own.
+build: $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . >build.log 2>&1 || { cat build.log >&2; exit 1; }
+	$(BIN)/pip uninstall --quiet --yes cuframes
+	$(PIP) "$$(echo dist/*.whl)[cli]"
+	$(PIP) --no-deps --group clips
+
+$(VENV)/ready:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "cuframes needs Python 3.11 or later; say which: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || \
+		{ echo "no virtual environment; on Debian first: apt install python3-venv python3-dev gcc" >&2; exit 1; }
+	$(PIP) --upgrade "pip>=25.1" build
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist build.log *.egg-info cuframes/*.c cuframes/*.so

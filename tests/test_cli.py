@@ -1,0 +1,312 @@
+"""The command, as a user types it."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from harness import Worker, eventually
+
+from cuframes import Publisher
+from cuframes.listing import collect_garbage
+
+av = pytest.importorskip("av")
+pytest.importorskip("typer")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "cuframes", *map(str, arguments)]
+
+
+def run(*arguments, expect=0, timeout=60, **options):
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, **options)
+    assert done.returncode == expect, done.stderr
+    if expect:
+        # One line with cause and remedy; usage errors come from the option parser.
+        assert "Traceback" not in done.stderr
+        assert expect == 2 or done.stderr.startswith("cuframes: ") or not done.stderr
+    return done
+
+
+@pytest.fixture
+def published(key, clip):
+    """The clip, published in a loop by the real command."""
+    child = subprocess.Popen(command("publish", key, "--source", clip, "--loop"), stderr=subprocess.PIPE, text=True)
+    assert "publishing" in child.stderr.readline()
+    yield key
+    child.send_signal(signal.SIGTERM)
+    _, rest = child.communicate(timeout=20)
+    assert "frames published" in rest
+    assert child.returncode == 0
+
+
+def test_help_names_every_command():
+    out = run("--help").stdout
+    for name in ("demo", "publish", "watch", "ls", "info", "snapshot", "pipe", "gc"):
+        assert name in out
+    assert run("--version").stdout.strip()
+
+
+@pytest.mark.timeout(180)
+def test_demo_on_a_real_clip(clip, tmp_path):
+    out = run("demo", "--source", clip, "--subscribers", 4, "--seconds", 4, "--json", cwd=tmp_path, timeout=120).stdout
+    summary = json.loads(out)
+    assert summary["torn"] == 0
+    assert summary["published"] > 50
+    assert len(summary["subscribers"]) == 4
+    for subscriber in summary["subscribers"]:
+        assert subscriber["received"] + subscriber["lost"] + subscriber["skipped"] <= summary["published"]
+        assert subscriber["received"] > 10
+    ordered = [s for s in summary["subscribers"] if s["mode"] == "ordered"]
+    assert all(s["received"] + s["lost"] == summary["published"] for s in ordered)
+    assert 0 < summary["latency_p50_us"] <= summary["latency_p99_us"]
+    picture = Path(tmp_path / summary["picture"])
+    with av.open(str(picture)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.width, frame.height) == (1280, 720)
+        assert frame.to_ndarray(format="gray").std() > 10  # a picture of something
+
+
+def test_demo_table(tmp_path):
+    done = run("demo", "--subscribers", 2, "--seconds", 2, cwd=tmp_path)
+    assert "subscriber-1" in done.stdout
+    assert "0 torn" in done.stdout
+    assert "What a subscriber saw: demo.png" in done.stdout
+
+
+def test_demo_says_what_is_wrong(tmp_path):
+    done = run("demo", "--source", "/no/such/clip.mp4", "--json", cwd=tmp_path, expect=1)
+    assert done.stderr == (
+        "cuframes: cannot open '/no/such/clip.mp4': No such file or directory; give a file, a URL, or testsrc\n"
+    )
+
+
+def test_watch_verifies_stamps_and_finds_a_torn_frame(key):
+    """The check must be able to fail: one frame is published with a wrong row."""
+    import numpy
+
+    from cuframes.cli import pixels
+
+    with Publisher(key, 64, 48, "nv12", policy="strict_wait") as publisher:
+        watcher = subprocess.Popen(
+            command("watch", key, "--verify", "--json", "--mode", "ordered"), stdout=subprocess.PIPE, text=True
+        )
+        eventually(lambda: publisher.subscribers, 30)
+        for number in range(1, 31):
+            with publisher.acquire() as slot:
+                pixels.stamp(slot.planes, number)
+                slot.pts_ns = number
+                if number == 7:
+                    numpy.asarray(slot.planes[1])[3, 0, 0] += 1
+                if number == 9:
+                    pixels.stamp(slot.planes, number - 1)  # whole, but another frame's pixels
+        publisher.close()
+        out, _ = watcher.communicate(timeout=30)
+    last = json.loads(out.splitlines()[-1])
+    assert (last["final"], last["received"], last["torn"]) == (True, 30, 2)
+    assert watcher.returncode == 0
+
+
+def test_watch(published):
+    lines = [json.loads(line) for line in run("watch", published, "--seconds", 1.2, "--json").stdout.splitlines()]
+    assert lines[-1]["final"]
+    assert lines[-1]["received"] > 5
+    assert "latency p50 / p99" in run("watch", published, "--seconds", 0.5).stdout
+
+
+def test_ls_info_and_exit_statuses(published):
+    found = json.loads(run("ls", "--json").stdout)
+    mine = next(p for p in found if p["key"] == published)
+    assert (mine["format"], mine["width"], mine["height"], mine["alive"]) == ("nv12", 1280, 720, True)
+    assert published in run("ls").stdout
+    assert "no subscribers" in run("info", published).stdout
+    assert json.loads(run("info", published, "--json").stdout)["key"] == published
+    run("info", "nobody-has-this", expect=3)
+    run("watch", "a/b", expect=2)
+    run("publish", published, "--source", "testsrc", expect=1)
+    run("snapshot", published, "picture.gif", expect=2)
+    run("publish", "x", expect=2)
+
+
+def test_stale_publisher(key):
+    with Worker("producer.py", key) as worker:
+        worker.kill()
+    assert "stale" in run("info", key, expect=4).stdout
+    assert "stale" in run("ls").stdout
+    assert f"would remove /dev/shm/cuframes-{key}" in run("gc", "--dry-run").stdout
+    assert f"/dev/shm/cuframes-{key}" in json.loads(run("gc", "--json").stdout)["removed"]
+    run("info", key, expect=3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_snapshot(published, tmp_path, suffix):
+    out = tmp_path / f"now.{suffix}"
+    assert "1280x720" in run("snapshot", published, out).stdout
+    with av.open(str(out)) as container:
+        assert next(container.decode(video=0)).width == 1280
+
+
+@pytest.mark.parametrize(
+    "format", ["nv12", "i420", "p010", "gray8", "gray16", "rgb24", "bgra", "uyvy422", "yuyv422", "rgbp"]
+)
+def test_formats_through_publish_snapshot_and_pipe(key, tmp_path, format):
+    """What went in as FFmpeg's test picture comes out as the same picture, whatever the format between."""
+    child = subprocess.Popen(
+        command("publish", key, "--source", "testsrc", "--size", "320x240", "--format", format),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "publishing" in child.stderr.readline()
+        run("snapshot", key, tmp_path / "now.png")
+        with av.open(str(tmp_path / "now.png")) as container:
+            seen = next(container.decode(video=0)).to_ndarray(format="gray").astype(float)
+        with av.open("testsrc2=size=320x240", format="lavfi") as container:
+            sent = next(container.decode(video=0)).to_ndarray(format="gray").astype(float)
+        # The moving parts differ; the rest has to be the same to a few grey levels.
+        assert abs(seen - sent)[abs(seen - sent) < 40].mean() < 6
+        assert (abs(seen - sent) < 40).mean() > 0.85
+        done = subprocess.run(command("pipe", key, "--frames", 3), capture_output=True, timeout=60)
+        assert done.returncode == 0
+        (tmp_path / "out.y4m").write_bytes(done.stdout)
+        with av.open(str(tmp_path / "out.y4m")) as container:
+            frames = list(container.decode(video=0))
+            assert len(frames) == 3
+            assert container.streams.video[0].average_rate == 25
+            assert frames[0].to_ndarray(format="gray").std() > 10
+    finally:
+        child.terminate()
+        child.communicate(timeout=20)
+
+
+def test_pipe_ends_with_its_reader_and_with_its_publisher(published, key, tmp_path):
+    reader = subprocess.Popen(
+        command("pipe", published, "--format", "raw"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert len(reader.stdout.read(1280 * 720 * 3 // 2)) == 1280 * 720 * 3 // 2
+    reader.stdout.close()
+    assert reader.wait(20) == 0
+    assert reader.stderr.read() == b""
+    reader.stderr.close()
+    with Worker("producer.py", f"{key}-b") as worker:
+        piped = subprocess.Popen(command("pipe", f"{key}-b", "--format", "raw"), stdout=subprocess.PIPE)
+        assert len(piped.stdout.read(64 * 48 * 3)) == 64 * 48 * 3
+        worker.kill()
+        piped.stdout.read()
+        assert piped.wait(20) == 0
+        piped.stdout.close()
+    collect_garbage()
+
+
+def test_pipe_refuses_a_terminal():
+    ours, theirs = pty.openpty()
+    done = subprocess.run(command("pipe", "any"), stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=30)
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 2
+    assert "frames are not for a terminal" in done.stderr
+
+
+def test_publish_plays_a_file_once_and_reports(key, clip):
+    report = json.loads(run("publish", key, "--source", clip, "--fps", 0, "--json").stdout)
+    assert (report["published"], report["dropped"]) == (132, 0)
+    assert not Path(f"/dev/shm/cuframes-{key}").exists()
+
+
+def test_loop_has_growing_timestamps(key, clip):
+    from cuframes.cli.source import Source
+
+    source = Source(clip, fps=None, loop=True)
+    stamps = []
+    for _, pts_ns in source._timed():
+        stamps.append(pts_ns)
+        if len(stamps) == 300:
+            break
+    source.close()
+    assert all(a < b for a, b in pairwise(stamps))
+    steps = {round((b - a) / 1e6) for a, b in pairwise(stamps)}
+    assert steps == {40}
+
+
+def test_a_damaged_stream_is_survived(key, clip, tmp_path, caplog):
+    """Real H.264 with a stretch of noise in the middle."""
+    from cuframes.cli.source import Source
+
+    with av.open(clip) as source, av.open(str(tmp_path / "clip.ts"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    raw = bytearray((tmp_path / "clip.ts").read_bytes())
+    middle = len(raw) // 2
+    raw[middle : middle + 40_000] = os.urandom(40_000)
+    (tmp_path / "damaged.ts").write_bytes(raw)
+    source = Source(str(tmp_path / "damaged.ts"), fps=0)
+    frames = list(source.frames())
+    source.close()
+    assert 80 < len(frames) <= 132
+    stamps = [pts_ns for _, pts_ns in frames]
+    assert all(a < b for a, b in pairwise(stamps))
+
+
+def test_decoder_errors_are_logged_and_survived(clip, caplog):
+    """A packet that the decoder refuses is named in the log; the ones after it are decoded."""
+    from cuframes.cli.source import Source
+
+    source = Source(clip, fps=0)
+
+    class Refusing:
+        def __init__(self, packet):
+            self.packet = packet
+
+        def decode(self):
+            raise av.error.InvalidDataError(1094995529, "Invalid data found when processing input")
+
+    original = source._container.demux
+
+    class Container:
+        def __init__(self, container):
+            self.container = container
+            self.streams = container.streams
+            self.count = 0
+
+        def demux(self, stream):
+            for packet in original(stream):
+                self.count += 1
+                yield Refusing(packet) if self.count == 60 else packet
+
+        def close(self):
+            self.container.close()
+
+    source._container = Container(source._container)
+    frames = list(source.frames())
+    source.close()
+    assert len(frames) >= 120
+    assert "going on with the next packet" in caplog.text
+
+
+def test_without_the_extra_the_command_says_how_to_get_it(tmp_path):
+    (tmp_path / "typer.py").write_text("raise ImportError('No module', name='typer')")
+    done = subprocess.run(
+        command("ls"), capture_output=True, text=True, timeout=30, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 1
+    assert done.stderr == "cuframes: the command line needs typer; install it with: pip install 'cuframes[cli]'\n"
+
+
+def test_demo_stops_on_sigint(tmp_path):
+    child = subprocess.Popen(
+        command("demo", "--seconds", 60, "--json"), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    time.sleep(3)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert json.loads(out)["torn"] == 0

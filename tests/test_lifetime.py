@@ -1,0 +1,154 @@
+"""Interpreter exit, garbage collection and fork."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+def run(script, *arguments, expect=0):
+    """Run Python code in a process of its own; returns its output. Nothing may appear on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.returncode == expect
+    return done.stdout.split()
+
+
+SETUP = """
+import os, sys, gc
+import cuframes, numpy
+publisher = cuframes.Publisher(sys.argv[1], 64, 48, "gray8")
+subscriber = cuframes.Subscriber(sys.argv[1], mode="ordered")
+publisher.publish(bytes(64 * 48))
+frame = subscriber.next(1)
+array = numpy.asarray(frame)
+"""
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "",
+        "sys.exit(0)",
+        "publisher.close()",
+        "subscriber.close()",
+        "del frame, array; subscriber.close(); publisher.close()",
+        "subscriber.fileno()",
+        "del publisher, subscriber; gc.collect()",
+        "tensor = numpy.from_dlpack(frame); capsule = frame.__dlpack__()",
+        "global_list = [frame]; global_list.append(global_list)",
+        "slot = publisher.acquire(); slot.__enter__()",
+        "import threading; threading.Thread(target=lambda: list(subscriber), daemon=True).start()",
+        "sys.modules['kept'] = type(sys)('kept'); sys.modules['kept'].array = array",
+    ],
+)
+def test_exit_is_silent_and_leaves_nothing(key, ending):
+    run(SETUP + ending, key)
+    assert not Path(f"/dev/shm/cuframes-{key}").exists()
+
+
+def test_garbage_collection_closes(key):
+    out = run(
+        SETUP
+        + """
+del frame, array, subscriber
+gc.collect()
+import time
+while publisher.subscribers: time.sleep(0.01)
+print("left")
+del publisher
+gc.collect()
+print(os.path.exists(f"/dev/shm/cuframes-{sys.argv[1]}"))
+""",
+        key,
+    )
+    assert out == ["left", "False"]
+
+
+FORK = (
+    SETUP
+    + """
+pid = os.fork()
+if pid == 0:
+    for attempt in (lambda: publisher.publish(bytes(64 * 48)), lambda: publisher.acquire().__enter__(),
+                    lambda: subscriber.next(0)):
+        try:
+            attempt()
+            print("worked")
+        except (RuntimeError, ValueError) as problem:
+            print("refused")
+    sys.stdout.flush()
+    if sys.argv[2] == "drop":
+        del frame, array
+        subscriber.close(); publisher.close()
+        del subscriber, publisher
+        gc.collect()
+    if sys.argv[2] == "exit":
+        sys.exit(0)
+    os._exit(0)
+os.waitpid(pid, 0)
+print(publisher.subscribers[0].held, frame.valid)
+for n in range(20): publisher.publish(bytes([7]) * (64 * 48))
+print(int(array.max()), os.path.exists(f"/dev/shm/cuframes-{sys.argv[1]}"))
+frame.release()
+print(subscriber.next(1).seq > 1)
+"""
+)
+
+
+@pytest.mark.parametrize("ending", ["drop", "exit", "leave"])
+def test_fork(key, ending):
+    script = FORK
+    if sys.version_info >= (3, 12):  # it warns about threads, which is the point of the test
+        script = "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + FORK
+    assert run(script, key, ending) == ["refused"] * 3 + ["1", "True", "0", "True", "True"]
+
+
+def test_a_forked_child_does_not_make_its_dead_parent_look_alive(key):
+    script = """
+import warnings; warnings.simplefilter("ignore", DeprecationWarning)
+import os, sys, time
+import cuframes
+publisher = cuframes.Publisher(sys.argv[1], 64, 48, "gray8")
+if os.fork() == 0:
+    os.close(1); os.close(2)
+    time.sleep(30)
+    os._exit(0)
+os._exit(0)
+"""
+    run(script, key)
+    from cuframes import Publisher
+
+    with Publisher(key, 64, 48, "gray8"):
+        pass
+
+
+def test_new_objects_work_in_a_forked_child(key):
+    out = run(
+        "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
+        + SETUP
+        + """
+pid = os.fork()
+if pid == 0:
+    other = cuframes.Subscriber(sys.argv[1], start="latest")
+    print(other.next(1).seq, flush=True)
+    other.close()
+    os._exit(0)
+os.waitpid(pid, 0)
+print(len(publisher.subscribers))
+""",
+        key,
+    )
+    assert out[0] == "1"
+
+
+def test_import_needs_neither_numpy_nor_asyncio():
+    out = run("import sys, cuframes; print(*[m in sys.modules for m in ('numpy', 'asyncio', 'av', 'typer')])")
+    assert out == ["False"] * 4
