@@ -315,11 +315,6 @@ cdef class FrameWriter:
             cf_writer_shutdown(&self.ring)
 
     @property
-    def writing(self):
-        """Whether a frame has been begun and neither published nor abandoned."""
-        return bool(self.ring.busy)
-
-    @property
     def counters(self):
         """(newest seq, frames published, frames dropped), from this process's own memory."""
         return self.ring.seq, self.ring.frames, self.ring.dropped

@@ -35,5 +35,8 @@ cdef class WritableFrame(View):
     cdef FrameWriter writer
     cdef tuple cached_planes
     cdef object timeout
+    cdef bint begun
     cdef public object pts_ns
     cdef readonly object seq
+
+    cdef void give_up(self) noexcept

@@ -1,5 +1,6 @@
 """Frames: what a subscriber takes, what a publisher fills, and copying an array-like into the ring."""
 
+cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 
@@ -182,6 +183,7 @@ def take(FrameReader reader not None, FrameLayout layout not None, timeout):
     return frame
 
 
+@cython.no_gc_clear  # it may have to give its slot back to the writer when it goes
 cdef class WritableFrame(View):
     """A slot of the ring, to be filled in place by the publisher.
 
@@ -205,6 +207,7 @@ cdef class WritableFrame(View):
         if self.seq is not None or self.owner is not None:
             raise ValueError("a writable frame is used once; call acquire() again")
         self.writer.begin(self.timeout)
+        self.begun = True
         aim(self, self.layout, self.writer.begun(), False, self.writer)
         return self
 
@@ -214,15 +217,21 @@ cdef class WritableFrame(View):
         for plane in self.cached_planes or ():
             plane.owner = None  # a plane kept beyond the block must not reach a published frame
         self.cached_planes = None
-        if exc_type is not None:
-            self.writer.abandon()
-            return
         try:
-            pts_ns = None if self.pts_ns is None else as_int64(self.pts_ns)
-        except BaseException:
+            if exc_type is None:
+                pts_ns = None if self.pts_ns is None else as_int64(self.pts_ns)
+                self.begun = False
+                self.seq = self.writer.commit(pts_ns, self.layout.nbytes)
+        finally:
+            self.give_up()
+
+    cdef void give_up(self) noexcept:
+        if self.begun:
+            self.begun = False
             self.writer.abandon()
-            raise
-        self.seq = self.writer.commit(pts_ns, self.layout.nbytes)
+
+    def __dealloc__(self):
+        self.give_up()  # entered by hand and never left
 
     def copy_from(self, src):
         """Copy a whole frame in: what ``Publisher.publish`` takes."""

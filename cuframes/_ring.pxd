@@ -26,7 +26,6 @@ cdef extern from "_ring.h" nogil:
         uint64_t seq
         uint64_t frames
         uint64_t dropped
-        uint32_t busy
 
     void cf_writer_init(cf_writer* w, cf_frame_header* shared, uint32_t ring_size, uint32_t policy)
     int cf_writer_begin(cf_writer* w, int64_t deadline)

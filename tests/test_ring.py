@@ -1,5 +1,8 @@
 """Publishing and taking, as one process sees it: order, loss, pins, policies."""
 
+import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,7 +11,7 @@ import pytest
 from harness import eventually
 
 import cuframes
-from cuframes import Publisher, Subscriber
+from cuframes import Publisher, Subscriber, _core
 
 
 def gray(value, shape=(48, 64)):
@@ -186,6 +189,13 @@ def test_one_frame_at_a_time(publisher):
     assert slot.seq == 1
     with pytest.raises(ValueError, match="used once"):
         slot.__enter__()
+
+
+def test_a_slot_that_was_entered_and_dropped_is_given_up(publisher):
+    slot = publisher.acquire()
+    slot.__enter__()
+    del slot
+    assert publisher.publish(gray(1)) == 1
 
 
 def test_planes_kept_beyond_the_block_are_dead(publisher):
@@ -431,3 +441,68 @@ def test_no_growth_over_many_subscribers(publisher, key):
         once()
     eventually(lambda: not publisher.subscribers)
     eventually(lambda: descriptors() <= before)
+
+
+class TestPublisherWithoutPins:
+    """A plain version 3 publisher overwrites what is being read; it must never pass for a good frame."""
+
+    @pytest.fixture
+    def subscriber(self, publisher, key):
+        welcome = publisher._server._welcome
+        publisher._server._welcome = welcome._replace(features=welcome.features & ~_core.PINS)
+        with Subscriber(key, mode="ordered", max_held=4) as subscriber:
+            yield subscriber
+
+    def test_a_frame_that_was_not_touched_is_good(self, publisher, subscriber):
+        publish(publisher, 3)
+        for n in (1, 2, 3):
+            with subscriber.next(1) as frame:
+                assert (frame.valid, frame.frame_no, frame.lost) == (True, n, 0)
+        assert subscriber.stats() == (3, 0, 0, 0, 0)
+
+    def test_an_overwritten_frame_raises_at_release(self, publisher, subscriber):
+        publish(publisher, 1)
+        frame = subscriber.next(1)
+        publish(publisher, 4, first=2)
+        assert not frame.valid
+        with pytest.raises(cuframes.Overwritten, match="discard what was read"):
+            frame.release()
+        assert subscriber.stats().overwritten == 1
+        assert subscriber.stats().held == 0
+
+    def test_losses_count_from_sequence_numbers(self, publisher, subscriber):
+        publish(publisher, 7)
+        with subscriber.next(1) as frame:
+            assert (frame.seq, frame.lost) == (4, 3)
+
+
+@pytest.mark.timeout(15)
+def test_a_sleeping_subscriber_is_woken_by_every_frame(publisher, key):
+    """Without the wake it would look every 0.1 s, and 300 frames would take half a minute."""
+    with Subscriber(key, mode="ordered") as subscriber:
+        thread = threading.Thread(target=lambda: [subscriber.next(30).release() for _ in range(300)])
+        thread.start()
+        for n in range(300):
+            eventually(lambda n=n: publisher.subscribers[0].received == n)
+            publish(publisher, 1)
+        thread.join()
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="counts system calls with strace")
+def test_publishing_makes_no_system_call_when_nobody_sleeps(key):
+    program = f"""
+import cuframes, os, sys
+publisher = cuframes.Publisher({key!r}, 64, 48, "gray8")
+subscriber = cuframes.Subscriber({key!r})
+frame = bytes(64 * 48)
+publisher.publish(frame)
+os.write(2, b"begin")
+for _ in range(100):
+    publisher.publish(frame)
+    subscriber.next()
+os.write(2, b"end")
+"""
+    command = ["strace", "-f", "-o", "/dev/stdout", sys.executable, "-c", program]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    begin, end = (next(i for i, line in enumerate(lines) if f'"{mark}"' in line) for mark in ("begin", "end"))
+    assert end - begin == 1, lines[begin:end]
