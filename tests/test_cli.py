@@ -80,6 +80,15 @@ def test_demo_table(tmp_path):
     assert "What a subscriber saw: demo.png" in done.stdout
 
 
+def test_demo_in_a_source_tree_uses_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH")
+    (tmp_path / "cuframes").mkdir()
+    (tmp_path / "cuframes" / "__init__.py").write_text("raise ImportError('a tree that was not built')")
+    command = [sys.executable, "-P", "-m", "cuframes", "demo", "--subscribers", "1", "--seconds", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_demo_says_what_is_wrong(tmp_path):
     done = run("demo", "--source", "/no/such/clip.mp4", "--json", cwd=tmp_path, expect=1)
     assert done.stderr == (

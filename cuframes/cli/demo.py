@@ -32,9 +32,9 @@ class Reporter:
 
     def __init__(self, *arguments: str) -> None:
         self.last: dict[str, Any] = {}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cuframes", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        # -P: this installation, not a source tree that happens to be the working directory.
+        command = [sys.executable, "-P", "-m", "cuframes", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._errors: list[str] = []
         self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
         for thread in self._threads:
