@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED_API = not FREE_THREADED
 
-MODULES = ["_core", "_views", "_frame"]
+MODULES = ["_cuda", "_core", "_views", "_source", "_frame"]
 
 macros = [("_GNU_SOURCE", None)]
 if LIMITED_API:
@@ -20,7 +20,7 @@ extensions = [
     Extension(
         f"cuframes.{name}",
         [f"cuframes/{name}.pyx"],
-        depends=["cuframes/_shm.h", "cuframes/_ring.h", "cuframes/_dlpack.h"],
+        depends=["cuframes/_shm.h", "cuframes/_ring.h", "cuframes/_dlpack.h", "cuframes/_cuda.h"],
         include_dirs=["cuframes"],
         define_macros=macros,
         # A function that the limited API hides must not become an implicit declaration that crashes at run time.

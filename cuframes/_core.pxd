@@ -1,7 +1,13 @@
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from cuframes._cuda cimport Device
 from cuframes._ring cimport cf_reader, cf_taken, cf_writer
 from cuframes._shm cimport cf_frame_header
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
 
 
 cdef int check(int status, object context=*) except -1
@@ -14,35 +20,85 @@ cdef class Mapping:
     cdef readonly bint writable
 
 
+cdef class Slots:
+    cdef char* address[16]
+    cdef void* event[16]
+    cdef void* ring_event
+    cdef readonly int count
+    cdef readonly Device device
+    cdef object owner
+
+
+# Whatever keeps a frame's memory where it is. On a GPU it also knows the streams that the memory is used on.
+cdef class Owner:
+    cdef void* stream[4]
+    cdef int streams
+    cdef bint anywhere
+
+    cdef int use(self, void* stream) except -1
+    cdef void note(self, void* stream) noexcept
+    cdef Slots memory(self)
+
+
 cdef class FrameWriter:
     cdef cf_writer ring
     cdef Mapping header
-    cdef Mapping pool
-    cdef Py_ssize_t stride
+    cdef Slots slots
+    cdef void* last_stream[16]
+    cdef list sources
+    cdef char* staging_base
+    cdef Py_ssize_t staging_stride
     cdef int generation
     cdef bint closed
 
-    cdef int begin(self, object timeout) except -1
+    cdef int announce(self, tuple exports) except -1
+    cdef int begin(self, object timeout, int wanted, void* stream) except -1
+    cdef int order(self, void* stream) except -1
+    cdef int slot(self) noexcept nogil
     cdef char* begun(self) noexcept nogil
-    cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes) except? 0
-    cdef void abandon(self) noexcept nogil
+    cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes, void* stream) except? 0
+    cdef void abandon(self, void* stream) noexcept
+    cdef char* staging(self) except? NULL
+    cdef void keep_source(self, object source)
+    cdef void drop_finished_sources(self)
+
+
+cdef class WriteLease(Owner):
+    cdef FrameWriter writer
+    cdef void* main
+
+    cdef int gather(self) except -1
+
+
+cdef struct Pending:
+    uint64_t seq
+    void* event[4]
+    int events
 
 
 cdef class FrameReader:
     cdef cf_reader ring
     cdef Mapping header
-    cdef Mapping pool
-    cdef Py_ssize_t stride
+    cdef Slots slots
+    cdef void* stream
     cdef object connection
     cdef readonly uint64_t epoch
     cdef int generation
     cdef bint closing
+    # Frames that were released while the GPU may still read them: by slot, guarded by `lock`.
+    cdef pthread_mutex_t lock
+    cdef Pending[16] pending
+    cdef uint32_t pending_mask
+    cdef void* spare_event[64]
+    cdef int spare_events
 
     cdef Hold take(self, object timeout)
-    cdef char* slot_address(self, unsigned int k) noexcept nogil
+    cdef void defer(self, Hold hold) noexcept
+    cdef void reap(self, bint wait) noexcept nogil
+    cdef void hang_up_if_idle(self) noexcept
 
 
-cdef class Hold:
+cdef class Hold(Owner):
     cdef FrameReader reader
     cdef cf_taken taken
     cdef bint live

@@ -7,8 +7,10 @@ mappings, so memory is unmapped when the last frame of it is gone.
 
 cimport cython
 from libc.errno cimport errno
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
 
+from cuframes._cuda cimport CF_CUDA_STREAM_PER_THREAD, Device, check_driver, stream_of
 from cuframes._ring cimport *
 from cuframes._shm cimport *
 
@@ -36,6 +38,10 @@ cdef extern from "<sys/mman.h>" nogil:
 
 
 cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
     ctypedef void (*fork_handler)() noexcept nogil
     int pthread_atfork(fork_handler prepare, fork_handler parent, fork_handler child)
 
@@ -204,6 +210,7 @@ def describe(Mapping mapping not None):
         "pitch_y": h.meta.pitch_y,
         "pitch_uv": h.meta.pitch_uv,
         "frame_bytes": h.meta.frame_size_bytes,
+        "device_uuid": bytes(h.meta.device_uuid[:16]),
         "epoch": h.epoch,
         "global_seq": cf_load_acquire(&h.global_seq),
         "shutdown": bool(cf_load_acquire(&h.shutdown_flag)),
@@ -213,49 +220,140 @@ def describe(Mapping mapping not None):
     }
 
 
+def handles(Mapping mapping not None):
+    """What a version 3 subscriber opens: (memory handle, offset in that memory, event handle) of each slot."""
+    cdef cf_frame_header* h = header_of(mapping)
+    return [
+        (bytes(h.slots[<int>k].mem_handle[:64]), h.slots[<int>k].base_offset, bytes(h.slot_event_handles[<int>k][:64]))
+        for k in range(min(h.ring_size, <uint64_t>CF_MAX_RING))
+    ]
+
+
 def meta_bytes(Mapping mapping not None):
     """The 64 bytes of frame_meta, as the handshake sends them."""
     cdef cf_frame_header* h = header_of(mapping)
     return (<char*>&h.meta)[:sizeof(cf_frame_meta)]
 
 
+cdef class Slots:
+    """Where the frames of a ring are: one address per slot, and on a GPU one event per slot.
+
+    Parameters
+    ----------
+    addresses : list of int
+    owner
+        Whatever keeps the memory (and the events) there.
+    device : Device or None
+        None for host memory.
+    events : list of int
+        The driver's event of each slot, for device memory.
+    ring_event : int
+        The event that is recorded at every frame, whatever its slot; the publisher's side only.
+    """
+
+    def __cinit__(self, list addresses not None, owner, *, Device device=None, list events=None, uintptr_t ring_event=0):
+        cdef int k
+        self.count = len(addresses)
+        if not CF_MIN_RING <= self.count <= CF_MAX_RING:
+            raise ValueError(f"a ring has {CF_MIN_RING} to {CF_MAX_RING} slots, not {self.count}")
+        self.owner = owner
+        self.device = device
+        self.ring_event = <void*>ring_event
+        for k in range(self.count):
+            self.address[k] = <char*><uintptr_t>addresses[k]
+            self.event[k] = <void*><uintptr_t>events[k] if events else NULL
+
+    @staticmethod
+    def of_mapping(Mapping mapping not None, Py_ssize_t stride, int count):
+        """Slots that follow each other in one mapping."""
+        if mapping.size < stride * count:
+            raise ProtocolError(f"{count} frames of {stride} bytes do not fit a pool of {mapping.size}")
+        return Slots([<uintptr_t>mapping.address + k * stride for k in range(count)], mapping)
+
+
+cdef class Owner:
+    """What keeps a frame's memory, and on a GPU the streams on which that memory is used."""
+
+    cdef Slots memory(self):
+        return None
+
+    cdef int use(self, void* stream) except -1:
+        """A consumer is about to use the memory on `stream`: order it, and remember it. NULL: it orders itself."""
+        return 0
+
+    cdef void note(self, void* stream) noexcept:
+        cdef int i
+        # A consumer that does not say where it works, or on whose thread, may work anywhere in the context.
+        if stream == NULL or stream == <void*>CF_CUDA_STREAM_PER_THREAD:
+            self.anywhere = True
+            return
+        for i in range(self.streams):
+            if self.stream[i] == stream:
+                return
+        if self.streams == 4:
+            self.anywhere = True
+            return
+        self.stream[self.streams] = stream
+        self.streams += 1
+
+
 cdef class FrameWriter:
     """The publisher's end of a frame ring.
 
-    One frame is written at a time. `header` and `pool` stay mapped as long as this object lives.
+    One frame is written at a time. `header` and the memory of `slots` stay as long as this object lives.
 
     Parameters
     ----------
     header : Mapping
         The control segment, writable, zero-filled; it is initialised here.
-    pool : Mapping or None
-        Slot k begins at ``k * stride``.
+    slots : Slots
     meta : tuple
         (format code, width, height, pitch_y, pitch_uv, bits per pixel, frame bytes)
+    exports : tuple, optional
+        For device memory: (memory handles or None, offsets, pointers to announce or None, event handles, handle of the
+        ring's event).
     """
 
-    def __cinit__(self, Mapping header not None, Mapping pool, Py_ssize_t stride, *, tuple meta, uint32_t ring_size,
-                  uint32_t policy, uint32_t ext_flags, uint64_t epoch, tuple version, uint64_t pid):
+    def __cinit__(self, Mapping header not None, Slots slots not None, *, tuple meta, uint32_t policy,
+                  uint32_t ext_flags, uint64_t epoch, tuple version, uint64_t pid, tuple exports=None):
         cdef cf_frame_header* h = header_of(header)
-        if not CF_MIN_RING <= ring_size <= CF_MAX_RING:
-            raise ValueError(f"ring_size must be {CF_MIN_RING} to {CF_MAX_RING}, not {ring_size}")
         self.header = header
-        self.pool = pool
-        self.stride = stride
+        self.slots = slots
+        self.sources = [None] * slots.count
         self.generation = fork_generation
         h.proto_version = CF_PROTOCOL_V3
         h.lib_version_major, h.lib_version_minor, h.lib_version_patch = version
         h.ext_flags = ext_flags
         h.producer_pid = pid
-        h.ring_size = ring_size
+        h.ring_size = slots.count
         h.policy = policy
         h.max_subscribers = CF_MAX_SUBSCRIBERS
         (h.meta.format, h.meta.width, h.meta.height, h.meta.pitch_y, h.meta.pitch_uv, h.meta.bits_per_pixel,
          h.meta.frame_size_bytes) = meta
         h.epoch = epoch
-        cf_writer_init(&self.ring, h, ring_size, policy)
+        if slots.device is not None:
+            self.announce(exports)
+        cf_writer_init(&self.ring, h, slots.count, policy)
 
-    cdef int begin(self, object timeout) except -1:
+    cdef int announce(self, tuple exports) except -1:
+        cdef cf_frame_header* h = header_of(self.header)
+        cdef uintptr_t pointer
+        cdef int k
+        memory, offsets, pointers, events, ring_event = exports
+        memcpy(h.meta.device_uuid, <const char*>self.slots.device.uuid, 16)
+        memcpy(h.ipc_event_handle, <const char*>(<bytes>ring_event), 64)
+        for k in range(self.slots.count):
+            memcpy(h.slot_event_handles[k], <const char*>(<bytes>events[k]), 64)
+            h.slots[k].base_offset = offsets[k]
+            if memory is not None:
+                memcpy(h.slots[k].mem_handle, <const char*>(<bytes>memory[k]), 64)
+            if pointers is not None:
+                h.ownership_mode = CF_OWNERSHIP_EXTERNAL
+                pointer = pointers[k]
+                memcpy(h.slots[k].cuda_ptr_external, &pointer, sizeof(pointer))
+        return 0
+
+    cdef int begin(self, object timeout, int wanted, void* stream) except -1:
         """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait)."""
         cdef int64_t deadline = deadline_after(timeout)
         cdef int status
@@ -264,26 +362,81 @@ cdef class FrameWriter:
         check_generation(self.generation)
         while True:
             with nogil:
-                status = cf_writer_begin(&self.ring, deadline)
+                status = cf_writer_begin(&self.ring, wanted, deadline)
             if status != CF_AGAIN:
                 break
             PyErr_CheckSignals()
         if status == CF_TIMED_OUT:
             check(status, "a subscriber did not release the oldest frame in time (policy strict_wait)")
-        return check(status, "another frame of this publisher is being written; a publisher is one writer")
+        check(status, "another frame of this publisher is being written; a publisher is one writer")
+        if self.slots.device is not None:
+            try:
+                self.order(stream)
+            except BaseException:
+                cf_writer_abandon(&self.ring)
+                raise
+        return 0
+
+    cdef int order(self, void* stream) except -1:
+        """Make `stream` wait for what another stream still writes to the slot. Readers are done: they acknowledged."""
+        cdef int k = self.slot()
+        cdef void* last = self.last_stream[k]
+        if last != NULL and (last != stream or stream == <void*>CF_CUDA_STREAM_PER_THREAD):
+            check_driver(self.slots.device.wait(stream, self.slots.event[k]), "ordering two writers' streams failed")
+        return 0
+
+    cdef int slot(self) noexcept nogil:
+        return <int>cf_writer_slot(&self.ring)
 
     cdef char* begun(self) noexcept nogil:
-        return self.pool.address + cf_writer_slot(&self.ring) * self.stride
+        return self.slots.address[self.slot()]
 
-    cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes) except? 0:
+    cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes, void* stream) except? 0:
         cdef int64_t pts = cf_now_ns() if pts_ns is None else pts_ns
         cdef uint64_t seq
+        cdef int k = self.slot()
+        cdef int result
+        if self.slots.device is not None:
+            # Before the sequence number: a subscriber that sees it must find the event recorded.
+            result = self.slots.device.record(self.slots.event[k], stream)
+            if result == 0:
+                result = self.slots.device.record(self.slots.ring_event, stream)
+            if result:
+                cf_writer_abandon(&self.ring)
+                check_driver(result, "recording the frame's event failed")
+            self.last_stream[k] = stream
         with nogil:
             seq = cf_writer_commit(&self.ring, pts, written_bytes)
         return seq
 
-    cdef void abandon(self) noexcept nogil:
+    cdef void abandon(self, void* stream) noexcept:
+        cdef int k = self.slot()
+        if self.slots.device is not None:
+            self.slots.device.record(self.slots.event[k], stream)  # for the next writer of the slot
+            self.last_stream[k] = stream
         cf_writer_abandon(&self.ring)
+
+    cdef void keep_source(self, object source):
+        """Keep what a queued copy reads until the begun slot's event says that the copy is over."""
+        self.sources[self.slot()] = source
+
+    cdef char* staging(self) except? NULL:
+        """Pinned host memory for an upload into the begun slot."""
+        cdef int k = self.slot()
+        cdef uintptr_t base
+        if self.staging_base == NULL:
+            base, self.staging_stride = self.slots.owner.staging()
+            self.staging_base = <char*>base
+        if not self.slots.device.finished(self.slots.event[k]):
+            with nogil:  # the GPU is a whole ring behind: the last upload still reads this memory
+                self.slots.device.synchronize(self.slots.event[k])
+        return self.staging_base + k * self.staging_stride
+
+    cdef void drop_finished_sources(self):
+        cdef int k
+        for k in range(self.slots.count):
+            if self.sources[k] is not None and self.slots.device.finished(self.slots.event[k]):
+                self.sources[k] = None
 
     def join(self, bytes name not None, uint64_t pid):
         """Admit a subscriber: (bit, newest seq, its frame_no), or None when all 31 places are taken."""
@@ -310,9 +463,16 @@ cdef class FrameWriter:
 
     def close(self):
         """Tell every subscriber that nothing will come. Frames they hold stay as they are."""
+        cdef int k
         self.closed = True
-        if self.generation == fork_generation:
-            cf_writer_shutdown(&self.ring)
+        if self.generation != fork_generation:
+            return
+        cf_writer_shutdown(&self.ring)
+        if self.slots.device is not None:
+            with nogil:
+                for k in range(self.slots.count):
+                    self.slots.device.synchronize(self.slots.event[k])  # queued copies still write to the pool
+            self.sources = [None] * self.slots.count
 
     @property
     def counters(self):
@@ -320,62 +480,129 @@ cdef class FrameWriter:
         return self.ring.seq, self.ring.frames, self.ring.dropped
 
 
+cdef class WriteLease(Owner):
+    """The begun slot of a writer, as the owner of views of it. `main` is the stream the frame is published on."""
+
+    cdef Slots memory(self):
+        return self.writer.slots
+
+    cdef int use(self, void* stream) except -1:
+        cdef Device device = self.writer.slots.device
+        if stream != NULL and stream != self.main:
+            # What the main stream has queued for this slot so far, and what it waits for, comes first.
+            event = device.new_event()
+            try:
+                check_driver(device.record(event, self.main), "recording an event failed")
+                check_driver(device.wait(stream, event), "ordering two streams failed")
+            finally:
+                device.drop_event(event)
+        self.note(stream)
+        return 0
+
+    cdef int gather(self) except -1:
+        """Make the main stream wait for every other stream that may write to the frame."""
+        cdef Device device = self.writer.slots.device
+        cdef void* event
+        cdef int i
+        if self.streams == 0 and not self.anywhere:
+            return 0
+        event = device.new_event()
+        try:
+            if self.anywhere:
+                check_driver(device.record_everything(event), "recording an event failed")
+                check_driver(device.wait(self.main, event), "ordering two streams failed")
+            for i in range(self.streams):
+                if self.stream[i] != self.main:
+                    check_driver(device.record(event, self.stream[i]), "recording an event failed")
+                    check_driver(device.wait(self.main, event), "ordering two streams failed")
+        finally:
+            device.drop_event(event)  # the driver keeps it until the work is over
+        return 0
+
+
+cdef int64_t GPU_POLL_NS = 100_000
+
+
 cdef class FrameReader:
     """A subscriber's end of a frame ring, for one connection.
+
+    On a GPU a frame goes back in two steps. When its last view dies, an event is recorded on every stream that used it,
+    and the frame is *pending*; when the events are over (looked at whenever a frame is taken or released) its slot is
+    given back. The host waits for the GPU only in ``close``, and when every frame that may be held is pending.
 
     Parameters
     ----------
     header : Mapping
         The control segment, writable (pins and counters are written there).
-    pool : Mapping or None
-        The frames, read-only. Slot k begins at ``k * stride``.
+    slots : Slots
+        The frames.
     connection
         Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``heard()`` is called when it
         has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame
         released.
     ring : tuple
-        (ring size, bit, max_held, ordered, spin, pins, strict)
+        (bit, max_held, ordered, spin, pins, strict)
     position : tuple
         (last seq, its frame_no or None when what lies before the first frame is not to be counted)
+    stream
+        The stream that waits for each frame, for device memory.
     """
 
-    def __cinit__(self, Mapping header not None, Mapping pool, Py_ssize_t stride, connection, *, tuple ring,
-                  tuple position):
+    def __cinit__(self, Mapping header not None, Slots slots not None, connection, *, tuple ring, tuple position,
+                  stream=None):
+        pthread_mutex_init(&self.lock, NULL)
         self.ring.shared = header_of(header)
         self.header = header
-        self.pool = pool
-        self.stride = stride
+        self.slots = slots
         self.connection = connection
         self.epoch = self.ring.shared.epoch
         self.generation = fork_generation
-        (self.ring.ring_size, self.ring.bit, self.ring.max_held, ordered, self.ring.spin, self.ring.pins,
-         self.ring.strict) = ring
+        self.ring.ring_size = slots.count
+        self.ring.bit, self.ring.max_held, ordered, self.ring.spin, self.ring.pins, self.ring.strict = ring
         self.ring.mode = CF_ORDERED if ordered else CF_NEWEST
         self.ring.last_seq, last_frame_no = position
         self.ring.counted = last_frame_no is not None
         self.ring.last_frame_no = last_frame_no or 0
         self.ring.sock = connection.fileno()
         self.ring.event_fd = -1
-        if not CF_MIN_RING <= self.ring.ring_size <= CF_MAX_RING or not 1 <= self.ring.bit < CF_MAX_SUBSCRIBERS:
-            raise ProtocolError(f"a ring of {self.ring.ring_size} slots and bit {self.ring.bit} are out of range")
-        if pool is not None and pool.size < stride * self.ring.ring_size:
-            raise ProtocolError(f"{self.ring.ring_size} frames of {stride} bytes do not fit a pool of {pool.size}")
+        if slots.device is not None:
+            self.stream = stream_of(stream)
+        if not 1 <= self.ring.bit < CF_MAX_SUBSCRIBERS:
+            raise ProtocolError(f"bit {self.ring.bit} is out of range")
 
-    cdef char* slot_address(self, unsigned int k) noexcept nogil:
-        return self.pool.address + k * self.stride
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.spare_events):
+            self.slots.device.drop_event(self.spare_event[i])
+        pthread_mutex_destroy(&self.lock)
 
     cdef Hold take(self, object timeout):
         """Take the next frame, waiting without the GIL."""
         cdef int64_t deadline = 0 if timeout == 0 else deadline_after(timeout)
+        cdef int64_t limit
         cdef Hold hold = Hold.__new__(Hold)
         cdef int status
         check_generation(self.generation)
         while True:
             with nogil:
-                status = cf_reader_next(&self.ring, deadline, &hold.taken)
+                limit = deadline
+                if self.pending_mask:
+                    self.reap(False)
+                    if self.pending_mask:  # look again soon: the GPU gives no sign
+                        limit = min(deadline, cf_now_ns() + GPU_POLL_NS)
+                status = cf_reader_next(&self.ring, limit, &hold.taken)
+                if status == CF_TOO_MANY and self.pending_mask:
+                    # Released, but not by the GPU yet: that is not the caller's fault, so wait for it.
+                    status = CF_TIMED_OUT
+                    if cf_now_ns() < deadline:
+                        cf_sleep_ns(GPU_POLL_NS)
+                if status == CF_TIMED_OUT and limit != deadline and cf_now_ns() < deadline:
+                    status = CF_AGAIN
             if status == CF_OK:
                 hold.reader = self
                 hold.live = True
+                if self.slots.device is not None:
+                    hold.use(self.stream)
                 return hold
             if status == CF_PEER:
                 if self.connection.heard():
@@ -388,6 +615,60 @@ cdef class FrameReader:
                           "release frames, and arrays or tensors made from them, or raise max_held")
         check(status, "another thread is taking a frame from this subscriber" if status == CF_BUSY else None)
 
+    cdef void defer(self, Hold hold) noexcept:
+        """Record on every stream that used the frame; it goes back when those events are over."""
+        cdef Device device = self.slots.device
+        cdef Pending* pending = &self.pending[hold.taken.slot]
+        cdef void* event
+        cdef int i, count = 1 if hold.anywhere else hold.streams
+        pthread_mutex_lock(&self.lock)
+        pending.seq = hold.taken.seq
+        pending.events = 0
+        for i in range(count):
+            if self.spare_events:
+                self.spare_events -= 1
+                event = self.spare_event[self.spare_events]
+            else:
+                event = device.new_event()
+            if hold.anywhere:
+                device.record_everything(event)
+            elif device.record(event, hold.stream[i]):
+                device.record_everything(event)  # the consumer's stream is gone; its work may not be
+            pending.event[pending.events] = event
+            pending.events += 1
+        self.pending_mask |= <uint32_t>1 << hold.taken.slot
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void reap(self, bint wait) noexcept nogil:
+        """Give back the pending frames whose GPU work is over; with `wait`, all of them."""
+        cdef Pending* pending
+        cdef uint32_t k
+        cdef int i
+        cdef bint over
+        pthread_mutex_lock(&self.lock)
+        for k in range(self.ring.ring_size):
+            if not self.pending_mask >> k & 1:
+                continue
+            pending = &self.pending[k]
+            over = True
+            for i in range(pending.events):
+                if wait:
+                    self.slots.device.synchronize(pending.event[i])
+                elif not self.slots.device.finished(pending.event[i]):
+                    over = False
+                    break
+            if over:
+                for i in range(pending.events):
+                    self.spare_event[self.spare_events] = pending.event[i]
+                    self.spare_events += 1
+                self.pending_mask &= ~(<uint32_t>1 << k)
+                cf_reader_release(&self.ring, k, pending.seq)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void hang_up_if_idle(self) noexcept:
+        if self.closing and cf_reader_held(&self.ring) == 0:
+            self.connection.close()
+
     def set_event(self, int fd):
         """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
         self.ring.event_fd = fd
@@ -399,23 +680,36 @@ cdef class FrameReader:
         self.closing = True
         if self.generation == fork_generation:
             cf_reader_close(&self.ring)
-        if cf_reader_held(&self.ring) == 0:
-            self.connection.close()
+            with nogil:
+                self.reap(True)
+        self.hang_up_if_idle()
 
     @property
     def counters(self):
         """(received, lost, skipped, held, overwritten)"""
+        if self.pending_mask and self.generation == fork_generation:
+            self.reap(False)
         return (self.ring.received, self.ring.lost, self.ring.skipped, cf_reader_held(&self.ring),
                 self.ring.overwritten)
 
 
 @cython.no_gc  # it takes part in no cycle, and must find its reader intact when it goes
-cdef class Hold:
+cdef class Hold(Owner):
     """A place in the ring that cannot be overwritten while this object lives.
 
     Frames, planes and everything exported from them keep a reference to it, so "the last array of this frame died" is
     its deallocation. That may happen on any thread, or at interpreter exit, and must therefore not raise.
     """
+
+    cdef Slots memory(self):
+        return self.reader.slots
+
+    cdef int use(self, void* stream) except -1:
+        cdef Slots slots = self.reader.slots
+        if stream != NULL:
+            check_driver(slots.device.wait(stream, slots.event[self.taken.slot]), "waiting for the frame's event failed")
+        self.note(stream)
+        return 0
 
     cdef int give_back(self) noexcept:
         """Release the slot, once. The status says whether the frame was whole."""
@@ -426,9 +720,14 @@ cdef class Hold:
         cdef FrameReader reader = self.reader
         if reader.generation != fork_generation:
             return status
-        status = cf_reader_release(&reader.ring, self.taken.slot, self.taken.seq)
-        if reader.closing and cf_reader_held(&reader.ring) == 0:
-            reader.connection.close()
+        if reader.slots.device is None:
+            status = cf_reader_release(&reader.ring, self.taken.slot, self.taken.seq)
+        else:
+            reader.defer(self)
+            with nogil:
+                # Without the GIL: the driver may be waiting for a callback of its own that needs it.
+                reader.reap(reader.closing)
+        reader.hang_up_if_idle()
         return status
 
     def __dealloc__(self):

@@ -1,4 +1,4 @@
-from cuframes._core cimport FrameReader, FrameWriter
+from cuframes._core cimport FrameReader, FrameWriter, WriteLease
 from cuframes._ring cimport cf_taken
 from cuframes._views cimport View
 
@@ -34,9 +34,13 @@ cdef class WritableFrame(View):
     cdef FrameLayout layout
     cdef FrameWriter writer
     cdef tuple cached_planes
+    cdef WriteLease lease
+    cdef void* stream
     cdef object timeout
+    cdef int wanted
     cdef bint begun
     cdef public object pts_ns
     cdef readonly object seq
+    cdef readonly object slot
 
     cdef void give_up(self) noexcept

@@ -1,17 +1,17 @@
 """Frames: what a subscriber takes, what a publisher fills, and copying an array-like into the ring."""
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 
-from cuframes._core cimport FrameReader, FrameWriter, Hold
+from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
+from cuframes._cuda cimport Device, check_driver, stream_of
 from cuframes._ring cimport cf_copy_rows, cf_reader_valid
+from cuframes._source cimport Source, source_of
 from cuframes._views cimport Plane, View
 
 import operator
 
 from cuframes.errors import Overwritten
-from cuframes.formats import ALIASES
 
 
 cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
@@ -44,13 +44,13 @@ cdef class FrameLayout:
             fill_geometry(&self.matrix, shape.matrix, self.item_bytes)
 
 
-cdef int aim(View view, FrameLayout layout, char* address, bint readonly, object owner) except -1:
+cdef int aim(View view, FrameLayout layout, char* address, bint readonly, Owner owner) except -1:
     """Make `view` the frame at `address` as one array."""
     cdef Geometry* g = &layout.matrix
     return view.set(address, g.ndim, g.extent, g.step, layout.item_bytes, readonly, owner)
 
 
-cdef tuple planes_of(FrameLayout layout, char* address, bint readonly, object owner):
+cdef tuple planes_of(FrameLayout layout, char* address, bint readonly, Owner owner):
     cdef Plane plane
     cdef int i
     planes = []
@@ -121,11 +121,6 @@ cdef class Frame(View):
         return self.layout.shape.height
 
     @property
-    def device(self):
-        """``"cpu"``: the frame is in host memory."""
-        return "cpu"
-
-    @property
     def planes(self):
         """The planes, zero copy, as a tuple of :class:`Plane`."""
         self.check_held()
@@ -145,15 +140,23 @@ cdef class Frame(View):
     def release(self, stream=None):
         """Give the frame up. Arrays made from it stay good and keep its slot until they die. Does not block.
 
+        Parameters
+        ----------
+        stream : int or stream object, optional
+            On a GPU: a stream that the frame was used on without saying so otherwise (its raw address in a kernel of
+            your own). The slot goes back when what is queued there now has finished.
+
         Raises
         ------
         Overwritten
             If the publisher does not honour pins and has overwritten the frame meanwhile.
         """
-        if stream is not None:
+        if stream is not None and self.gpu is None:
             raise ValueError("host memory has no stream; pass stream=None")
         if self.owner is None:
             return
+        if stream is not None:
+            self.owner.note(stream_of(stream))
         whole = self.reader.ring.pins or self.valid
         self.owner = None  # our reference to the hold; arrays have their own
         self.cached_planes = None
@@ -179,7 +182,7 @@ def take(FrameReader reader not None, FrameLayout layout not None, timeout):
     frame.layout = layout
     frame.reader = reader
     frame.taken = hold.taken
-    aim(frame, layout, reader.slot_address(hold.taken.slot), True, hold)
+    aim(frame, layout, reader.slots.address[hold.taken.slot], True, hold)
     return frame
 
 
@@ -196,19 +199,30 @@ cdef class WritableFrame(View):
         Presentation time in nanoseconds; None means the time of publishing (CLOCK_MONOTONIC).
     seq : int or None
         Sequence number, once published.
+    slot : int or None
+        Which slot it is; with :meth:`Publisher.external`, which of the buffers.
+
+    On a GPU, write on the stream that was given to ``acquire``, or take the planes by DLPack on yours: the frame's event
+    comes after both.
     """
 
-    def __cinit__(self, FrameWriter writer not None, FrameLayout layout not None, timeout):
+    def __cinit__(self, FrameWriter writer not None, FrameLayout layout not None, stream, timeout, int wanted=-1):
         self.writer = writer
         self.layout = layout
+        self.stream = writer_stream(writer, stream)
         self.timeout = timeout
+        self.wanted = wanted
 
     def __enter__(self):
         if self.seq is not None or self.owner is not None:
             raise ValueError("a writable frame is used once; call acquire() again")
-        self.writer.begin(self.timeout)
+        self.writer.begin(self.timeout, self.wanted, self.stream)
         self.begun = True
-        aim(self, self.layout, self.writer.begun(), False, self.writer)
+        self.slot = self.writer.slot()
+        self.lease = WriteLease.__new__(WriteLease)
+        self.lease.writer = self.writer
+        self.lease.main = self.stream
+        aim(self, self.layout, self.writer.begun(), False, self.lease)
         return self
 
     def __exit__(self, exc_type, exc, traceback):
@@ -220,15 +234,16 @@ cdef class WritableFrame(View):
         try:
             if exc_type is None:
                 pts_ns = None if self.pts_ns is None else as_int64(self.pts_ns)
+                self.lease.gather()
                 self.begun = False
-                self.seq = self.writer.commit(pts_ns, self.layout.nbytes)
+                self.seq = self.writer.commit(pts_ns, self.layout.nbytes, self.stream)
         finally:
             self.give_up()
 
     cdef void give_up(self) noexcept:
         if self.begun:
             self.begun = False
-            self.writer.abandon()
+            self.writer.abandon(self.stream)
 
     def __dealloc__(self):
         self.give_up()  # entered by hand and never left
@@ -237,7 +252,8 @@ cdef class WritableFrame(View):
         """Copy a whole frame in: what ``Publisher.publish`` takes."""
         if self.owner is None:
             raise ValueError("a writable frame is valid inside its with block only")
-        copy(source_of(self.layout, src), self.address)
+        cdef Device gpu = self.writer.slots.device
+        fill(self.writer, source_of(self.layout, gpu, self.stream, src), self.address, self.stream)
 
     @property
     def planes(self):
@@ -267,159 +283,68 @@ cdef class WritableFrame(View):
         return f"<WritableFrame {self.format} {self.width}x{self.height}>"
 
 
-# ---- copying an array-like in ----------------------------------------------------------------------------------------
+# ---- copying an array-like in -----------------------------------------------------------------------------------------
 
-cdef struct Rows:
-    const char* address
-    Py_ssize_t pitch
-
-
-cdef class Source:
-    """Where the rows of each plane of an array-like are. Holds its buffers until it is dropped."""
-
-    cdef FrameLayout layout
-    cdef Rows[3] rows
-    cdef Py_buffer[3] buffers
-    cdef int count
-
-    def __dealloc__(self):
-        for i in range(self.count):
-            PyBuffer_Release(&self.buffers[i])
-
-    cdef Py_buffer* buffer(self, object array) except NULL:
-        """A strided buffer of `array` whose samples have our size, and whose rows are contiguous."""
-        cdef Py_buffer* b = &self.buffers[self.count]
-        if not PyObject_CheckBuffer(array):
-            import numpy
-            array = numpy.asarray(array)
-        PyObject_GetBuffer(array, b, PyBUF_STRIDES | PyBUF_FORMAT)
-        self.count += 1
-        sample = (<bytes>b.format).lstrip(b"<=@|") if b.format != NULL else b"B"
-        if sample not in ((b"B", b"b", b"c") if self.layout.item_bytes == 1 else (b"H", b"h")):
-            raise TypeError(f"{self.layout.format} samples are uint{8 * self.layout.item_bytes}, "
-                            f"the array has elements of format {sample.decode()!r}, {b.itemsize} bytes each")
-        return b
-
-    cdef int plane(self, int i, object array) except -1:
-        """Plane i from an array of the plane's own shape."""
-        cdef Py_buffer* b = self.buffer(array)
-        shape = tuple([b.shape[axis] for axis in range(b.ndim)])
-        wanted = self.layout.shape.planes[i].shape
-        if shape != wanted:
-            raise ValueError(f"plane {i} of {self.layout.format} has shape {wanted}, not {shape}")
-        if not rows_contiguous(b):
-            PyBuffer_Release(b)
-            self.count -= 1
-            import numpy
-            b = self.buffer(numpy.ascontiguousarray(array))
-        self.rows[i].address = <const char*>b.buf
-        self.rows[i].pitch = b.strides[0]
-        return 0
-
-    cdef int frame(self, object array) except -1:
-        """All planes from one array: the frame's array_shape, or its bytes without padding."""
-        cdef Py_buffer* b = self.buffer(array)
-        cdef FrameLayout layout = self.layout
-        cdef const char* address
-        cdef Py_ssize_t pitch
-        shape = tuple([b.shape[axis] for axis in range(b.ndim)])
-        flat = b.ndim == 1 and b.len == layout.tight_bytes
-        if not flat and shape != layout.shape.array_shape:
-            raise ValueError(
-                f"a {layout.format} frame of {layout.shape.width}x{layout.shape.height} is an array of shape "
-                f"{layout.shape.array_shape}, {layout.tight_bytes} bytes, or {layout.planes} planes; not {shape}")
-        # One pitch for the whole array serves when every plane has rows of that length (all but i420).
-        one_pitch = layout.planes == 1 or layout.plane[1].row_bytes == layout.plane[0].row_bytes
-        strided = not flat and one_pitch and b.ndim == layout.plane[0].ndim and rows_contiguous(b)
-        if not strided and not is_contiguous(b):
-            PyBuffer_Release(b)
-            self.count -= 1
-            import numpy
-            b = self.buffer(numpy.ascontiguousarray(array))
-        address = <const char*>b.buf
-        for i in range(layout.planes):
-            pitch = b.strides[0] if strided else layout.plane[i].row_bytes
-            self.rows[i].address = address
-            self.rows[i].pitch = pitch
-            address += pitch * layout.plane[i].rows
-        return 0
-
-    cdef int video_planes(self, object src) except -1:
-        """From an object with planes: PyAV's VideoFrame (flat planes with a line_size), or a frame of ours."""
-        cdef Py_buffer* b
-        name = getattr(src.format, "name", src.format)
-        mine = self.layout.shape
-        if ALIASES.get(name, name) != self.layout.format or (src.width, src.height) != (mine.width, mine.height):
-            raise ValueError(f"this publisher shares {self.layout.format} {mine.width}x{mine.height}, the frame is "
-                             f"{name} {src.width}x{src.height}; convert it first (PyAV: frame.reformat)")
-        for i in range(self.layout.planes):
-            plane = src.planes[i]
-            pitch = getattr(plane, "line_size", None)
-            if pitch is None:
-                self.plane(i, plane)
-                continue
-            b = &self.buffers[self.count]
-            PyObject_GetBuffer(plane, b, PyBUF_STRIDES)
-            self.count += 1
-            if b.len < pitch * (self.layout.plane[i].rows - 1) + self.layout.plane[i].row_bytes:
-                rows = self.layout.plane[i].rows
-                raise ValueError(f"plane {i} has {b.len} bytes, too few for {rows} rows of {pitch}")
-            self.rows[i].address = <const char*>b.buf
-            self.rows[i].pitch = pitch
-        return 0
-
-
-cdef bint rows_contiguous(const Py_buffer* b) noexcept:
-    cdef Py_ssize_t expected = b.itemsize
-    cdef int i
-    for i in range(b.ndim - 1, 0, -1):
-        if b.strides[i] != expected:
-            return False
-        expected *= b.shape[i]
-    return True
-
-
-cdef bint is_contiguous(const Py_buffer* b) noexcept:
-    return rows_contiguous(b) and (b.ndim < 2 or b.strides[0] * b.shape[0] == b.len)
-
-
-cdef Source source_of(FrameLayout layout, object src):
-    """Find the rows of an array-like, or raise; nothing is copied yet."""
-    cdef Source source = Source.__new__(Source)
-    cdef int i
-    source.layout = layout
-    if hasattr(src, "planes") and hasattr(src, "format"):
-        source.video_planes(src)
-    elif isinstance(src, (tuple, list)):
-        if len(src) != layout.planes:
-            raise ValueError(f"{layout.format} has {layout.planes} planes, not {len(src)}")
-        for i in range(layout.planes):
-            source.plane(i, src[i])
-    else:
-        source.frame(src)
-    return source
-
-
-cdef void copy(Source source, char* target) noexcept:
+cdef int fill(FrameWriter writer, Source source, char* target, void* stream) except -1:
+    """Copy the rows into the begun slot; on a GPU, queue the copy."""
     cdef FrameLayout layout = source.layout
-    cdef int i
+    cdef Device gpu = writer.slots.device
+    cdef Geometry* g
+    cdef int i, result = 0
+    if gpu is None:
+        with nogil:
+            for i in range(layout.planes):
+                g = &layout.plane[i]
+                cf_copy_rows(target + g.offset, g.step[0], source.rows[i].address, source.rows[i].pitch, g.row_bytes,
+                             g.rows)
+        return 0
+    cdef char* staging = NULL if source.on_gpu else writer.staging()
     with nogil:
         for i in range(layout.planes):
-            cf_copy_rows(target + layout.plane[i].offset, layout.plane[i].step[0], source.rows[i].address,
-                         source.rows[i].pitch, layout.plane[i].row_bytes, layout.plane[i].rows)
+            g = &layout.plane[i]
+            if staging != NULL:
+                # Pinned memory between: the copy to the GPU then needs no waiting, and the caller's array is free.
+                cf_copy_rows(staging + g.offset, g.step[0], source.rows[i].address, source.rows[i].pitch, g.row_bytes,
+                             g.rows)
+                result = gpu.copy(target + g.offset, g.step[0], True, staging + g.offset, g.step[0], False, g.row_bytes,
+                                  g.rows, stream)
+            else:
+                result = gpu.copy(target + g.offset, g.step[0], True, source.rows[i].address, source.rows[i].pitch,
+                                  source.rows[i].on_gpu, g.row_bytes, g.rows, stream)
+            if result:
+                break
+    check_driver(result, "copying the frame in failed")
+    if source.on_gpu:
+        writer.keep_source(source.keep)  # a decoder's surface must not be used again before it has been read
+    return 0
 
 
-def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_ns, timeout):
+def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_ns, stream, timeout):
     """Copy `src` into a slot and publish it; the copy runs without the GIL.
 
     Everything that can be wrong with the arguments is found before a slot is taken.
     """
-    cdef Source source = source_of(layout, src)
+    cdef void* handle = writer_stream(writer, stream)
+    cdef Source source = source_of(layout, writer.slots.device, handle, src)
     if pts_ns is not None:
         pts_ns = as_int64(pts_ns)
-    writer.begin(timeout)
-    copy(source, writer.begun())
-    return writer.commit(pts_ns, layout.nbytes)
+    if writer.slots.device is not None:
+        writer.drop_finished_sources()
+    writer.begin(timeout, -1, handle)
+    try:
+        fill(writer, source, writer.begun(), handle)
+    except BaseException:
+        writer.abandon(handle)
+        raise
+    return writer.commit(pts_ns, layout.nbytes, handle)
+
+
+cdef void* writer_stream(FrameWriter writer, object stream) except? NULL:
+    if writer.slots.device is not None:
+        return stream_of(stream)
+    if stream is not None:
+        raise ValueError("stream= is for device memory; this publisher shares host memory")
+    return NULL
 
 
 cdef int64_t as_int64(object value) except? -1:

@@ -110,11 +110,12 @@ static inline int cf_writer_claim(cf_writer *w, uint32_t k) {
     return CF_OK;
 }
 
-static inline int cf_writer_try(cf_writer *w) {
-    uint32_t tries = w->policy == CF_POLICY_STRICT_WAIT ? 1 : w->ring_size;
+static inline int cf_writer_try(cf_writer *w, int wanted) {
+    uint32_t tries = w->policy == CF_POLICY_STRICT_WAIT && wanted < 0 ? 1 : w->ring_size;
     for (uint32_t i = 1; i <= tries; i++) {
         uint64_t seq = w->seq + i;
         uint32_t k = (uint32_t)(seq % w->ring_size);
+        if (wanted >= 0 && k != (uint32_t)wanted) continue;
         if (w->policy == CF_POLICY_STRICT_WAIT) {
             pthread_mutex_lock(&w->lock);
             uint64_t owed = w->owed[k];
@@ -129,13 +130,14 @@ static inline int cf_writer_try(cf_writer *w) {
     return CF_HELD;
 }
 
-/* Begin a frame: on CF_OK slot cf_writer_slot(w) is the caller's until commit or abandon.
+/* Begin a frame: on CF_OK slot cf_writer_slot(w) is the caller's until commit or abandon. `wanted` asks for one slot in
+ * particular, -1 for the next.
  *
  * drop_oldest: never waits; CF_HELD when every slot is being read (the frame is counted as dropped).
  * strict_wait: waits for the oldest slot until `deadline` (CLOCK_MONOTONIC); CF_TIMED_OUT, or CF_AGAIN after a slice. */
-static inline int cf_writer_begin(cf_writer *w, int64_t deadline) {
+static inline int cf_writer_begin(cf_writer *w, int wanted, int64_t deadline) {
     if (cf_exchange_u32(&w->busy, 1)) return CF_BUSY;
-    int rc = cf_writer_try(w);
+    int rc = cf_writer_try(w, wanted);
     if (rc == CF_HELD && w->policy == CF_POLICY_DROP_OLDEST)
         cf_store_relaxed(&w->shared->frames_dropped, ++w->dropped);
     if (rc == CF_HELD && w->policy == CF_POLICY_STRICT_WAIT) {
@@ -143,7 +145,7 @@ static inline int cf_writer_begin(cf_writer *w, int64_t deadline) {
         uint32_t *word = &w->shared->writer_wait;
         do {
             cf_store_seq_cst_u32(word, 1); /* store mine, then read yours. PAIRS WITH: reader release, its last step */
-            rc = cf_writer_try(w);
+            rc = cf_writer_try(w, wanted);
             if (rc == CF_OK) break;
             int64_t now = cf_now_ns();
             if (now >= deadline) rc = CF_TIMED_OUT;

@@ -28,7 +28,7 @@ cdef extern from "_ring.h" nogil:
         uint64_t dropped
 
     void cf_writer_init(cf_writer* w, cf_frame_header* shared, uint32_t ring_size, uint32_t policy)
-    int cf_writer_begin(cf_writer* w, int64_t deadline)
+    int cf_writer_begin(cf_writer* w, int wanted, int64_t deadline)
     uint32_t cf_writer_slot(const cf_writer* w)
     uint64_t cf_writer_commit(cf_writer* w, int64_t pts_ns, uint64_t written_bytes)
     void cf_writer_abandon(cf_writer* w)

@@ -90,7 +90,9 @@ typedef struct {
     int32_t pitch_uv; /* the same for the second and third plane */
     uint32_t bits_per_pixel;
     uint64_t frame_size_bytes;
-    uint8_t reserved[32];
+    /* reserved */
+    uint8_t device_uuid[16]; /* the GPU of the pool; zero in host memory */
+    uint8_t reserved[16];
 } cf_frame_meta;
 
 typedef struct {
@@ -105,7 +107,8 @@ typedef struct {
     uint64_t frame_no;   /* dense number of this frame, from 1 */
     /* reserved_b */
     int64_t published_ns; /* CLOCK_MONOTONIC */
-    uint8_t reserved_b[40];
+    uint64_t base_offset; /* the frame begins so many bytes into the memory of mem_handle */
+    uint8_t reserved_b[32];
 } cf_slot;
 
 typedef struct {
@@ -245,7 +248,8 @@ typedef struct {
     X(cf_frame_meta, pitch_uv, 16, 4)                      \
     X(cf_frame_meta, bits_per_pixel, 20, 4)                \
     X(cf_frame_meta, frame_size_bytes, 24, 8)              \
-    X(cf_frame_meta, reserved, 32, 32)                     \
+    X(cf_frame_meta, device_uuid, 32, 16)                  \
+    X(cf_frame_meta, reserved, 48, 16)                     \
     X(cf_slot, seq, 0, 8)                                  \
     X(cf_slot, pts_ns, 8, 8)                               \
     X(cf_slot, ack_bitmap, 16, 8)                          \
@@ -255,7 +259,8 @@ typedef struct {
     X(cf_slot, pin_bitmap, 128, 8)                         \
     X(cf_slot, frame_no, 136, 8)                           \
     X(cf_slot, published_ns, 144, 8)                       \
-    X(cf_slot, reserved_b, 152, 40)                        \
+    X(cf_slot, base_offset, 152, 8)                        \
+    X(cf_slot, reserved_b, 160, 32)                        \
     X(cf_subscriber, state, 0, 8)                          \
     X(cf_subscriber, consumer_pid, 8, 8)                   \
     X(cf_subscriber, last_seen_seq, 16, 8)                 \
@@ -424,6 +429,11 @@ static inline int64_t cf_now_ns(void) {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+static inline void cf_sleep_ns(int64_t ns) {
+    struct timespec ts = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    nanosleep(&ts, NULL);
 }
 
 /* Shared futexes (no PRIVATE flag): the waiters are in other processes, perhaps in other pid namespaces.

@@ -18,6 +18,7 @@ cdef extern from "_shm.h" nogil:
         CF_EXT_PASS_FD
         CF_POLICY_DROP_OLDEST
         CF_POLICY_STRICT_WAIT
+        CF_OWNERSHIP_EXTERNAL
         CF_SUB_ACTIVE
     # unsigned: Cython takes an anonymous enum for int
     const uint32_t CF_FRAME_MAGIC
@@ -31,10 +32,12 @@ cdef extern from "_shm.h" nogil:
         int32_t pitch_uv
         uint32_t bits_per_pixel
         uint64_t frame_size_bytes
+        uint8_t device_uuid[16]
 
     ctypedef struct cf_slot:
-        uint64_t seq
-        uint64_t pin_bitmap
+        uint8_t mem_handle[64]
+        uint8_t cuda_ptr_external[32]
+        uint64_t base_offset
 
     ctypedef struct cf_subscriber:
         uint64_t state
@@ -60,6 +63,7 @@ cdef extern from "_shm.h" nogil:
         uint64_t policy
         uint64_t max_subscribers
         cf_frame_meta meta
+        uint8_t ipc_event_handle[64]
         uint64_t global_seq
         uint64_t subscriber_bitmap
         uint64_t shutdown_flag
@@ -68,6 +72,7 @@ cdef extern from "_shm.h" nogil:
         uint64_t frames_dropped
         cf_slot slots[16]
         cf_subscriber subscribers[32]
+        uint8_t slot_event_handles[16][64]
 
     ctypedef struct cf_layout_row:
         const char* type
@@ -79,3 +84,4 @@ cdef extern from "_shm.h" nogil:
     uint64_t cf_load_acquire(const uint64_t* p)
     int64_t cf_load_relaxed_i64(const int64_t* p)
     int64_t cf_now_ns()
+    void cf_sleep_ns(int64_t ns)

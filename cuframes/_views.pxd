@@ -1,3 +1,7 @@
+from cuframes._core cimport Owner
+from cuframes._cuda cimport Device
+
+
 cdef class View:
     cdef char* address
     cdef int ndim
@@ -5,11 +9,14 @@ cdef class View:
     cdef Py_ssize_t[3] step
     cdef int item_bytes
     cdef readonly bint readonly
-    cdef object owner
+    cdef Owner owner
+    cdef Device gpu
 
     cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
-                 bint readonly, object owner) except -1
+                 bint readonly, Owner owner) except -1
+    cdef void drop(self) noexcept
     cdef int check_exportable(self) except -1
+    cdef int check_host(self, object error) except -1
 
 
 cdef class Plane(View):

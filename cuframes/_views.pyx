@@ -1,4 +1,4 @@
-"""Exports of frame memory without a copy: buffer protocol, array interface, DLPack.
+"""Exports of frame memory without a copy: buffer protocol, DLPack, the array interfaces of NumPy and CUDA.
 
 A :class:`View` is an address with a shape and an owner. Everything that is exported from it keeps the view alive, the
 view keeps its owner alive, and the owner is the hold on the ring's slot: the slot goes back when the last export dies.
@@ -7,58 +7,20 @@ view keeps its owner alive, and the owner is the hold on the ring's slot: the sl
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 
-
-cdef extern from "_dlpack.h":
-    ctypedef struct cf_dl_device:
-        int32_t device_type
-        int32_t device_id
-
-    ctypedef struct cf_dl_tensor:
-        void* data
-        cf_dl_device device
-        int32_t ndim
-        uint8_t type_code
-        uint8_t type_bits
-        uint16_t type_lanes
-        int64_t* shape
-        int64_t* strides
-        uint64_t byte_offset
-
-    ctypedef struct cf_dl_managed:
-        cf_dl_tensor tensor
-        void* context
-        void (*deleter)(cf_dl_managed*) noexcept
-
-    ctypedef struct cf_dl_versioned:
-        uint32_t major
-        uint32_t minor
-        void* context
-        void (*deleter)(cf_dl_versioned*) noexcept
-        uint64_t flags
-        cf_dl_tensor tensor
-
-    ctypedef union cf_dl_either:
-        cf_dl_managed legacy
-        cf_dl_versioned versioned
-
-    ctypedef struct cf_dl_export:
-        cf_dl_either managed
-        int64_t[3] shape
-        int64_t[3] strides
+from cuframes._core cimport Owner
+from cuframes._cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
+from cuframes._dlpack cimport *
 
 
-# Declared here because Cython's own declarations of capsules mark the destructor as throwing.
 cdef extern from "Python.h":
-    object PyCapsule_New(void* pointer, const char* name, void (*destructor)(PyObject*) noexcept)
-    void* PyCapsule_GetPointer(PyObject* capsule, const char* name)
-    bint PyCapsule_IsValid(PyObject* capsule, const char* name)
     bint Py_IsInitialized() nogil
 
 
 cdef tuple HOST_DEVICE = (1, 0)  # kDLCPU
+cdef int DL_CUDA = 2  # kDLCUDA
 cdef int DL_READ_ONLY = 1
 cdef char* FORMAT_U8 = "B"
 cdef char* FORMAT_U16 = "H"
@@ -92,15 +54,29 @@ cdef void drop_versioned(PyObject* capsule) noexcept:
         delete_versioned(<cf_dl_versioned*>PyCapsule_GetPointer(capsule, "dltensor_versioned"))
 
 
+cdef void* dlpack_stream(object stream) except? NULL:
+    """The stream of a DLPack consumer on a GPU, by the rules of the array API standard; NULL when it wants no ordering."""
+    if stream is None:
+        return <void*>CF_CUDA_STREAM_LEGACY
+    if not isinstance(stream, int) or isinstance(stream, bool):
+        raise TypeError(f"a DLPack stream is None or an int, not {stream!r}")
+    if stream == -1:
+        return NULL
+    if stream <= 0:
+        raise ValueError(f"a DLPack stream on CUDA is -1, 1, 2 or a handle; {stream} is not unambiguous")
+    return <void*><uintptr_t>stream
+
+
 cdef class View:
     """Memory of one frame or plane, as an array of unsigned integers.
 
-    ``numpy.asarray``, ``memoryview``, ``torch.from_dlpack`` and their like take it without a copy. Subscribers' views
-    are read-only. The slot they lie in stays held while any such array lives.
+    In host memory ``numpy.asarray``, ``memoryview``, ``torch.from_dlpack`` and their like take it without a copy; on a
+    GPU ``torch.from_dlpack``, ``cupy.from_dlpack``, ``cupy.asarray`` and Numba do, ordered after the frame's own work.
+    Subscribers' views are read-only. The slot they lie in stays held while any such array lives.
     """
 
     cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
-                 bint readonly, object owner) except -1:
+                 bint readonly, Owner owner) except -1:
         cdef int i
         self.address = address
         self.ndim = ndim
@@ -110,13 +86,24 @@ cdef class View:
         self.item_bytes = item_bytes
         self.readonly = readonly
         self.owner = owner
+        self.gpu = owner.memory().device
         return 0
+
+    cdef void drop(self) noexcept:
+        """Let go of the memory; what was exported before keeps it."""
+        self.owner = None
 
     cdef int check_exportable(self) except -1:
         if self.owner is None:
             raise ValueError("the frame was released; take views before that, or keep the frame")
         if self.ndim == 0:
             raise BufferError("this frame is not one array; use its planes")
+        return 0
+
+    cdef int check_host(self, object error) except -1:
+        if self.gpu is not None:
+            raise error(f"the frame is in device memory (cuda:{self.gpu.ordinal}): use torch.from_dlpack, cupy.asarray "
+                        "or the like, or copy_to_host()")
         return 0
 
     @property
@@ -143,26 +130,49 @@ cdef class View:
         return total
 
     @property
-    def __array_interface__(self):
-        self.check_exportable()
+    def device(self):
+        """``"cpu"`` or ``"cuda:N"``, N as this process counts its GPUs."""
+        return "cpu" if self.gpu is None else f"cuda:{self.gpu.ordinal}"
+
+    def _interface(self):
         return {
             "version": 3,
             "shape": self.shape,
             "strides": self.strides,
             "typestr": "|u1" if self.item_bytes == 1 else "<u2",
-            "data": (<size_t>self.address, bool(self.readonly)),
+            "data": (<uintptr_t>self.address, bool(self.readonly)),
         }
+
+    @property
+    def __array_interface__(self):
+        self.check_host(AttributeError)
+        self.check_exportable()
+        return self._interface()
+
+    @property
+    def __cuda_array_interface__(self):
+        # Consumers make their stream wait for the one named here. Where they then work they do not say, so the frame
+        # goes back after all work of the context.
+        if self.gpu is None:
+            raise AttributeError("the frame is in host memory")
+        self.check_exportable()
+        stream = <uintptr_t>self.owner.stream[0] if self.owner.streams else <uintptr_t>CF_CUDA_STREAM_LEGACY
+        self.owner.use(NULL)
+        return {**self._interface(), "stream": stream}
 
     def __array__(self, dtype=None, copy=None):
         import numpy
+        self.check_host(TypeError)
         return numpy.array(memoryview(self), dtype=dtype, copy=copy)
 
     def __getitem__(self, index):
         import numpy
+        self.check_host(TypeError)
         return numpy.asarray(memoryview(self))[index]
 
     def __setitem__(self, index, value):
         import numpy
+        self.check_host(TypeError)
         numpy.asarray(memoryview(self))[index] = value
 
     def __len__(self):
@@ -170,6 +180,7 @@ cdef class View:
         return self.extent[0]
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
+        self.check_host(BufferError)
         self.check_exportable()
         if flags & PyBUF_WRITABLE and self.readonly:
             raise BufferError("the frame is read-only: other subscribers see the same memory")
@@ -198,25 +209,52 @@ cdef class View:
             expected *= self.extent[i]
         return True
 
+    def copy_to_host(self):
+        """A copy as a NumPy array, whatever memory the frame is in. On a GPU it waits for the copy."""
+        import numpy
+        self.check_exportable()
+        if self.gpu is None:
+            return numpy.array(memoryview(self))
+        cdef Py_ssize_t rows = self.extent[0], pitch = self.step[0]
+        if self.ndim == 3 and self.step[1] != self.extent[2] * self.item_bytes:
+            rows, pitch = rows * self.extent[1], self.step[1]  # three planes below one another, of rows with padding
+        array = numpy.empty(self.shape, self.dtype)
+        cdef uintptr_t target = array.ctypes.data
+        cdef Py_ssize_t row_bytes = self.nbytes // rows
+        cdef void* stream = <void*>CF_CUDA_STREAM_LEGACY
+        self.owner.use(stream)
+        check_driver(self.gpu.copy(<char*>target, row_bytes, False, self.address, pitch, True, row_bytes, rows, stream),
+                     "copying the frame to the host failed")
+        self.gpu.synchronize_stream(<uintptr_t>stream)
+        return array
+
     def __dlpack_device__(self):
-        """(1, 0): host memory."""
-        return HOST_DEVICE
+        """(1, 0) in host memory, (2, N) on a GPU."""
+        return HOST_DEVICE if self.gpu is None else (DL_CUDA, self.gpu.ordinal)
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
         """A DLPack capsule over the same memory.
 
+        On a GPU `stream` is the consumer's: None or 1 the legacy default stream, 2 the per-thread one, -1 no ordering,
+        otherwise a handle. It is made to wait for the frame, and the frame goes back after what it has queued by the time
+        the tensor dies. In host memory it must be None.
+
         A consumer that asks for version 1.0 or later gets a versioned capsule, flagged read-only for a subscriber's
-        frame. The older capsule cannot say so: writing through it to a subscriber's frame ends the process, since the
-        memory is mapped read-only.
+        frame. The older capsule cannot say so: writing through it to a subscriber's frame ends the process (or, on a
+        GPU, its context), since the memory is mapped read-only.
         """
         # Whatever can fail comes first, then the capsule, and the reference that its deleter gives back last.
         self.check_exportable()
-        if stream is not None:
-            raise ValueError("host memory has no stream; pass stream=None")
-        if dl_device is not None and tuple(dl_device) != HOST_DEVICE:
-            raise BufferError(f"the frame is in host memory (1, 0) and is not copied to device {dl_device}")
+        device = self.__dlpack_device__()
+        if dl_device is not None and tuple(dl_device) != device:
+            raise BufferError(f"the frame is in the memory of DLPack device {device} and is not copied to {dl_device}; "
+                              "use copy_to_host()")
         if copy:
-            raise BufferError("views do not copy; copy the array that was made from one")
+            raise BufferError("views do not copy; copy the array that was made from one, or use copy_to_host()")
+        if self.gpu is not None:
+            self.owner.use(dlpack_stream(stream))
+        elif stream is not None:
+            raise ValueError("host memory has no stream; pass stream=None")
         cdef bint versioned = max_version is not None and max_version[0] >= 1
         cdef cf_dl_export* export = <cf_dl_export*>malloc(sizeof(cf_dl_export))
         if export == NULL:
@@ -234,8 +272,8 @@ cdef class View:
             export.managed.legacy.deleter = delete_legacy
             tensor = &export.managed.legacy.tensor
         tensor.data = self.address
-        tensor.device.device_type = 1
-        tensor.device.device_id = 0
+        tensor.device.device_type = device[0]
+        tensor.device.device_id = device[1]
         tensor.ndim = self.ndim
         tensor.type_code = 1
         tensor.type_bits = 8 * self.item_bytes

@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cuframes._core import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
 from cuframes.errors import NotFound, ProtocolError
@@ -97,7 +97,7 @@ def _info(key: str, state: SegmentState) -> PublisherInfo:
         format=format_name,
         width=header["width"],
         height=header["height"],
-        memory=_memory(header["ext_flags"]),
+        memory=_memory(header),
         policy=POLICY_NAMES.get(header["policy"], "unknown"),
         ring_size=header["ring_size"],
         seq=header["global_seq"],
@@ -107,10 +107,12 @@ def _info(key: str, state: SegmentState) -> PublisherInfo:
     )
 
 
-def _memory(ext_flags: int) -> str:
-    if ext_flags & HOST_MEMORY:
+def _memory(header: dict[str, Any]) -> str:
+    if header["ext_flags"] & HOST_MEMORY:
         return "host"
-    return "cuda" if ext_flags & VMM_MEMORY else "cuda-ipc"
+    if header["ownership_mode"] == 1:
+        return "cuda-external"
+    return "cuda" if header["ext_flags"] & VMM_MEMORY else "cuda-ipc"
 
 
 def collect_garbage(*, dry_run: bool = False) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import grp
 import os
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from cuframes._core import (
 from cuframes._frame import FrameLayout, WritableFrame
 from cuframes._version import __version__
 from cuframes.formats import FrameShape, pixel_format
-from cuframes.memory import create_pool
+from cuframes.memory import Pool, create_external, create_pool
 from cuframes.names import check_key, runtime_dir, segment_name, socket_path
 from cuframes.segment import ControlSegment
 from cuframes.session.server import Server
@@ -69,10 +70,12 @@ class Publisher:
         ``nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra uyvy422 yuyv422 rgbp``.
     ring_size : int
         Slots, 2 to 16. The memory of all of them is reserved now.
-    memory : {"auto", "host"}
-        Where frames live. ``"cuda"`` and ``"cuda-ipc"`` raise :class:`DeviceError` in this version.
-    device : None
-        For device memory.
+    memory : {"auto", "host", "cuda", "cuda-ipc"}
+        Where frames live. ``cuda``: on a GPU, mapped read-only by subscribers (falls back to ``cuda-ipc`` where the device
+        cannot, see :attr:`memory`). ``cuda-ipc``: on a GPU, by the handles that plain version 3 programs know. ``auto``:
+        ``cuda`` where there is a GPU, else ``host``.
+    device : int, optional
+        Which GPU, as this process counts them; default: that of the current CUDA context, else 0.
     policy : {"drop_oldest", "strict_wait"}
         ``drop_oldest`` never waits: it takes the oldest slot that no subscriber is reading, and drops the new frame
         when there is none. ``strict_wait`` waits until every subscriber has released the oldest frame.
@@ -105,38 +108,89 @@ class Publisher:
         group: str | int | None = None,
     ) -> None:
         self._closed = True  # until everything below has worked
-        check_key(key)
         if not isinstance(ring_size, int) or not 2 <= ring_size <= 16:
             raise ValueError(f"ring_size must be 2 to 16, not {ring_size!r}")
+        shape = FrameShape(pixel_format(format), width, height)
+        self._open(key, shape, policy, group, lambda: create_pool(memory, device, key, shape.nbytes, ring_size))
+
+    @classmethod
+    def external(
+        cls,
+        key: str,
+        buffers: Sequence[Any],
+        width: int,
+        height: int,
+        format: str = "nv12",
+        *,
+        pitch: int | None = None,
+        device: int | None = None,
+        policy: str = "drop_oldest",
+        group: str | int | None = None,
+    ) -> Self:
+        """Share device buffers that the caller owns, one per slot: a decoder's pool, say.
+
+        Parameters
+        ----------
+        key, width, height, format, device, policy, group
+            As for :class:`Publisher`.
+        buffers : sequence
+            2 to 16 device buffers: arrays (CUDA array interface, DLPack) or addresses, each with room for a frame. They
+            may be parts of one allocation. The publisher keeps references; they must stay allocated until it is closed.
+        pitch : int, optional
+            Bytes between rows of each plane; default: rows rounded up to 64 bytes.
+
+        Raises
+        ------
+        DeviceError
+            Memory that cannot be shared: managed, stream-ordered (``cuMemAllocAsync``), virtual-memory mapped.
+        ValueError
+            A buffer is too small, or there are too few or too many.
+
+        Notes
+        -----
+        ``acquire()`` picks a buffer that nobody reads, and says which (``frame.slot``); ``acquire(slot=3)`` asks for one in
+        particular.
+        """
+        if not 2 <= len(buffers) <= 16:
+            raise ValueError(f"buffers must be 2 to 16, not {len(buffers)}")
+        shape = FrameShape(pixel_format(format), width, height, pitch, pitch)
+        publisher = cls.__new__(cls)
+        publisher._closed = True
+        publisher._open(key, shape, policy, group, lambda: create_external(buffers, device, shape.nbytes))
+        return publisher
+
+    def _open(
+        self, key: str, shape: FrameShape, policy: str, group: str | int | None, create: Callable[[], Pool]
+    ) -> None:
+        check_key(key)
         if policy not in POLICIES:
             raise ValueError(f"policy must be 'drop_oldest' or 'strict_wait', not {policy!r}")
-        if device is not None and memory in ("auto", "host"):
-            raise ValueError("device= is for device memory; host memory has none")
-        shape = FrameShape(pixel_format(format), width, height)
         gid = _group_id(group)
         self.key = key
         self._layout = FrameLayout(shape)
         path = socket_path(runtime_dir(), key)
         self._segment = ControlSegment(segment_name(key), HEADER_BYTES, gid=gid)
         try:
-            self._pool = create_pool(memory, key, shape.nbytes, ring_size)
+            self._pool = create()
             try:
                 features = PINS | FUTEX | OWNER_LOCK | self._pool.features
+                epoch = int.from_bytes(os.urandom(8), "little") | 1
                 self._writer = FrameWriter(
                     self._segment.mapping,
-                    self._pool.mapping,
-                    self._pool.stride,
+                    self._pool.memory,
                     meta=shape.meta,
-                    ring_size=ring_size,
                     policy=POLICIES[policy],
                     ext_flags=features,
-                    epoch=int.from_bytes(os.urandom(8), "little") | 1,
+                    epoch=epoch,
                     version=tuple(int(part) for part in __version__.split(".")[:3]),
                     pid=os.getpid(),
+                    exports=self._pool.exports,
                 )
+                self._pool.share_in_process(epoch)
                 welcome = Welcome(
                     result=0,
-                    ring_size=ring_size,
+                    ring_size=self._pool.memory.count,
+                    ownership=int(self._pool.kind == "cuda-external"),
                     meta=meta_bytes(self._segment.mapping),
                     path=segment_name(key),
                     features=features,
@@ -169,7 +223,7 @@ class Publisher:
 
     @property
     def memory(self) -> str:
-        """Where the frames are: ``"host"``."""
+        """Where the frames are: ``"host"``, ``"cuda"``, ``"cuda-ipc"`` or ``"cuda-external"``."""
         return self._pool.kind
 
     def publish(self, src: Any, *, pts_ns: int | None = None, stream: Any = None, timeout: float | None = None) -> int:
@@ -184,8 +238,11 @@ class Publisher:
             ``p010`` and ``gray16``. Rows may be padded.
         pts_ns : int, optional
             Presentation time in nanoseconds; default: CLOCK_MONOTONIC at publish.
-        stream : None
-            For device memory.
+            Device memory takes arrays of its GPU (CUDA array interface, DLPack, PyAV's frames decoded there), copied on
+            `stream`, and host arrays, uploaded through pinned memory; the host waits for neither.
+        stream : int or stream object, optional
+            For device memory: the CUDA stream to copy on and to publish after (CUDA Python, CuPy, PyTorch, or a handle);
+            default: the legacy default stream.
         timeout : float, optional
             Seconds to wait for a slot under ``strict_wait``; None waits as long as it takes. ``drop_oldest`` never
             waits.
@@ -204,17 +261,27 @@ class Publisher:
         ValueError, TypeError
             `src` does not fit; nothing was published.
         """
-        _no_stream(stream)
-        return _frame.publish(self._writer, self._layout, src, pts_ns, timeout)
+        return _frame.publish(self._writer, self._layout, src, pts_ns, stream, timeout)
 
-    def acquire(self, *, stream: Any = None, timeout: float | None = None) -> WritableFrame:
+    def acquire(
+        self, *, stream: Any = None, timeout: float | None = None, slot: int | None = None
+    ) -> WritableFrame:
         """A slot to write in place, as a context manager.
 
         It is published when the ``with`` block ends cleanly and given up when it raises. Entering the block raises what
-        :meth:`publish` raises.
+        :meth:`publish` raises. In device memory the frame is published after the work that `stream`, and streams that took
+        the planes by DLPack, have queued by the end of the block.
+
+        Parameters
+        ----------
+        stream, timeout
+            As for :meth:`publish`.
+        slot : int, optional
+            This slot rather than the next that is free; numbers of the slots between are left out of ``seq``.
         """
-        _no_stream(stream)
-        return WritableFrame(self._writer, self._layout, timeout)
+        if slot is not None and not 0 <= slot < self._pool.memory.count:
+            raise ValueError(f"slot must be 0 to {self._pool.memory.count - 1}, not {slot}")
+        return WritableFrame(self._writer, self._layout, stream, timeout, -1 if slot is None else slot)
 
     @property
     def subscribers(self) -> tuple[SubscriberInfo, ...]:
@@ -261,11 +328,6 @@ class Publisher:
     def __repr__(self) -> str:
         state = "closed" if self._closed else self._pool.kind
         return f"<Publisher {self.key!r} {self.format} {self.width}x{self.height}, {state}>"
-
-
-def _no_stream(stream: Any) -> None:
-    if stream is not None:
-        raise ValueError("stream= is for device memory; this publisher shares host memory")
 
 
 def _group_id(group: str | int | None) -> int | None:

@@ -16,7 +16,7 @@ from cuframes._core import FRAME_MAGIC, STRICT_WAIT, FrameReader, Mapping, descr
 from cuframes._frame import Frame, FrameLayout
 from cuframes.errors import DeviceError, Disconnected, ProtocolError, Timeout
 from cuframes.formats import FrameShape, pixel_format
-from cuframes.memory import HostPool
+from cuframes.memory import open_device, open_host
 from cuframes.names import check_key
 from cuframes.segment import open_segment
 from cuframes.session import client
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Subscriber", "SubscriberStats"]
 
 MODES = ("newest", "ordered")
+FEATURES = (
+    _core.PINS | _core.FUTEX | _core.HOST_MEMORY | _core.VMM_MEMORY | _core.OWNER_LOCK | _core.PASS_FD
+)
 STARTS = ("next", "latest", "oldest")
 WAITS = ("block", "spin")
 
@@ -65,8 +68,12 @@ class Subscriber:
         ``newest`` jumps to the newest frame at every call, ``ordered`` takes them one by one as long as they are there.
     start : {"next", "latest", "oldest"}
         The first frame: one published after joining, the newest already there, or the oldest still there.
-    device, stream : None
-        For device memory.
+    device : int, optional
+        For device memory: the GPU, as this process counts them. It must be the one that the frames are on, which is found
+        by its UUID when this is left out.
+    stream : int or stream object, optional
+        For device memory: the CUDA stream that is made to wait for each frame; default: the legacy default stream. Views
+        taken by DLPack are ordered on the consumer's stream as well.
     wait : {"block", "spin"}
         Sleep until a frame comes, or burn a core for the last microseconds of latency.
     max_held : int, optional
@@ -115,13 +122,13 @@ class Subscriber:
                 raise ValueError(f"{what} must be one of {', '.join(allowed)}; not {value!r}")
         if max_held is not None and (not isinstance(max_held, int) or max_held < 1):
             raise ValueError(f"max_held must be an int of at least 1, not {max_held!r}")
-        if device is not None or stream is not None:
-            raise DeviceError("device= and stream= are for device memory, which this version of cuframes does not have")
         self.key = check_key(key)
         self.name = _check_name(name) if name is not None else _default_name()
         self.mode = mode
         self.wait = wait
         self.reconnect = reconnect
+        self._device = device
+        self._stream = stream
         self._start = start
         self._max_held = max_held
         self._past = SubscriberStats(0, 0, 0, 0, 0)
@@ -132,11 +139,10 @@ class Subscriber:
         lifetime.register(self)
 
     def _join(self, timeout: float | None) -> None:
-        features = _core.PINS | _core.FUTEX | _core.HOST_MEMORY | _core.OWNER_LOCK | _core.PASS_FD
-        hello = Hello(3, self.name, -1, self.mode == "ordered", features)
+        hello = Hello(3, self.name, -1 if self._device is None else self._device, self.mode == "ordered", FEATURES)
         connection = client.connect(self.key, hello, timeout)
         try:
-            reader, layout = _open_ring(connection, self.mode, self._start, self.wait, self._max_held)
+            reader, layout = self._open_ring(connection)
         except BaseException:
             connection.close()
             raise
@@ -147,6 +153,45 @@ class Subscriber:
         self._reader, self._layout, self._connection = reader, layout, connection
         if watched:
             self._watch()
+
+    def _open_ring(self, connection: client.Connection) -> tuple[FrameReader, FrameLayout]:
+        """Map what the publisher announced, after checking it."""
+        welcome, place = connection.welcome, connection.place
+        if not 2 <= welcome.ring_size <= 16 or not 1 <= place.bit <= 31:
+            raise ProtocolError(f"the publisher announces {welcome.ring_size} slots and gives bit {place.bit}")
+        shape, frame_bytes, uuid = _unpack_meta(welcome.meta)
+        header = _open_header(connection)
+        found = describe(header)
+        pool = connection.descriptors[1] if len(connection.descriptors) > 1 else None
+        if welcome.features & _core.HOST_MEMORY:
+            if pool is None:
+                raise ProtocolError("the publisher sent no descriptor of its frames")
+            if self._device is not None:
+                raise DeviceError(f"the publisher's frames are in host memory; device={self._device} cannot be met")
+            slots = open_host(pool, frame_bytes, welcome.ring_size)
+        else:
+            descriptor = pool if welcome.features & _core.VMM_MEMORY else None
+            handles = _core.handles(header)[: welcome.ring_size]
+            slots = open_device(uuid, self._device, found["epoch"], frame_bytes, handles, descriptor)
+
+        pins = bool(welcome.features & _core.PINS)
+        last, frame_no = place.initial_seq, place.initial_frame_no if pins else place.initial_seq
+        known: int | None = frame_no
+        if self._start == "oldest":
+            last, known = 0, None
+        elif self._start == "latest" and last:
+            last, known = last - 1, frame_no - 1
+        held = self._max_held if self._max_held is not None else max(1, welcome.ring_size // 2)
+        strict = found["policy"] == STRICT_WAIT
+        reader = FrameReader(
+            header,
+            slots,
+            connection,
+            ring=(place.bit, held, self.mode == "ordered", self.wait == "spin", pins, strict),
+            position=(last, known),
+            stream=self._stream,
+        )
+        return reader, FrameLayout(shape)
 
     @property
     def format(self) -> str:
@@ -333,54 +378,27 @@ class Subscriber:
         return f"<Subscriber {self.name!r} of {self.key!r}, {self.format} {self.width}x{self.height}, {state}>"
 
 
-def _open_ring(
-    connection: client.Connection, mode: str, start: str, wait: str, max_held: int | None
-) -> tuple[FrameReader, FrameLayout]:
-    """Map what the publisher announced, after checking it."""
-    welcome, place = connection.welcome, connection.place
-    code, width, height, pitch_y, pitch_uv = struct.unpack_from("<Iiiii", welcome.meta)
-    (frame_bytes,) = struct.unpack_from("<Q", welcome.meta, 24)
-    if not 2 <= welcome.ring_size <= 16 or not 1 <= place.bit <= 31:
-        raise ProtocolError(f"the publisher announces {welcome.ring_size} slots and gives bit {place.bit}")
+def _unpack_meta(meta: bytes) -> tuple[FrameShape, int, bytes]:
+    """Geometry, bytes of a frame, and UUID of the GPU, from the 64 bytes of ``frame_meta``."""
+    code, width, height, pitch_y, pitch_uv, _, frame_bytes = struct.unpack_from("<IiiiiIQ", meta)
     try:
         shape = FrameShape(pixel_format(code), width, height, pitch_y, pitch_uv)
     except ValueError as problem:
         raise ProtocolError(f"the publisher shares frames that this library does not know: {problem}") from None
     if shape.nbytes > frame_bytes:
         raise ProtocolError(f"the publisher's frames have {frame_bytes} bytes, {shape} needs {shape.nbytes}")
+    return shape, frame_bytes, meta[32:48]
 
+
+def _open_header(connection: client.Connection) -> Mapping:
+    """The control segment, by descriptor or, from a plain version 3 publisher, by name."""
     if connection.descriptors:
-        header = _map_header(connection.descriptors[0])
-    else:
-        fd = open_segment(welcome.path, writable=True)
-        try:
-            header = _map_header(fd)
-        finally:
-            os.close(fd)
-    if not welcome.features & _core.HOST_MEMORY or len(connection.descriptors) < 2:
-        raise DeviceError(
-            "the publisher's frames are in device memory; this version of cuframes reads host memory only"
-        )
-    pool = HostPool.open(connection.descriptors[1], frame_bytes, welcome.ring_size)
-
-    pins = bool(welcome.features & _core.PINS)
-    last, frame_no = place.initial_seq, place.initial_frame_no if pins else place.initial_seq
-    known: int | None = frame_no
-    if start == "oldest":
-        last, known = 0, None
-    elif start == "latest" and last:
-        last, known = last - 1, frame_no - 1
-    held = max_held if max_held is not None else max(1, welcome.ring_size // 2)
-    strict = describe(header)["policy"] == STRICT_WAIT
-    reader = FrameReader(
-        header,
-        pool.mapping,
-        pool.stride,
-        connection,
-        ring=(welcome.ring_size, place.bit, held, mode == "ordered", wait == "spin", pins, strict),
-        position=(last, known),
-    )
-    return reader, FrameLayout(shape)
+        return _map_header(connection.descriptors[0])
+    fd = open_segment(connection.welcome.path, writable=True)
+    try:
+        return _map_header(fd)
+    finally:
+        os.close(fd)
 
 
 def _map_header(fd: int) -> Mapping:

@@ -26,7 +26,8 @@ TYPES = {
 # Reserved bytes in which this library keeps fields of its own.
 SPLIT = {
     ("slot", "reserved_a"): ["pin_bitmap", "frame_no"],
-    ("slot", "reserved_b"): ["published_ns", "reserved_b"],
+    ("slot", "reserved_b"): ["published_ns", "base_offset", "reserved_b"],
+    ("frame_meta", "reserved"): ["device_uuid", "reserved"],
     ("subscriber", "reserved"): ["received", "lost", "skipped", "held", "reserved"],
     ("frame_header", "reserved_a"): ["ext_flags"],
     ("frame_header", "reserved_b"): [

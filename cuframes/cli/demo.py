@@ -143,6 +143,8 @@ def _summary(source: str, publisher: Reporter, watchers: list[Reporter], picture
         "source": source,
         "published": publisher.last["published"],
         "dropped": publisher.last["dropped"],
+        "memory": publisher.last["memory"],
+        "decoder": publisher.last["decoder"],
         "received": sum(report["received"] for report in reports),
         "lost": sum(report["lost"] for report in reports),
         "skipped": sum(report["skipped"] for report in reports),

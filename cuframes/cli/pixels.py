@@ -9,6 +9,7 @@ import numpy
 from numpy.lib.stride_tricks import as_strided
 
 from cuframes.formats import ALIASES, FrameShape, pixel_format
+from cuframes.memory.driver import upload_columns
 
 __all__ = ["convert", "ffmpeg_format", "read_stamp", "rows", "save_picture", "stamp", "to_video"]
 
@@ -24,8 +25,8 @@ def ffmpeg_format(name: str) -> str:
 
 
 def rows(plane: Any) -> Any:
-    """A plane as an array of its bytes, (rows, bytes per row), without a copy."""
-    samples = numpy.asarray(plane)
+    """A plane as an array of its bytes, (rows, bytes per row), without a copy in host memory."""
+    samples = numpy.asarray(plane) if plane.device == "cpu" else plane.copy_to_host()
     row_bytes = samples[0].nbytes
     return as_strided(samples.view(), shape=(len(samples), row_bytes // samples.itemsize)).view(numpy.uint8)
 
@@ -38,6 +39,8 @@ def _video_rows(plane: Any, row_bytes: int) -> Any:
 def convert(frame: Any, width: int, height: int, format: str) -> Any:
     """A decoded frame in the wanted size and format, as something ``Publisher.publish`` takes."""
     wanted = ffmpeg_format(format)
+    if frame.format.name == "cuda":  # decoded on the GPU, which is asked for only when nothing needs converting
+        return frame
     if (frame.format.name, frame.width, frame.height) != (wanted, width, height):
         frame = frame.reformat(width=width, height=height, format=wanted)
     if format == "rgbp":
@@ -88,7 +91,10 @@ def stamp(planes: Any, number: int) -> None:
     """Write a number into the first 8 bytes of every row, so that a frame made of two is found out."""
     raw = numpy.frombuffer(number.to_bytes(STAMP_BYTES, "little"), numpy.uint8)
     for plane in planes:
-        rows(plane)[:, :STAMP_BYTES] = raw
+        if plane.device == "cpu":
+            rows(plane)[:, :STAMP_BYTES] = raw
+        else:
+            upload_columns(plane, numpy.tile(raw, (plane.shape[0], 1)))
 
 
 def read_stamp(frame: Any) -> int | None:

@@ -11,6 +11,7 @@ import typer
 from cuframes.cli import Stopped, pixels, stop_on_signals
 from cuframes.cli.source import Source
 from cuframes.errors import FrameDropped
+from cuframes.memory.driver import gpu, has_gpu
 from cuframes.publisher import Publisher
 
 __all__ = ["publish"]
@@ -44,7 +45,9 @@ def publish(
 ) -> None:
     """Decode a source with FFmpeg and publish its frames until it ends or SIGTERM comes."""
     stop_on_signals()
-    with contextlib.closing(Source(source, size=parse_size(size), fps=fps, format=format, loop=loop)) as video:
+    wanted = parse_size(size)
+    video = Source(source, size=wanted, fps=fps, format=format, loop=loop, gpu=_decoder_gpu(memory))
+    with contextlib.closing(video):
         if stamp:
             pixels.check_stampable(format, video.width, video.height)
         publisher = Publisher(
@@ -52,7 +55,8 @@ def publish(
         )
         with publisher:
             if not json_:
-                print(f"publishing {publisher} from {source}", file=sys.stderr)
+                where = "the GPU" if video.decoder == "nvdec" else "the CPU"
+                print(f"publishing {publisher} from {source}, decoded on {where}", file=sys.stderr)
             with contextlib.suppress(Stopped):
                 while len(publisher.subscribers) < wait_for:
                     time.sleep(0.01)
@@ -64,9 +68,16 @@ def publish(
                         _publish(publisher, frame, pts_ns, stamp)
             stats = publisher.stats()
     if json_:
-        print(json.dumps({"key": key, **stats._asdict()}))
+        print(json.dumps({"key": key, "memory": publisher.memory, "decoder": video.decoder, **stats._asdict()}))
     else:
         print(f"{stats.published} frames published, {stats.dropped} dropped", file=sys.stderr)
+
+
+def _decoder_gpu(memory: str) -> int | None:
+    """The GPU to decode on: the one that the frames will be on."""
+    if memory == "host" or (memory == "auto" and not has_gpu()):
+        return None
+    return gpu().ordinal
 
 
 def _publish(publisher: Publisher, frame: Any, pts_ns: int, stamp: bool) -> None:

@@ -34,6 +34,9 @@ class Source:
         Pixel format of the frames, one of ours.
     loop : bool
         Start again at the end of a file. Timestamps go on growing.
+    gpu : int, optional
+        Decode on this GPU (NVDEC), where it can and nothing needs converting; frames then stay there. Otherwise says why
+        not and decodes on the CPU.
     """
 
     def __init__(
@@ -44,12 +47,15 @@ class Source:
         fps: float | None = None,
         format: str = "nv12",
         loop: bool = False,
+        gpu: int | None = None,
     ) -> None:
         self.url = url
         self.format = format
         self._fps = fps
         self._loop = loop
         self._size = size
+        self._gpu = gpu
+        self._begun: tuple[Any, list[Any]] | None = None
         self._container = self._open()
         stream = self._container.streams.video[0]
         own: tuple[int, int] = (stream.codec_context.width, stream.codec_context.height)
@@ -62,6 +68,8 @@ class Source:
             width, height = self._size or (1280, 720)
             rate = Fraction(self._fps).limit_denominator(1001) if self._fps else 25
             return av.open(f"testsrc2=size={width}x{height}:rate={rate}", format="lavfi")
+        if self._gpu is not None and (container := self._open_on_gpu(self._gpu)):
+            return container
         try:
             container = av.open(self.url)
         except av.FFmpegError as problem:
@@ -71,6 +79,35 @@ class Source:
             raise OSError(f"{self.url!r} has no video stream")
         container.streams.video[0].thread_type = "AUTO"
         return container
+
+    def _open_on_gpu(self, ordinal: int) -> Any:
+        """The source with its decoder on a GPU, or None."""
+        if self._size is not None or self.format not in ("nv12", "p010"):
+            log.warning("%s: decoding on the CPU, since frames are converted to %s there", self.url, self.format)
+            return None
+        try:
+            from av.codec.hwaccel import HWAccel
+
+            accelerator = HWAccel("cuda", str(ordinal), allow_software_fallback=False, is_hw_owned=True)
+            container = av.open(self.url, hwaccel=accelerator)
+            if not container.streams.video:
+                raise OSError("there is no decoder for it on the GPU")
+            # Whether the decoder works, and what it gives, shows with the first frame; it is kept for the playing.
+            packets = container.demux(container.streams.video[0])
+            frames = next((frames for packet in packets if (frames := packet.decode())), [])
+            found = [getattr(getattr(frame, "sw_format", None), "name", frame.format.name) for frame in frames]
+            if set(found) != {pixels.ffmpeg_format(self.format)} or frames[0].format.name != "cuda":
+                raise ValueError(f"the decoder gives {found or 'nothing'}, not {self.format}")
+            self._begun = packets, frames
+            return container
+        except (av.FFmpegError, OSError, ImportError, TypeError, ValueError, NotImplementedError, RuntimeError) as problem:
+            log.warning("%s: decoding on the CPU, not on cuda:%d: %s", self.url, ordinal, problem)
+            return None
+
+    @property
+    def decoder(self) -> str:
+        """What decodes: ``"nvdec"`` or ``"cpu"``."""
+        return "nvdec" if self._container.streams.video[0].codec_context.is_hwaccel else "cpu"
 
     @property
     def _paced(self) -> bool:
@@ -125,7 +162,9 @@ class Source:
 
     def _decoded(self) -> Iterator[Any]:
         stream = self._container.streams.video[0]
-        packets = self._container.demux(stream)
+        packets, ahead = self._begun or (self._container.demux(stream), [])
+        self._begun = None
+        yield from ahead
         while True:
             try:
                 packet = next(packets, None)

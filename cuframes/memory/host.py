@@ -5,7 +5,7 @@ import fcntl
 import os
 from typing import Self
 
-from cuframes._core import HOST_MEMORY, Mapping
+from cuframes._core import HOST_MEMORY, Mapping, Slots
 from cuframes.errors import ProtocolError
 from cuframes.segment import PAGE, create_memfd
 
@@ -26,10 +26,13 @@ class HostPool:
     kind = "host"
     features = HOST_MEMORY
 
-    def __init__(self, fd: int, mapping: Mapping, stride: int) -> None:
+    exports = None
+
+    def __init__(self, fd: int, mapping: Mapping, stride: int, ring_size: int) -> None:
         self._fd = fd
         self.mapping = mapping
         self.stride = stride
+        self.memory = Slots.of_mapping(mapping, stride, ring_size)
 
     @classmethod
     def create(cls, key: str, frame_bytes: int, ring_size: int) -> Self:
@@ -41,7 +44,7 @@ class HostPool:
         """
         stride = frame_stride(frame_bytes)
         fd, mapping = create_memfd(f"cuframes-{key}", stride * ring_size)
-        return cls(fd, mapping, stride)
+        return cls(fd, mapping, stride, ring_size)
 
     @classmethod
     def open(cls, fd: int, frame_bytes: int, ring_size: int) -> Self:
@@ -62,11 +65,14 @@ class HostPool:
             sealed = 0
         if not sealed:
             raise ProtocolError("the pool is not sealed against shrinking, so reading it could end this process")
-        return cls(-1, Mapping(fd, size), stride)
+        return cls(-1, Mapping(fd, size), stride, ring_size)
 
     def descriptors(self) -> list[int]:
         """Descriptors for a subscriber; they stay ours."""
         return [self._fd]
+
+    def share_in_process(self, epoch: int) -> None:
+        """Nothing to do: a subscriber of this process maps the descriptor like any other."""
 
     def close(self) -> None:
         """Close the descriptor; the memory goes with the last mapping of it."""

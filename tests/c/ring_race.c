@@ -57,7 +57,7 @@ static void *read_all(void *argument) {
 static void *write_all(void *unused) {
     (void)unused;
     while (frames) {
-        int rc = cf_writer_begin(&writer, INT64_MAX);
+        int rc = cf_writer_begin(&writer, -1, INT64_MAX);
         if (rc == CF_AGAIN || rc == CF_HELD) continue;
         if (rc != CF_OK) abort();
         uint64_t *p = pixels[cf_writer_slot(&writer)];

@@ -1,0 +1,65 @@
+from libc.stdint cimport uintptr_t
+
+
+cdef extern from "_cuda.h" nogil:
+    enum:
+        CF_CUDA_SUCCESS
+        CF_CUDA_NOT_READY
+        CF_CUDA_NOT_SUPPORTED
+        CF_CUDA_EVENT_DISABLE_TIMING
+        CF_CUDA_MEMORY_HOST
+        CF_CUDA_MEMORY_DEVICE
+        CF_CUDA_STREAM_LEGACY
+        CF_CUDA_STREAM_PER_THREAD
+
+    ctypedef struct cf_cuda_memcpy2d:
+        int src_type
+        const void* src_host
+        uintptr_t src_device
+        size_t src_pitch
+        int dst_type
+        void* dst_host
+        uintptr_t dst_device
+        size_t dst_pitch
+        size_t width_bytes
+        size_t height
+
+    ctypedef struct cf_cuda_calls:
+        int (*event_record)(void* event, void* stream) noexcept nogil
+        int (*stream_wait_event)(void* stream, void* event, unsigned int flags) noexcept nogil
+        int (*event_query)(void* event) noexcept nogil
+        int (*event_synchronize)(void* event) noexcept nogil
+        int (*event_create)(void** event, unsigned int flags) noexcept nogil
+        int (*event_destroy)(void* event) noexcept nogil
+        int (*ctx_record_event)(void* context, void* event) noexcept nogil
+        int (*ctx_get_current)(void** context) noexcept nogil
+        int (*ctx_push)(void* context) noexcept nogil
+        int (*ctx_pop)(void** context) noexcept nogil
+        int (*memcpy_2d_async)(const cf_cuda_memcpy2d* copy, void* stream) noexcept nogil
+        int (*stream_synchronize)(void* stream) noexcept nogil
+        int (*get_error_name)(int error, const char** name) noexcept nogil
+        int (*get_error_string)(int error, const char** text) noexcept nogil
+
+
+cdef void* stream_of(object stream) except? NULL
+cdef int check_driver(int result, str what) except -1
+
+
+cdef class Device:
+    cdef readonly int ordinal
+    cdef readonly bytes uuid
+    cdef readonly str name
+    cdef void* context
+    cdef readonly object keep
+
+    cdef int enter(self) noexcept nogil
+    cdef void leave(self, int entered) noexcept nogil
+    cdef int record(self, void* event, void* stream) noexcept nogil
+    cdef int record_everything(self, void* event) noexcept nogil
+    cdef int wait(self, void* stream, void* event) noexcept nogil
+    cdef int finished(self, void* event) noexcept nogil
+    cdef void synchronize(self, void* event) noexcept nogil
+    cdef void* new_event(self) noexcept nogil
+    cdef void drop_event(self, void* event) noexcept nogil
+    cdef int copy(self, char* dst, Py_ssize_t dst_pitch, bint to_device, const char* src, Py_ssize_t src_pitch,
+                  bint from_device, size_t row_bytes, size_t rows, void* stream) noexcept nogil

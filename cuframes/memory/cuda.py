@@ -1,0 +1,368 @@
+"""Device memory: the pools of ``memory="cuda"``, ``"cuda-ipc"`` and :meth:`Publisher.external`, and opening them.
+
+``cuda``
+    One virtual-memory allocation, passed as a descriptor; subscribers map it read-only. Its physical memory lives until
+    the last of them lets go, also when the publisher is killed.
+``cuda-ipc``
+    Plain protocol version 3: an allocation and a legacy IPC handle per slot. Subscribers' mappings are writable.
+``external``
+    The caller's own buffers, shared through legacy IPC handles of the allocations that they lie in.
+
+In each of them every slot has an interprocess event, which is recorded when its frame is published.
+"""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any, Self
+
+from cuframes._core import VMM_MEMORY, Slots
+from cuframes._cuda import Device
+from cuframes.errors import DeviceError, ProtocolError
+from cuframes.memory.driver import call, current, gpu, handle_bytes
+from cuframes.memory.host import frame_stride
+
+__all__ = ["CudaIpcPool", "CudaPool", "ExternalPool", "OpenedPool", "buffer_pointer"]
+
+IPC_GRANULE = 2 << 20  # the driver shares whole blocks of this size: no neighbour's data in them
+
+# A process cannot open its own IPC handles; a subscriber in the publisher's process finds the pool here, by epoch.
+_own: "weakref.WeakValueDictionary[int, DevicePool]" = weakref.WeakValueDictionary()
+
+
+class DevicePool:
+    """What the device pools share: events, staging for uploads, and the order in which all of it goes away.
+
+    ``close`` is called by the publisher; memory and events are freed with the last reference, since a subscriber in the
+    same process may still use them.
+    """
+
+    kind = ""
+    features = 0
+
+    def __init__(self, device: Device, ring_size: int) -> None:
+        self.device = device
+        self.handles: list[bytes] | None = None
+        self.offsets = [0] * ring_size
+        self.pointers: list[int] | None = None
+        self._free: list[tuple[Any, ...]] = []  # (driver function, arguments), in the order they came to be needed
+        self._staging: tuple[int, int] | None = None
+        self._ring_size = ring_size
+        self._frame_bytes = 0
+        with current(device) as driver:
+            flags = driver.CUevent_flags.CU_EVENT_INTERPROCESS | driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
+            events = []
+            for _ in range(ring_size + 1):
+                events.append(call(driver.cuEventCreate, flags, doing="creating an interprocess event"))
+                self._free.append((driver.cuEventDestroy, events[-1]))
+            self.event_handles = [handle_bytes(call(driver.cuIpcGetEventHandle, event)) for event in events]
+        self.events = [int(event) for event in events]
+
+    def slots(self, addresses: list[int]) -> Slots:
+        """The addresses with their events."""
+        return Slots(addresses, self, device=self.device, events=self.events[:-1], ring_event=self.events[-1])
+
+    @property
+    def exports(self) -> tuple[Any, ...]:
+        """What goes into the control segment."""
+        return (self.handles, self.offsets, self.pointers, self.event_handles[:-1], self.event_handles[-1])
+
+    def staging(self) -> tuple[int, int]:
+        """(address, bytes per slot) of pinned host memory for uploads; reserved when first asked for."""
+        if self._staging is None:
+            stride = frame_stride(self._frame_bytes)
+            with current(self.device) as driver:
+                address = call(driver.cuMemHostAlloc, stride * self._ring_size, 0, doing="reserving pinned host memory")
+            self._free.append((driver.cuMemFreeHost, address))
+            self._staging = int(address), stride
+        return self._staging
+
+    def share_in_process(self, epoch: int) -> None:
+        """Let subscribers of this process use the pool itself."""
+        _own[epoch] = self
+
+    def descriptors(self) -> list[int]:
+        """Descriptors for a subscriber; they stay ours."""
+        return []
+
+    def close(self) -> None:
+        """Close descriptors. What subscribers have opened stays."""
+
+    def __del__(self) -> None:
+        # The driver may have gone first, at interpreter exit; then everything is free already.
+        with contextlib.suppress(Exception), current(self.device):
+            while self._free:
+                function, *arguments = self._free.pop()
+                function(*arguments)
+
+
+class CudaIpcPool(DevicePool):
+    """An allocation per slot, and its legacy IPC handle."""
+
+    kind = "cuda-ipc"
+
+    @classmethod
+    def create(cls, device: Device, frame_bytes: int, ring_size: int) -> Self:
+        """Allocate.
+
+        Raises
+        ------
+        DeviceError
+        """
+        pool = cls(device, ring_size)
+        pool._frame_bytes = frame_bytes
+        size = -(-frame_bytes // IPC_GRANULE) * IPC_GRANULE
+        addresses = []
+        pool.handles = []
+        with current(device) as driver:
+            for _ in range(ring_size):
+                address = call(driver.cuMemAlloc, size, doing=f"allocating {size} bytes of device memory")
+                pool._free.append((driver.cuMemFree, address))
+                handle = call(driver.cuIpcGetMemHandle, address, doing="exporting device memory by legacy CUDA IPC")
+                pool.handles.append(handle_bytes(handle))
+                addresses.append(int(address))
+        pool.memory = pool.slots(addresses)
+        return pool
+
+    memory: Slots
+
+
+class CudaPool(DevicePool):
+    """One virtual-memory allocation, exported as a descriptor."""
+
+    kind = "cuda"
+    features = VMM_MEMORY
+    memory: Slots
+
+    def __init__(self, device: Device, ring_size: int) -> None:
+        super().__init__(device, ring_size)
+        self._fd = -1
+
+    @classmethod
+    def create(cls, device: Device, frame_bytes: int, ring_size: int) -> Self:
+        """Allocate.
+
+        Raises
+        ------
+        DeviceError
+            Also when the device cannot export virtual memory; ``cuda-ipc`` may then do.
+        """
+        pool = cls(device, ring_size)
+        pool._frame_bytes = frame_bytes
+        stride = frame_stride(frame_bytes)
+        with current(device) as driver:
+            kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+            properties = _properties(driver, device, kind)
+            size = _mapped_size(driver, properties, stride * ring_size)
+            handle = call(driver.cuMemCreate, size, properties, 0, doing=f"allocating {size} bytes of device memory")
+            pool._free.append((driver.cuMemRelease, handle))
+            pool._fd = int(
+                call(driver.cuMemExportToShareableHandle, handle, kind, 0, doing="exporting device memory by descriptor")
+            )
+            base = _map(driver, device, handle, size, pool._free, writable=True)
+        pool.memory = pool.slots([base + k * stride for k in range(ring_size)])
+        return pool
+
+    def descriptors(self) -> list[int]:
+        return [self._fd]
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+        super().__del__()
+
+
+class ExternalPool(DevicePool):
+    """The caller's buffers, one per slot. They stay the caller's; this keeps references to them."""
+
+    kind = "cuda-external"
+    memory: Slots
+
+    @classmethod
+    def create(cls, buffers: Sequence[Any], frame_bytes: int, device: Device | None) -> Self:
+        """Look up what each buffer lies in, and export that.
+
+        Raises
+        ------
+        DeviceError
+            Memory that cannot be exported: managed, stream-ordered, or not of a GPU.
+        ValueError
+            A buffer is too small.
+        """
+        pointers = [buffer_pointer(buffer) for buffer in buffers]
+        device = device or gpu()
+        pool = cls(device, len(buffers))
+        pool._frame_bytes = frame_bytes
+        pool.buffers = list(buffers)
+        pool.handles, pool.pointers = [], pointers
+        with current(device) as driver:
+            for index, pointer in enumerate(pointers):
+                _check_exportable(driver, device, index, pointer)
+                base, size = call(driver.cuMemGetAddressRange, pointer)
+                offset = pointer - int(base)
+                if offset + frame_bytes > size:
+                    raise ValueError(
+                        f"buffer {index} has {size - offset} bytes up to the end of its allocation, a frame needs "
+                        f"{frame_bytes}"
+                    )
+                handle = call(driver.cuIpcGetMemHandle, base, doing=f"exporting buffer {index} by legacy CUDA IPC")
+                pool.handles.append(handle_bytes(handle))
+                pool.offsets[index] = offset
+        pool.memory = pool.slots(pointers)
+        return pool
+
+    buffers: list[Any]
+
+
+class OpenedPool:
+    """A subscriber's view of a publisher's device memory. Unmapped with the last reference."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._free: list[tuple[Any, ...]] = []
+        self.memory: Slots
+
+    @classmethod
+    def open(
+        cls,
+        device: Device,
+        epoch: int,
+        frame_bytes: int,
+        handles: list[tuple[bytes, int, bytes]],
+        descriptor: int | None,
+    ) -> Slots:
+        """Map the frames and open the events.
+
+        Parameters
+        ----------
+        handles : list of (memory handle, offset, event handle)
+            From the control segment.
+        descriptor : int or None
+            Of the virtual-memory allocation; None for legacy handles. Stays the caller's.
+        """
+        own = _own.get(epoch) if epoch else None
+        if own is not None:
+            slots: Slots = own.memory  # type: ignore[attr-defined]
+            return slots
+        pool = cls(device)
+        with current(device) as driver:
+            if descriptor is None:
+                addresses = pool._open_legacy(driver, handles)
+            else:
+                addresses = pool._open_descriptor(driver, descriptor, frame_bytes, len(handles))
+            events = []
+            for _, _, raw in handles:
+                handle = driver.CUipcEventHandle()
+                handle.reserved = raw
+                event = call(driver.cuIpcOpenEventHandle, handle, doing="opening a frame's event")
+                pool._free.append((driver.cuEventDestroy, event))
+                events.append(int(event))
+        return Slots(addresses, pool, device=device, events=events)
+
+    def _open_legacy(self, driver: Any, handles: list[tuple[bytes, int, bytes]]) -> list[int]:
+        flag = driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
+        bases: dict[bytes, int] = {}
+        addresses = []
+        for raw, offset, _ in handles:
+            if not any(raw):
+                raise ProtocolError("the publisher shares no memory handle for a slot")
+            if raw not in bases:
+                handle = driver.CUipcMemHandle()
+                handle.reserved = raw
+                doing = "opening the publisher's memory (its process must be another one, with another pid)"
+                base = call(driver.cuIpcOpenMemHandle, handle, flag, doing=doing)
+                self._free.append((driver.cuIpcCloseMemHandle, base))
+                bases[raw] = int(base)
+            addresses.append(bases[raw] + offset)
+        return addresses
+
+    def _open_descriptor(self, driver: Any, descriptor: int, frame_bytes: int, count: int) -> list[int]:
+        stride = frame_stride(frame_bytes)
+        kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        size = _mapped_size(driver, _properties(driver, self.device, kind), stride * count)
+        handle = call(
+            driver.cuMemImportFromShareableHandle, descriptor, kind, doing="importing the publisher's memory"
+        )
+        self._free.append((driver.cuMemRelease, handle))
+        base = _map(driver, self.device, handle, size, self._free, writable=False)
+        return [base + k * stride for k in range(count)]
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), current(self.device):
+            while self._free:
+                function, *arguments = self._free.pop()
+                function(*arguments)
+
+
+def buffer_pointer(buffer: Any) -> int:
+    """Device address of a buffer: an int, or what the CUDA array interface or DLPack (through CuPy or PyTorch) say."""
+    if isinstance(buffer, int) and not isinstance(buffer, bool):
+        return buffer
+    interface = getattr(buffer, "__cuda_array_interface__", None)
+    if interface is not None:
+        return int(interface["data"][0])
+    if hasattr(buffer, "__dlpack__"):
+        from cuframes._source import dlpack_pointer
+
+        return int(dlpack_pointer(buffer))
+    raise TypeError(f"a buffer is a device array or the address of one, not {type(buffer).__name__}")
+
+
+def _properties(driver: Any, device: Device, kind: Any) -> Any:
+    properties = driver.CUmemAllocationProp()
+    properties.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties.requestedHandleTypes = kind
+    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    properties.location.id = device.ordinal
+    return properties
+
+
+def _mapped_size(driver: Any, properties: Any, size: int) -> int:
+    minimum = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
+    granule = int(call(driver.cuMemGetAllocationGranularity, properties, minimum))
+    return -(-size // granule) * granule
+
+
+def _map(driver: Any, device: Device, handle: Any, size: int, free: list[tuple[Any, ...]], *, writable: bool) -> int:
+    address = call(driver.cuMemAddressReserve, size, 0, 0, 0, doing="reserving device addresses")
+    free.append((driver.cuMemAddressFree, address, size))
+    call(driver.cuMemMap, address, size, 0, handle, 0, doing="mapping device memory")
+    free.append((driver.cuMemUnmap, address, size))
+    access = driver.CUmemAccessDesc()
+    access.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    access.location.id = device.ordinal
+    flags = driver.CUmemAccess_flags
+    access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE if writable else flags.CU_MEM_ACCESS_FLAGS_PROT_READ
+    call(driver.cuMemSetAccess, address, size, [access], 1, doing="setting access to device memory")
+    return int(address)
+
+
+def _check_exportable(driver: Any, device: Device, index: int, pointer: int) -> None:
+    attribute = driver.CUpointer_attribute
+
+    def ask(what: Any) -> Any:
+        result, value = driver.cuPointerGetAttribute(what, pointer)
+        return value if result == driver.CUresult.CUDA_SUCCESS else None
+
+    kind = ask(attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
+    if kind is None or int(kind) != int(driver.CUmemorytype.CU_MEMORYTYPE_DEVICE):
+        raise DeviceError(f"buffer {index} at {pointer:#x} is not memory of a GPU; allocate it with cuMemAlloc")
+    if ask(attribute.CU_POINTER_ATTRIBUTE_IS_MANAGED):
+        raise DeviceError(f"buffer {index} is managed memory, which cannot be shared; allocate it with cuMemAlloc")
+    if ask(attribute.CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE):
+        raise DeviceError(
+            f"buffer {index} comes from a stream-ordered pool (cuMemAllocAsync), which legacy IPC cannot share; allocate "
+            "it with cuMemAlloc"
+        )
+    if ask(attribute.CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE) in (False, 0):
+        raise DeviceError(
+            f"buffer {index} is virtual-memory mapped, which legacy IPC cannot share (PyTorch: expandable_segments:False)"
+        )
+    ordinal = ask(attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
+    if ordinal is not None and int(ordinal) != device.ordinal:
+        raise DeviceError(f"buffer {index} is on cuda:{int(ordinal)}, the publisher on cuda:{device.ordinal}")
