@@ -59,6 +59,7 @@ cdef class FrameWriter:
     cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes, void* stream) except? 0
     cdef void abandon(self, void* stream) noexcept
     cdef char* staging(self) except? NULL
+    cdef void drop(self) noexcept
     cdef void keep_source(self, object source)
     cdef void drop_finished_sources(self)
 

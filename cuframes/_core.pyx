@@ -235,6 +235,9 @@ def meta_bytes(Mapping mapping not None):
     return (<char*>&h.meta)[:sizeof(cf_frame_meta)]
 
 
+cdef int64_t GPU_POLL_NS = 100_000  # the GPU gives no sign when an event is over
+
+
 cdef class Slots:
     """Where the frames of a ring are: one address per slot, and on a GPU one event per slot.
 
@@ -416,20 +419,32 @@ cdef class FrameWriter:
             self.last_stream[k] = stream
         cf_writer_abandon(&self.ring)
 
+    cdef void drop(self) noexcept:
+        """Give the begun frame up and count it as dropped."""
+        cf_writer_drop(&self.ring)
+
     cdef void keep_source(self, object source):
         """Keep what a queued copy reads until the begun slot's event says that the copy is over."""
         self.sources[self.slot()] = source
 
     cdef char* staging(self) except? NULL:
-        """Pinned host memory for an upload into the begun slot."""
+        """Pinned host memory for an upload into the begun slot.
+
+        While the GPU is a whole ring behind, the last upload still reads that memory: then drop_oldest drops the frame,
+        and strict_wait waits.
+        """
         cdef int k = self.slot()
         cdef uintptr_t base
         if self.staging_base == NULL:
             base, self.staging_stride = self.slots.owner.staging()
             self.staging_base = <char*>base
-        if not self.slots.device.finished(self.slots.event[k]):
-            with nogil:  # the GPU is a whole ring behind: the last upload still reads this memory
-                self.slots.device.synchronize(self.slots.event[k])
+        while not self.slots.device.finished(self.slots.event[k]):
+            if self.ring.policy == CF_POLICY_DROP_OLDEST:
+                raise FrameDropped("the GPU has not finished the upload before the last ring_size frames; publish more "
+                                   "slowly, or use a larger ring_size")
+            with nogil:
+                cf_sleep_ns(GPU_POLL_NS)
+            PyErr_CheckSignals()
         return self.staging_base + k * self.staging_stride
 
     cdef void drop_finished_sources(self):
@@ -518,9 +533,6 @@ cdef class WriteLease(Owner):
         finally:
             device.drop_event(event)  # the driver keeps it until the work is over
         return 0
-
-
-cdef int64_t GPU_POLL_NS = 100_000
 
 
 cdef class FrameReader:

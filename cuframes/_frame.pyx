@@ -11,7 +11,7 @@ from cuframes._views cimport Plane, View
 
 import operator
 
-from cuframes.errors import Overwritten
+from cuframes.errors import FrameDropped, Overwritten
 
 
 cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
@@ -134,7 +134,7 @@ cdef class Frame(View):
         return cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
 
     def check_held(self):
-        if self.owner is None:
+        if self.dropped:
             raise ValueError("the frame was released; take views before that, or keep the frame")
 
     def release(self, stream=None):
@@ -153,12 +153,12 @@ cdef class Frame(View):
         """
         if stream is not None and self.gpu is None:
             raise ValueError("host memory has no stream; pass stream=None")
-        if self.owner is None:
+        if self.dropped:
             return
         if stream is not None:
             self.owner.note(stream_of(stream))
         whole = self.reader.ring.pins or self.valid
-        self.owner = None  # our reference to the hold; arrays have their own
+        self.drop()  # our reference to the hold; planes and arrays have their own
         self.cached_planes = None
         if not whole:
             raise Overwritten("the frame was overwritten while it was held: discard what was read from it")
@@ -172,7 +172,7 @@ cdef class Frame(View):
 
     def __repr__(self):
         return (f"<Frame {self.format} {self.width}x{self.height}, seq {self.seq}, pts {self.pts_ns} ns"
-                f"{', released' if self.owner is None else ''}>")
+                f"{', released' if self.dropped else ''}>")
 
 
 def take(FrameReader reader not None, FrameLayout layout not None, timeout):
@@ -214,7 +214,7 @@ cdef class WritableFrame(View):
         self.wanted = wanted
 
     def __enter__(self):
-        if self.seq is not None or self.owner is not None:
+        if self.lease is not None:
             raise ValueError("a writable frame is used once; call acquire() again")
         self.writer.begin(self.timeout, self.wanted, self.stream)
         self.begun = True
@@ -227,9 +227,9 @@ cdef class WritableFrame(View):
 
     def __exit__(self, exc_type, exc, traceback):
         cdef Plane plane
-        self.owner = None
+        self.drop()
         for plane in self.cached_planes or ():
-            plane.owner = None  # a plane kept beyond the block must not reach a published frame
+            plane.drop()  # kept beyond the block, it must not reach a published frame
         self.cached_planes = None
         try:
             if exc_type is None:
@@ -250,7 +250,7 @@ cdef class WritableFrame(View):
 
     def copy_from(self, src):
         """Copy a whole frame in: what ``Publisher.publish`` takes."""
-        if self.owner is None:
+        if not self.begun:
             raise ValueError("a writable frame is valid inside its with block only")
         cdef Device gpu = self.writer.slots.device
         fill(self.writer, source_of(self.layout, gpu, self.stream, src), self.address, self.stream)
@@ -258,7 +258,7 @@ cdef class WritableFrame(View):
     @property
     def planes(self):
         """The planes as a tuple of writable :class:`Plane`: ``frame.planes[0][...] = luma``."""
-        if self.owner is None:
+        if not self.begun:
             raise ValueError("a writable frame is valid inside its with block only")
         if self.cached_planes is None:
             self.cached_planes = planes_of(self.layout, self.address, False, self.owner)
@@ -333,6 +333,9 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
     writer.begin(timeout, -1, handle)
     try:
         fill(writer, source, writer.begun(), handle)
+    except FrameDropped:
+        writer.drop()
+        raise
     except BaseException:
         writer.abandon(handle)
         raise

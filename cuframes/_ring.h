@@ -198,6 +198,12 @@ static inline void cf_writer_abandon(cf_writer *w) {
     cf_store_seq_cst_u32(&w->busy, 0);
 }
 
+/* Give the begun frame up and count it as dropped. */
+static inline void cf_writer_drop(cf_writer *w) {
+    cf_store_relaxed(&w->shared->frames_dropped, ++w->dropped);
+    cf_writer_abandon(w);
+}
+
 /* Admit a subscriber. On CF_OK: its bit, the newest sequence number and that frame's dense number. Frames after that
  * one are the subscriber's to lose. */
 static inline int cf_writer_join(cf_writer *w, const char *name, uint64_t pid, uint32_t *bit, uint64_t *seq,

@@ -23,6 +23,7 @@ cdef extern from "_ring.h" nogil:
 
     ctypedef struct cf_writer:
         uint32_t ring_size
+        uint32_t policy
         uint64_t seq
         uint64_t frames
         uint64_t dropped
@@ -32,6 +33,7 @@ cdef extern from "_ring.h" nogil:
     uint32_t cf_writer_slot(const cf_writer* w)
     uint64_t cf_writer_commit(cf_writer* w, int64_t pts_ns, uint64_t written_bytes)
     void cf_writer_abandon(cf_writer* w)
+    void cf_writer_drop(cf_writer* w)
     int cf_writer_join(cf_writer* w, const char* name, uint64_t pid, uint32_t* bit, uint64_t* seq, uint64_t* frame_no)
     void cf_writer_leave(cf_writer* w, uint32_t bit)
     void cf_writer_feed(cf_writer* w, uint32_t bit, int fd)

@@ -11,10 +11,13 @@ cdef class View:
     cdef readonly bint readonly
     cdef Owner owner
     cdef Device gpu
+    cdef bint dropped
+    cdef bint lent
 
     cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
                  bint readonly, Owner owner) except -1
     cdef void drop(self) noexcept
+    cdef View exporter(self)
     cdef int check_exportable(self) except -1
     cdef int check_host(self, object error) except -1
 

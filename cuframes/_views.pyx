@@ -1,7 +1,7 @@
 """Exports of frame memory without a copy: buffer protocol, DLPack, the array interfaces of NumPy and CUDA.
 
-A :class:`View` is an address with a shape and an owner. Everything that is exported from it keeps the view alive, the
-view keeps its owner alive, and the owner is the hold on the ring's slot: the slot goes back when the last export dies.
+A :class:`View` is an address with a shape and an owner: the hold on the ring's slot. Everything that is exported from it
+keeps the owner alive, and the slot goes back when the last export dies, whatever was released before.
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
@@ -90,11 +90,20 @@ cdef class View:
         return 0
 
     cdef void drop(self) noexcept:
-        """Let go of the memory; what was exported before keeps it."""
-        self.owner = None
+        """Let go of the memory, and export it no more. What was exported before keeps it."""
+        self.dropped = True
+        # Who used an array interface keeps this object and nothing else, so that the owner has to stay as long as it does.
+        if not self.lent:
+            self.owner = None
+
+    cdef View exporter(self):
+        """An object for a buffer to keep, which holds the owner whatever becomes of this one."""
+        cdef View view = View.__new__(View)
+        view.set(self.address, self.ndim, self.extent, self.step, self.item_bytes, self.readonly, self.owner)
+        return view
 
     cdef int check_exportable(self) except -1:
-        if self.owner is None:
+        if self.dropped:
             raise ValueError("the frame was released; take views before that, or keep the frame")
         if self.ndim == 0:
             raise BufferError("this frame is not one array; use its planes")
@@ -147,6 +156,7 @@ cdef class View:
     def __array_interface__(self):
         self.check_host(AttributeError)
         self.check_exportable()
+        self.lent = True
         return self._interface()
 
     @property
@@ -158,6 +168,7 @@ cdef class View:
         self.check_exportable()
         stream = <uintptr_t>self.owner.stream[0] if self.owner.streams else <uintptr_t>CF_CUDA_STREAM_LEGACY
         self.owner.use(NULL)
+        self.lent = True
         return {**self._interface(), "stream": stream}
 
     def __array__(self, dtype=None, copy=None):
@@ -186,8 +197,9 @@ cdef class View:
             raise BufferError("the frame is read-only: other subscribers see the same memory")
         if flags & PyBUF_STRIDES != PyBUF_STRIDES and not self.is_contiguous():
             raise BufferError("rows are padded to the pitch; the consumer must accept strides")
+        cdef View exporter = self.exporter()
         buffer.buf = self.address
-        buffer.obj = self
+        buffer.obj = exporter
         buffer.len = self.nbytes
         buffer.itemsize = self.item_bytes
         buffer.readonly = self.readonly
@@ -195,8 +207,8 @@ cdef class View:
         buffer.format = NULL
         if flags & PyBUF_FORMAT:
             buffer.format = FORMAT_U8 if self.item_bytes == 1 else FORMAT_U16
-        buffer.shape = self.extent if flags & PyBUF_ND else NULL
-        buffer.strides = self.step if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        buffer.shape = exporter.extent if flags & PyBUF_ND else NULL
+        buffer.strides = exporter.step if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
         buffer.suboffsets = NULL
         buffer.internal = NULL
 
@@ -264,11 +276,11 @@ cdef class View:
             export.managed.versioned.major = 1
             export.managed.versioned.minor = 0
             export.managed.versioned.flags = DL_READ_ONLY if self.readonly else 0
-            export.managed.versioned.context = <void*>self
+            export.managed.versioned.context = <void*>self.owner
             export.managed.versioned.deleter = delete_versioned
             tensor = &export.managed.versioned.tensor
         else:
-            export.managed.legacy.context = <void*>self
+            export.managed.legacy.context = <void*>self.owner
             export.managed.legacy.deleter = delete_legacy
             tensor = &export.managed.legacy.tensor
         tensor.data = self.address
@@ -292,7 +304,7 @@ cdef class View:
         except BaseException:
             free(export)
             raise
-        Py_INCREF(self)
+        Py_INCREF(self.owner)
         return capsule
 
 

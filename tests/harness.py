@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -38,9 +39,15 @@ class Worker:
 
     def result(self, timeout=60):
         """Its last line, once it has ended well."""
-        out, _ = self.process.communicate(timeout=timeout)
-        assert self.process.returncode == 0
-        return json.loads(out.splitlines()[-1])
+        watchdog = threading.Timer(timeout, self.process.kill)
+        watchdog.start()
+        try:
+            # Not communicate(): readline() may hold lines that it would not see.
+            lines = self.process.stdout.read().splitlines()
+            assert self.process.wait() == 0
+        finally:
+            watchdog.cancel()
+        return json.loads(lines[-1])
 
     def __enter__(self):
         return self

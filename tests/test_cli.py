@@ -14,6 +14,7 @@ import pytest
 from harness import Worker, eventually
 
 from cuframes import Publisher
+from cuframes.formats import FORMATS
 from cuframes.listing import collect_garbage
 
 av = pytest.importorskip("av")
@@ -94,6 +95,23 @@ def test_demo_says_what_is_wrong(tmp_path):
     assert done.stderr == (
         "cuframes: cannot open '/no/such/clip.mp4': No such file or directory; give a file, a URL, or testsrc\n"
     )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_stamps_in_every_format_with_padded_rows(key, format):
+    from cuframes import Subscriber
+    from cuframes.cli import pixels
+
+    with Publisher(key, 60, 40, format) as publisher, Subscriber(key) as subscriber:
+        with publisher.acquire() as slot:
+            pixels.stamp(slot.planes, 0x0123456789ABCDEF)
+        with subscriber.next(1) as frame:
+            assert pixels.read_stamp(frame) == 0x0123456789ABCDEF
+        with publisher.acquire() as slot:
+            pixels.stamp(slot.planes, 5)
+            pixels.rows(slot.planes[-1])[-1, 7] += 1
+        with subscriber.next(1) as frame:
+            assert pixels.read_stamp(frame) is None
 
 
 def test_watch_verifies_stamps_and_finds_a_torn_frame(key):

@@ -123,6 +123,24 @@ def test_dlpack_refusals(frame):
         plane.__dlpack__(copy=True)
 
 
+class ArrayInterface:
+    """A consumer of the array interface keeps the object that it got it from, and nothing else."""
+
+    def __init__(self, view):
+        self.view = view
+        self.__array_interface__ = view.__array_interface__
+
+
+def test_a_plane_keeps_the_frame_held(pair):
+    publisher, subscriber = pair
+    publisher.publish(pattern("nv12", 60, 40))
+    with subscriber.next(1) as frame:
+        plane = frame.planes[0]
+    assert held(subscriber) == 1
+    del frame, plane
+    assert held(subscriber) == 0
+
+
 def held(subscriber):
     gc.collect()
     return subscriber.stats().held
@@ -131,8 +149,8 @@ def held(subscriber):
 @pytest.mark.parametrize(
     "export",
     [
-        lambda plane: plane,
         numpy.asarray,
+        lambda view: numpy.asarray(ArrayInterface(view)),
         numpy.from_dlpack,
         memoryview,
         lambda plane: numpy.asarray(plane)[3:5, ::2],
@@ -141,11 +159,12 @@ def held(subscriber):
         lambda plane: plane[2:4],
     ],
 )
-def test_an_export_keeps_the_frame_held(pair, export):
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_export_keeps_the_frame_held(pair, export, whole):
     publisher, subscriber = pair
     publisher.publish(pattern("nv12", 60, 40))
     with subscriber.next(1) as frame:
-        kept = export(frame.planes[0])
+        kept = export(frame if whole else frame.planes[0])
     del frame
     assert held(subscriber) == 1
     for _ in range(20):
@@ -300,8 +319,8 @@ class TestInput:
         (("cam", 64, 48), {"ring_size": 17}, ValueError, "ring_size"),
         (("cam", 64, 48), {"policy": "block"}, ValueError, "drop_oldest"),
         (("cam", 64, 48), {"memory": "gpu"}, ValueError, "memory must be"),
-        (("cam", 64, 48), {"memory": "cuda"}, cuframes.DeviceError, "host memory only"),
-        (("cam", 64, 48), {"device": 0}, ValueError, "device"),
+        (("cam", 64, 48), {"memory": "cuda", "device": 77}, cuframes.DeviceError, "driver|cuda-python|no GPU cuda:77"),
+        (("cam", 64, 48), {"memory": "host", "device": 0}, ValueError, "device"),
         (("cam", 64, 48), {"group": "no-such-group-here"}, ValueError, "no group"),
     ],
 )

@@ -27,8 +27,8 @@ def ffmpeg_format(name: str) -> str:
 def rows(plane: Any) -> Any:
     """A plane as an array of its bytes, (rows, bytes per row), without a copy in host memory."""
     samples = numpy.asarray(plane) if plane.device == "cpu" else plane.copy_to_host()
-    row_bytes = samples[0].nbytes
-    return as_strided(samples.view(), shape=(len(samples), row_bytes // samples.itemsize)).view(numpy.uint8)
+    flat = as_strided(samples, (len(samples), samples[0].size), (samples.strides[0], samples.itemsize))
+    return flat.view(numpy.uint8)
 
 
 def _video_rows(plane: Any, row_bytes: int) -> Any:

@@ -37,6 +37,11 @@ class Source:
     gpu : int, optional
         Decode on this GPU (NVDEC), where it can and nothing needs converting; frames then stay there. Otherwise says why
         not and decodes on the CPU.
+
+    Attributes
+    ----------
+    decoder : str
+        What decodes: ``"nvdec"`` or ``"cpu"``.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Source:
         self._loop = loop
         self._size = size
         self._gpu = gpu
+        self.decoder = "cpu"
         self._begun: tuple[Any, list[Any]] | None = None
         self._container = self._open()
         stream = self._container.streams.video[0]
@@ -99,15 +105,11 @@ class Source:
             if set(found) != {pixels.ffmpeg_format(self.format)} or frames[0].format.name != "cuda":
                 raise ValueError(f"the decoder gives {found or 'nothing'}, not {self.format}")
             self._begun = packets, frames
+            self.decoder = "nvdec"
             return container
         except (av.FFmpegError, OSError, ImportError, TypeError, ValueError, NotImplementedError, RuntimeError) as problem:
             log.warning("%s: decoding on the CPU, not on cuda:%d: %s", self.url, ordinal, problem)
             return None
-
-    @property
-    def decoder(self) -> str:
-        """What decodes: ``"nvdec"`` or ``"cpu"``."""
-        return "nvdec" if self._container.streams.video[0].codec_context.is_hwaccel else "cpu"
 
     @property
     def _paced(self) -> bool:

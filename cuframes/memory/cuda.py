@@ -20,7 +20,7 @@ from typing import Any, Self
 from cuframes._core import VMM_MEMORY, Slots
 from cuframes._cuda import Device
 from cuframes.errors import DeviceError, ProtocolError
-from cuframes.memory.driver import call, current, gpu, handle_bytes
+from cuframes.memory.driver import call, current, gpu, handle_bytes, handle_of
 from cuframes.memory.host import frame_stride
 
 __all__ = ["CudaIpcPool", "CudaPool", "ExternalPool", "OpenedPool", "buffer_pointer"]
@@ -257,8 +257,7 @@ class OpenedPool:
                 addresses = pool._open_descriptor(driver, descriptor, frame_bytes, len(handles))
             events = []
             for _, _, raw in handles:
-                handle = driver.CUipcEventHandle()
-                handle.reserved = raw
+                handle = handle_of(driver.CUipcEventHandle, raw)
                 event = call(driver.cuIpcOpenEventHandle, handle, doing="opening a frame's event")
                 pool._free.append((driver.cuEventDestroy, event))
                 events.append(int(event))
@@ -272,8 +271,7 @@ class OpenedPool:
             if not any(raw):
                 raise ProtocolError("the publisher shares no memory handle for a slot")
             if raw not in bases:
-                handle = driver.CUipcMemHandle()
-                handle.reserved = raw
+                handle = handle_of(driver.CUipcMemHandle, raw)
                 doing = "opening the publisher's memory (its process must be another one, with another pid)"
                 base = call(driver.cuIpcOpenMemHandle, handle, flag, doing=doing)
                 self._free.append((driver.cuIpcCloseMemHandle, base))
@@ -354,7 +352,7 @@ def _check_exportable(driver: Any, device: Device, index: int, pointer: int) -> 
         raise DeviceError(f"buffer {index} at {pointer:#x} is not memory of a GPU; allocate it with cuMemAlloc")
     if ask(attribute.CU_POINTER_ATTRIBUTE_IS_MANAGED):
         raise DeviceError(f"buffer {index} is managed memory, which cannot be shared; allocate it with cuMemAlloc")
-    if ask(attribute.CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE):
+    if int(ask(attribute.CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE) or 0):
         raise DeviceError(
             f"buffer {index} comes from a stream-ordered pool (cuMemAllocAsync), which legacy IPC cannot share; allocate "
             "it with cuMemAlloc"

@@ -5,6 +5,7 @@ Importing this module needs no GPU. :func:`gpu` says what is missing.
 """
 
 import ctypes
+import os
 from typing import Any
 
 from cuframes import _cuda
@@ -33,12 +34,15 @@ OPTIONAL = {"cuCtxRecordEvent": 12050}
 
 _devices: dict[int, Device] = {}
 _bindings: Any = None
+_pid = 0
 
 
 def _driver() -> Any:
     """cuda-python's driver module, initialised."""
-    global _bindings
+    global _bindings, _pid
     if _bindings is not None:
+        if _pid != os.getpid():
+            raise DeviceError("a forked child cannot use CUDA that its parent has started; start the child with spawn")
         return _bindings
     try:
         from cuda.bindings import driver
@@ -52,14 +56,14 @@ def _driver() -> Any:
     except RuntimeError as problem:  # cuda-python's way of saying that there is no libcuda.so.1
         raise DeviceError(f"there is no CUDA driver on this machine: {problem}; use memory='host'") from None
     if result != driver.CUresult.CUDA_SUCCESS:
-        hint = "a forked child cannot use CUDA that its parent has started" if int(result) == 3 else "use memory='host'"
+        hint = "if this is a forked child, start it with spawn; otherwise use memory='host'"
         raise DeviceError(f"the CUDA driver cannot start: {_text(driver, result)}; {hint}")
     functions = {name: int(call(driver.cuGetProcAddress, name.encode(), since, 0)[0]) for name, since in HOT.items()}
     for name, since in OPTIONAL.items():
         result, address, _ = driver.cuGetProcAddress(name.encode(), since, 0)
         functions[name] = int(address) if result == driver.CUresult.CUDA_SUCCESS and address else 0
     _cuda.load(functions)
-    _bindings = driver
+    _bindings, _pid = driver, os.getpid()
     return driver
 
 
@@ -176,6 +180,13 @@ class current:
 def handle_bytes(handle: Any) -> bytes:
     """The 64 bytes of an IPC memory or event handle."""
     return ctypes.string_at(handle.getPtr(), 64)
+
+
+def handle_of(kind: Any, raw: bytes) -> Any:
+    """An IPC handle of cuda-python from its 64 bytes."""
+    handle = kind()
+    ctypes.memmove(handle.getPtr(), raw, 64)
+    return handle
 
 
 def upload_columns(plane: Any, columns: Any) -> None:
