@@ -94,6 +94,7 @@ cdef class FrameReader:
     cdef int spare_events
 
     cdef Hold take(self, object timeout)
+    cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil
     cdef void defer(self, Hold hold) noexcept
     cdef void reap(self, bint wait) noexcept nogil
     cdef void hang_up_if_idle(self) noexcept

@@ -1,5 +1,7 @@
 from typing import Any, Protocol
 
+from cuframes._cuda import Device
+
 HEADER_BYTES: int
 FRAME_MAGIC: int
 DROP_OLDEST: int
@@ -25,21 +27,38 @@ def monotonic_ns() -> int: ...
 def layout_rows() -> list[tuple[str, str | None, int, int]]: ...
 def describe(mapping: Mapping) -> dict[str, Any]: ...
 def meta_bytes(mapping: Mapping) -> bytes: ...
+def handles(mapping: Mapping) -> list[tuple[bytes, int, bytes]]: ...
+
+class Slots:
+    count: int
+    device: Device | None
+    def __init__(
+        self,
+        addresses: list[int],
+        owner: Any,
+        *,
+        device: Device | None = None,
+        events: list[int] | None = None,
+        ring_event: int = 0,
+    ) -> None: ...
+    @property
+    def addresses(self) -> list[int]: ...
+    @staticmethod
+    def of_mapping(mapping: Mapping, stride: int, count: int) -> Slots: ...
 
 class FrameWriter:
     def __init__(
         self,
         header: Mapping,
-        pool: Mapping | None,
-        stride: int,
+        slots: Slots,
         *,
         meta: tuple[int, int, int, int, int, int, int],
-        ring_size: int,
         policy: int,
         ext_flags: int,
         epoch: int,
         version: tuple[int, ...],
         pid: int,
+        exports: tuple[Any, ...] | None = None,
     ) -> None: ...
     def join(self, name: bytes, pid: int) -> tuple[int, int, int] | None: ...
     def leave(self, bit: int) -> None: ...
@@ -53,16 +72,17 @@ class FrameReader:
     def __init__(
         self,
         header: Mapping,
-        pool: Mapping | None,
-        stride: int,
+        slots: Slots,
         connection: _Connection,
         *,
-        ring: tuple[int, int, int, bool, bool, bool, bool],
+        ring: tuple[int, int, bool, bool, bool, bool],
         position: tuple[int, int | None],
+        stream: Any = None,
     ) -> None: ...
     def set_event(self, fd: int) -> None: ...
     def close(self) -> None: ...
     @property
     def counters(self) -> tuple[int, int, int, int, int]: ...
 
-class Hold: ...
+class Owner: ...
+class Hold(Owner): ...

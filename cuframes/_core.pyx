@@ -254,7 +254,8 @@ cdef class Slots:
         The event that is recorded at every frame, whatever its slot; the publisher's side only.
     """
 
-    def __cinit__(self, list addresses not None, owner, *, Device device=None, list events=None, uintptr_t ring_event=0):
+    def __cinit__(self, list addresses not None, owner, *, Device device=None, list events=None,
+                  uintptr_t ring_event=0):
         cdef int k
         self.count = len(addresses)
         if not CF_MIN_RING <= self.count <= CF_MAX_RING:
@@ -265,6 +266,11 @@ cdef class Slots:
         for k in range(self.count):
             self.address[k] = <char*><uintptr_t>addresses[k]
             self.event[k] = <void*><uintptr_t>events[k] if events else NULL
+
+    @property
+    def addresses(self):
+        """Where each slot begins."""
+        return [<uintptr_t>self.address[k] for k in range(self.count)]
 
     @staticmethod
     def of_mapping(Mapping mapping not None, Py_ssize_t stride, int count):
@@ -359,16 +365,17 @@ cdef class FrameWriter:
     cdef int begin(self, object timeout, int wanted, void* stream) except -1:
         """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait)."""
         cdef int64_t deadline = deadline_after(timeout)
-        cdef int status
+        cdef int status = CF_AGAIN
         if self.closed:
             raise ValueError("the publisher is closed")
         check_generation(self.generation)
-        while True:
+        if self.ring.policy == CF_POLICY_DROP_OLDEST:
+            status = cf_writer_begin(&self.ring, wanted, deadline)  # never waits: not worth giving the GIL up
+        while status == CF_AGAIN:
             with nogil:
                 status = cf_writer_begin(&self.ring, wanted, deadline)
-            if status != CF_AGAIN:
-                break
-            PyErr_CheckSignals()
+            if status == CF_AGAIN:
+                PyErr_CheckSignals()
         if status == CF_TIMED_OUT:
             check(status, "a subscriber did not release the oldest frame in time (policy strict_wait)")
         check(status, "another frame of this publisher is being written; a publisher is one writer")
@@ -408,6 +415,8 @@ cdef class FrameWriter:
                 cf_writer_abandon(&self.ring)
                 check_driver(result, "recording the frame's event failed")
             self.last_stream[k] = stream
+        if cf_writer_quiet(&self.ring):
+            return cf_writer_commit(&self.ring, pts, written_bytes)
         with nogil:
             seq = cf_writer_commit(&self.ring, pts, written_bytes)
         return seq
@@ -591,41 +600,47 @@ cdef class FrameReader:
     cdef Hold take(self, object timeout):
         """Take the next frame, waiting without the GIL."""
         cdef int64_t deadline = 0 if timeout == 0 else deadline_after(timeout)
-        cdef int64_t limit
         cdef Hold hold = Hold.__new__(Hold)
         cdef int status
         check_generation(self.generation)
-        while True:
-            with nogil:
-                limit = deadline
-                if self.pending_mask:
-                    self.reap(False)
-                    if self.pending_mask:  # look again soon: the GPU gives no sign
-                        limit = min(deadline, cf_now_ns() + GPU_POLL_NS)
-                status = cf_reader_next(&self.ring, limit, &hold.taken)
-                if status == CF_TOO_MANY and self.pending_mask:
-                    # Released, but not by the GPU yet: that is not the caller's fault, so wait for it.
-                    status = CF_TIMED_OUT
-                    if cf_now_ns() < deadline:
-                        cf_sleep_ns(GPU_POLL_NS)
-                if status == CF_TIMED_OUT and limit != deadline and cf_now_ns() < deadline:
-                    status = CF_AGAIN
-            if status == CF_OK:
-                hold.reader = self
-                hold.live = True
-                if self.slots.device is not None:
-                    hold.use(self.stream)
-                return hold
+        # A frame that is there is not worth giving the GIL up for: getting it back can take a switch interval.
+        status = cf_reader_now(&self.ring, &hold.taken)
+        while status != CF_OK:
             if status == CF_PEER:
                 if self.connection.heard():
                     cf_reader_hangup(&self.ring)
-            elif status != CF_AGAIN:
+            elif status != CF_AGAIN and status != CF_EMPTY and not (status == CF_TOO_MANY and self.pending_mask):
                 break
             PyErr_CheckSignals()
+            with nogil:
+                status = self.wait(deadline, &hold.taken)
+        if status == CF_OK:
+            hold.reader = self
+            hold.live = True
+            if self.slots.device is not None:
+                hold.use(self.stream)
+            return hold
         if status == CF_TOO_MANY:
             check(status, f"this subscriber holds {cf_reader_held(&self.ring)} of at most {self.ring.max_held} frames; "
                           "release frames, and arrays or tensors made from them, or raise max_held")
         check(status, "another thread is taking a frame from this subscriber" if status == CF_BUSY else None)
+
+    cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil:
+        """cf_reader_next, with an eye on the GPU while frames are pending."""
+        cdef int64_t limit
+        cdef int status
+        if self.pending_mask:
+            self.reap(False)
+        if not self.pending_mask:
+            return cf_reader_next(&self.ring, deadline, taken)
+        limit = min(deadline, cf_now_ns() + GPU_POLL_NS)
+        status = cf_reader_next(&self.ring, limit, taken)
+        if status == CF_TOO_MANY:  # released, but not by the GPU yet: not the caller's fault, so wait for it
+            if limit == deadline:
+                return CF_TIMED_OUT
+            cf_sleep_ns(GPU_POLL_NS)
+            return CF_AGAIN
+        return CF_AGAIN if status == CF_TIMED_OUT and limit != deadline else status
 
     cdef void defer(self, Hold hold) noexcept:
         """Record on every stream that used the frame; it goes back when those events are over."""
@@ -719,7 +734,8 @@ cdef class Hold(Owner):
     cdef int use(self, void* stream) except -1:
         cdef Slots slots = self.reader.slots
         if stream != NULL:
-            check_driver(slots.device.wait(stream, slots.event[self.taken.slot]), "waiting for the frame's event failed")
+            check_driver(slots.device.wait(stream, slots.event[self.taken.slot]),
+                         "waiting for the frame's event failed")
         self.note(stream)
         return 0
 

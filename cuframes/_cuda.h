@@ -45,6 +45,7 @@ typedef struct {
     int (*event_destroy)(void *event);
     int (*ctx_record_event)(void *context, void *event); /* NULL before CUDA 12.5 */
     int (*ctx_get_current)(void **context);
+    int (*ctx_set_current)(void *context);
     int (*ctx_push)(void *context);
     int (*ctx_pop)(void **context);
     int (*memcpy_2d_async)(const cf_cuda_memcpy2d *copy, void *stream);

@@ -33,6 +33,7 @@ cdef extern from "_cuda.h" nogil:
         int (*event_destroy)(void* event) noexcept nogil
         int (*ctx_record_event)(void* context, void* event) noexcept nogil
         int (*ctx_get_current)(void** context) noexcept nogil
+        int (*ctx_set_current)(void* context) noexcept nogil
         int (*ctx_push)(void* context) noexcept nogil
         int (*ctx_pop)(void** context) noexcept nogil
         int (*memcpy_2d_async)(const cf_cuda_memcpy2d* copy, void* stream) noexcept nogil

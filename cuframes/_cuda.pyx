@@ -27,6 +27,7 @@ def load(dict functions):
     address = functions.get("cuCtxRecordEvent") or 0
     calls.ctx_record_event = <int (*)(void*, void*) noexcept nogil><void*>address
     calls.ctx_get_current = <int (*)(void**) noexcept nogil><void*><uintptr_t>functions["cuCtxGetCurrent"]
+    calls.ctx_set_current = <int (*)(void*) noexcept nogil><void*><uintptr_t>functions["cuCtxSetCurrent"]
     calls.ctx_push = <int (*)(void*) noexcept nogil><void*><uintptr_t>functions["cuCtxPushCurrent"]
     calls.ctx_pop = <int (*)(void**) noexcept nogil><void*><uintptr_t>functions["cuCtxPopCurrent"]
     calls.memcpy_2d_async = \
@@ -81,8 +82,8 @@ def stream_handle(stream):
 cdef class Device:
     """A GPU and its primary context, which frameworks of one process share.
 
-    Calls return the driver's result. A call that names a default stream needs the context to be current; it is pushed
-    for the call when another one is.
+    Calls return the driver's result. A call that names a default stream needs the context to be current. On a thread
+    without one it is made current and stays so, as the CUDA runtime does; over another one it is pushed for the call.
     """
 
     def __cinit__(self, int ordinal, bytes uuid not None, str name not None, uintptr_t context, keep):
@@ -98,6 +99,9 @@ cdef class Device:
         cdef void* current = NULL
         calls.ctx_get_current(&current)
         if current == self.context:
+            return 0
+        if current == NULL:
+            calls.ctx_set_current(self.context)
             return 0
         return calls.ctx_push(self.context) == CF_CUDA_SUCCESS
 

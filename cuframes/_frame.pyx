@@ -202,8 +202,8 @@ cdef class WritableFrame(View):
     slot : int or None
         Which slot it is; with :meth:`Publisher.external`, which of the buffers.
 
-    On a GPU, write on the stream that was given to ``acquire``, or take the planes by DLPack on yours: the frame's event
-    comes after both.
+    On a GPU, write on the stream that was given to ``acquire``, or take the planes by DLPack on yours: the frame's
+    event comes after both.
     """
 
     def __cinit__(self, FrameWriter writer not None, FrameLayout layout not None, stream, timeout, int wanted=-1):
@@ -283,7 +283,8 @@ cdef class WritableFrame(View):
         return f"<WritableFrame {self.format} {self.width}x{self.height}>"
 
 
-# ---- copying an array-like in -----------------------------------------------------------------------------------------
+# ---- copying an array-like in
+# -----------------------------------------------------------------------------------------
 
 cdef int fill(FrameWriter writer, Source source, char* target, void* stream) except -1:
     """Copy the rows into the begun slot; on a GPU, queue the copy."""

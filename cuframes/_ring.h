@@ -75,7 +75,7 @@ typedef struct {
     pthread_mutex_t lock;
     uint64_t owed[CF_MAX_RING];      /* lock; subscribers active when the slot's frame was published */
     int event_fd[CF_MAX_SUBSCRIBERS]; /* lock; fed at every commit, -1 = not asked for */
-    uint64_t event_mask;             /* lock */
+    uint64_t event_mask;             /* changed under lock */
 } cf_writer;
 
 /* The caller has filled in the constant fields of `shared`, which nobody else can see yet. */
@@ -192,6 +192,11 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t pts_ns, uint64_t w
     return seq;
 }
 
+/* Whether a commit now would wake nobody: it then makes no system call. A glance, not a promise. */
+static inline bool cf_writer_quiet(const cf_writer *w) {
+    return !cf_load_seq_cst_u32(&w->shared->waiters) && !cf_load_relaxed(&w->event_mask);
+}
+
 /* Give the begun frame up: nothing is published, the slot stays invalid. */
 static inline void cf_writer_abandon(cf_writer *w) {
     w->pending_seq = 0;
@@ -239,7 +244,7 @@ static inline void cf_writer_leave(cf_writer *w, uint32_t bit) {
         w->owed[k] &= mask;
         cf_fetch_and(&w->shared->slots[k].pin_bitmap, mask);
     }
-    w->event_mask &= mask;
+    cf_store_relaxed(&w->event_mask, w->event_mask & mask);
     w->event_fd[bit] = -1;
     cf_store_release(&w->shared->subscribers[bit].state, CF_SUB_FREE);
     pthread_mutex_unlock(&w->lock);
@@ -250,7 +255,7 @@ static inline void cf_writer_leave(cf_writer *w, uint32_t bit) {
 static inline void cf_writer_feed(cf_writer *w, uint32_t bit, int fd) {
     pthread_mutex_lock(&w->lock);
     w->event_fd[bit] = fd;
-    w->event_mask |= 1ull << bit;
+    cf_store_relaxed(&w->event_mask, w->event_mask | 1ull << bit);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -420,6 +425,15 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
 static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
     int rc = cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_wait(r, deadline, t);
+    cf_store_seq_cst_u32(&r->busy, 0);
+    return rc;
+}
+
+/* The same without waiting or a system call: a frame that is there, or CF_EMPTY. */
+static inline int cf_reader_now(cf_reader *r, cf_taken *t) {
+    if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
+    int rc = cf_load_seq_cst_u32(&r->closing) ? CF_CLOSED
+        : cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_try(r, t);
     cf_store_seq_cst_u32(&r->busy, 0);
     return rc;
 }

@@ -32,6 +32,7 @@ cdef extern from "_ring.h" nogil:
     int cf_writer_begin(cf_writer* w, int wanted, int64_t deadline)
     uint32_t cf_writer_slot(const cf_writer* w)
     uint64_t cf_writer_commit(cf_writer* w, int64_t pts_ns, uint64_t written_bytes)
+    bint cf_writer_quiet(const cf_writer* w)
     void cf_writer_abandon(cf_writer* w)
     void cf_writer_drop(cf_writer* w)
     int cf_writer_join(cf_writer* w, const char* name, uint64_t pid, uint32_t* bit, uint64_t* seq, uint64_t* frame_no)
@@ -70,6 +71,7 @@ cdef extern from "_ring.h" nogil:
         uint64_t skipped
         uint32_t slot
 
+    int cf_reader_now(cf_reader* r, cf_taken* t)
     int cf_reader_next(cf_reader* r, int64_t deadline, cf_taken* t)
     bint cf_reader_valid(const cf_reader* r, uint32_t k, uint64_t seq)
     int cf_reader_release(cf_reader* r, uint32_t k, uint64_t seq)

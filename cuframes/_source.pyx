@@ -13,8 +13,6 @@ from cuframes._cuda cimport CF_CUDA_STREAM_LEGACY, Device, check_driver
 from cuframes._dlpack cimport PyCapsule_GetPointer, PyCapsule_SetName, cf_dl_managed, cf_dl_tensor
 from cuframes._frame cimport FrameLayout
 
-import operator
-
 from cuframes.formats import ALIASES
 
 cdef int DL_CUDA = 2

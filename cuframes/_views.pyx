@@ -1,7 +1,7 @@
 """Exports of frame memory without a copy: buffer protocol, DLPack, the array interfaces of NumPy and CUDA.
 
-A :class:`View` is an address with a shape and an owner: the hold on the ring's slot. Everything that is exported from it
-keeps the owner alive, and the slot goes back when the last export dies, whatever was released before.
+A :class:`View` is an address with a shape and an owner: the hold on the ring's slot. Everything that is exported from
+it keeps the owner alive, and the slot goes back when the last export dies, whatever was released before.
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
@@ -55,7 +55,9 @@ cdef void drop_versioned(PyObject* capsule) noexcept:
 
 
 cdef void* dlpack_stream(object stream) except? NULL:
-    """The stream of a DLPack consumer on a GPU, by the rules of the array API standard; NULL when it wants no ordering."""
+    """The stream of a DLPack consumer on a GPU, by the rules of the array API standard; NULL when it wants no
+    ordering.
+    """
     if stream is None:
         return <void*>CF_CUDA_STREAM_LEGACY
     if not isinstance(stream, int) or isinstance(stream, bool):
@@ -92,7 +94,8 @@ cdef class View:
     cdef void drop(self) noexcept:
         """Let go of the memory, and export it no more. What was exported before keeps it."""
         self.dropped = True
-        # Who used an array interface keeps this object and nothing else, so that the owner has to stay as long as it does.
+        # Who used an array interface keeps this object and nothing else, so that the owner has to stay as long as it
+        # does.
         if not self.lent:
             self.owner = None
 
@@ -248,8 +251,8 @@ cdef class View:
         """A DLPack capsule over the same memory.
 
         On a GPU `stream` is the consumer's: None or 1 the legacy default stream, 2 the per-thread one, -1 no ordering,
-        otherwise a handle. It is made to wait for the frame, and the frame goes back after what it has queued by the time
-        the tensor dies. In host memory it must be None.
+        otherwise a handle. It is made to wait for the frame, and the frame goes back after what it has queued by the
+        time the tensor dies. In host memory it must be None.
 
         A consumer that asks for version 1.0 or later gets a versioned capsule, flagged read-only for a subscriber's
         frame. The older capsule cannot say so: writing through it to a subscriber's frame ends the process (or, on a

@@ -71,9 +71,9 @@ class Publisher:
     ring_size : int
         Slots, 2 to 16. The memory of all of them is reserved now.
     memory : {"auto", "host", "cuda", "cuda-ipc"}
-        Where frames live. ``cuda``: on a GPU, mapped read-only by subscribers (falls back to ``cuda-ipc`` where the device
-        cannot, see :attr:`memory`). ``cuda-ipc``: on a GPU, by the handles that plain version 3 programs know. ``auto``:
-        ``cuda`` where there is a GPU, else ``host``.
+        Where frames live. ``cuda``: on a GPU, mapped read-only by subscribers (falls back to ``cuda-ipc`` where the
+        device cannot, see :attr:`memory`). ``cuda-ipc``: on a GPU, by the handles that plain version 3 programs know.
+        ``auto``: ``cuda`` where there is a GPU, else ``host``.
     device : int, optional
         Which GPU, as this process counts them; default: that of the current CUDA context, else 0.
     policy : {"drop_oldest", "strict_wait"}
@@ -148,8 +148,8 @@ class Publisher:
 
         Notes
         -----
-        ``acquire()`` picks a buffer that nobody reads, and says which (``frame.slot``); ``acquire(slot=3)`` asks for one in
-        particular.
+        ``acquire()`` picks a buffer that nobody reads, and says which (``frame.slot``); ``acquire(slot=3)`` asks for
+        one in particular.
         """
         if not 2 <= len(buffers) <= 16:
             raise ValueError(f"buffers must be 2 to 16, not {len(buffers)}")
@@ -241,8 +241,8 @@ class Publisher:
             Device memory takes arrays of its GPU (CUDA array interface, DLPack, PyAV's frames decoded there), copied on
             `stream`, and host arrays, uploaded through pinned memory; the host waits for neither.
         stream : int or stream object, optional
-            For device memory: the CUDA stream to copy on and to publish after (CUDA Python, CuPy, PyTorch, or a handle);
-            default: the legacy default stream.
+            For device memory: the CUDA stream to copy on and to publish after (CUDA Python, CuPy, PyTorch, or a
+            handle); default: the legacy default stream.
         timeout : float, optional
             Seconds to wait for a slot under ``strict_wait``; None waits as long as it takes. ``drop_oldest`` never
             waits.
@@ -263,14 +263,12 @@ class Publisher:
         """
         return _frame.publish(self._writer, self._layout, src, pts_ns, stream, timeout)
 
-    def acquire(
-        self, *, stream: Any = None, timeout: float | None = None, slot: int | None = None
-    ) -> WritableFrame:
+    def acquire(self, *, stream: Any = None, timeout: float | None = None, slot: int | None = None) -> WritableFrame:
         """A slot to write in place, as a context manager.
 
         It is published when the ``with`` block ends cleanly and given up when it raises. Entering the block raises what
-        :meth:`publish` raises. In device memory the frame is published after the work that `stream`, and streams that took
-        the planes by DLPack, have queued by the end of the block.
+        :meth:`publish` raises. In device memory the frame is published after the work that `stream`, and streams that
+        took the planes by DLPack, have queued by the end of the block.
 
         Parameters
         ----------

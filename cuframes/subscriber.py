@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Subscriber", "SubscriberStats"]
 
 MODES = ("newest", "ordered")
-FEATURES = (
-    _core.PINS | _core.FUTEX | _core.HOST_MEMORY | _core.VMM_MEMORY | _core.OWNER_LOCK | _core.PASS_FD
-)
+FEATURES = _core.PINS | _core.FUTEX | _core.HOST_MEMORY | _core.VMM_MEMORY | _core.OWNER_LOCK | _core.PASS_FD
 STARTS = ("next", "latest", "oldest")
 WAITS = ("block", "spin")
 
@@ -69,11 +67,11 @@ class Subscriber:
     start : {"next", "latest", "oldest"}
         The first frame: one published after joining, the newest already there, or the oldest still there.
     device : int, optional
-        For device memory: the GPU, as this process counts them. It must be the one that the frames are on, which is found
-        by its UUID when this is left out.
+        For device memory: the GPU, as this process counts them. It must be the one that the frames are on, which is
+        found by its UUID when this is left out.
     stream : int or stream object, optional
-        For device memory: the CUDA stream that is made to wait for each frame; default: the legacy default stream. Views
-        taken by DLPack are ordered on the consumer's stream as well.
+        For device memory: the CUDA stream that is made to wait for each frame; default: the legacy default stream.
+        Views taken by DLPack are ordered on the consumer's stream as well.
     wait : {"block", "spin"}
         Sleep until a frame comes, or burn a core for the last microseconds of latency.
     max_held : int, optional

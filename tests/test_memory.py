@@ -1,6 +1,7 @@
 """What every kind of frame pool has to do; each kind runs the same tests."""
 
 import os
+from itertools import pairwise
 
 import pytest
 
@@ -11,44 +12,69 @@ from cuframes.segment import create_memfd
 
 
 class Conformance:
-    """Subclasses name the pool."""
+    """Subclasses (here and in test_device.py) name the kind and make a pool of it."""
 
-    pool_type = None
+    kind = ""
+
+    def create(self, frame_bytes, ring_size):
+        raise NotImplementedError
 
     @pytest.fixture
     def pool(self):
-        pool = self.pool_type.create("conformance", 10_000, 4)
+        pool = self.create(10_000, 4)
         yield pool
         pool.close()
 
-    def test_slots_do_not_share_pages(self, pool):
-        assert pool.stride >= 10_000
-        assert pool.stride % 4096 == 0
-        assert pool.mapping.size >= 4 * pool.stride
+    def test_kind_and_features(self, pool):
+        assert pool.kind == self.kind
+        # cuda-ipc is plain version 3: nothing to announce.
+        assert bool(pool.features) == (self.kind in ("host", "cuda"))
 
-    def test_a_subscriber_maps_the_same_memory_read_only(self, pool):
-        opened = self.pool_type.open(pool.descriptors()[0], 10_000, 4)
-        assert opened.stride == pool.stride
-        assert pool.mapping.writable
-        assert not opened.mapping.writable
+    def test_slots_do_not_overlap(self, pool):
+        assert pool.memory.count == 4
+        starts = sorted(pool.memory.addresses)
+        assert all(b - a >= 10_000 for a, b in pairwise(starts))
+        assert all(start % 256 == 0 for start in starts)
 
-    def test_memory_outlives_the_pool(self, pool):
-        opened = self.pool_type.open(pool.descriptors()[0], 10_000, 4)
+    def test_memory_outlives_the_pools_close(self, pool):
+        memory = pool.memory
         pool.close()
         pool.close()
-        assert opened.mapping.size >= 4 * opened.stride
+        assert len(set(memory.addresses)) == 4
 
-    def test_too_small_a_pool_is_refused(self, pool):
-        with pytest.raises(ProtocolError, match="bytes"):
-            self.pool_type.open(pool.descriptors()[0], 10_000, 16)
+    def test_subscribers_are_sent_what_they_need(self, pool):
+        descriptors = pool.descriptors()
+        assert len(descriptors) == (self.kind in ("host", "cuda"))
+        assert all(os.fstat(fd) for fd in descriptors)
+        if self.kind == "host":
+            assert pool.exports is None
+            return
+        handles, offsets, pointers, events, ring_event = pool.exports
+        assert (handles is None) == (self.kind == "cuda")
+        assert offsets == [0] * 4
+        assert pointers is None
+        assert len(set(events)) == 4 or len(events) == 4
+        assert {len(raw) for raw in (*events, ring_event, *(handles or []))} == {64}
 
-    def test_features_name_the_kind(self, pool):
-        assert pool.features
-        assert pool.kind
+    def test_the_same_process_may_use_it(self, pool):
+        pool.share_in_process(12345)
 
 
 class TestHostPool(Conformance):
-    pool_type = HostPool
+    kind = "host"
+
+    def create(self, frame_bytes, ring_size):
+        return HostPool.create("conformance", frame_bytes, ring_size)
+
+    def test_a_subscriber_maps_the_same_memory_read_only(self, pool):
+        opened = HostPool.open(pool.descriptors()[0], 10_000, 4)
+        assert (opened.stride, opened.stride % 4096) == (pool.stride, 0)
+        assert pool.mapping.writable
+        assert not opened.mapping.writable
+
+    def test_too_small_a_pool_is_refused(self, pool):
+        with pytest.raises(ProtocolError, match="bytes"):
+            HostPool.open(pool.descriptors()[0], 10_000, 16)
 
     def test_unsealed_memory_is_refused(self, tmp_path):
         path = tmp_path / "pool"

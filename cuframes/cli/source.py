@@ -9,12 +9,16 @@ from typing import Any
 import av
 
 from cuframes.cli import pixels
+from cuframes.errors import DeviceError
+from cuframes.memory.driver import current, gpu
 
 __all__ = ["Source"]
 
 log = logging.getLogger("cuframes")
 
 NS = 1_000_000_000
+# What PyAV says when it, the driver or the GPU cannot decode a stream there.
+NO_NVDEC = (av.FFmpegError, OSError, ImportError, TypeError, ValueError, NotImplementedError, RuntimeError, DeviceError)
 # Read from a disk, these would run as fast as they decode; everything else comes at its own pace.
 PACED_PROTOCOLS = ("file:",)
 
@@ -35,8 +39,8 @@ class Source:
     loop : bool
         Start again at the end of a file. Timestamps go on growing.
     gpu : int, optional
-        Decode on this GPU (NVDEC), where it can and nothing needs converting; frames then stay there. Otherwise says why
-        not and decodes on the CPU.
+        Decode on this GPU (NVDEC), where it can and nothing needs converting; frames then stay there. Otherwise says
+        why not and decodes on the CPU.
 
     Attributes
     ----------
@@ -94,8 +98,12 @@ class Source:
         try:
             from av.codec.hwaccel import HWAccel
 
-            accelerator = HWAccel("cuda", str(ordinal), allow_software_fallback=False, is_hw_owned=True)
-            container = av.open(self.url, hwaccel=accelerator)
+            # In the context that the frames are in. FFmpeg's own way to the primary context ("primary_ctx") refuses one
+            # that somebody has started with other flags than its own.
+            context: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
+            accelerator = HWAccel("cuda", str(ordinal), False, context, is_hw_owned=True)
+            with current(gpu(ordinal)):
+                container = av.open(self.url, hwaccel=accelerator)
             if not container.streams.video:
                 raise OSError("there is no decoder for it on the GPU")
             # Whether the decoder works, and what it gives, shows with the first frame; it is kept for the playing.
@@ -107,7 +115,7 @@ class Source:
             self._begun = packets, frames
             self.decoder = "nvdec"
             return container
-        except (av.FFmpegError, OSError, ImportError, TypeError, ValueError, NotImplementedError, RuntimeError) as problem:
+        except NO_NVDEC as problem:
             log.warning("%s: decoding on the CPU, not on cuda:%d: %s", self.url, ordinal, problem)
             return None
 

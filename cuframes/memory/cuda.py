@@ -158,7 +158,9 @@ class CudaPool(DevicePool):
             handle = call(driver.cuMemCreate, size, properties, 0, doing=f"allocating {size} bytes of device memory")
             pool._free.append((driver.cuMemRelease, handle))
             pool._fd = int(
-                call(driver.cuMemExportToShareableHandle, handle, kind, 0, doing="exporting device memory by descriptor")
+                call(
+                    driver.cuMemExportToShareableHandle, handle, kind, 0, doing="exporting device memory by descriptor"
+                )
             )
             base = _map(driver, device, handle, size, pool._free, writable=True)
         pool.memory = pool.slots([base + k * stride for k in range(ring_size)])
@@ -283,9 +285,7 @@ class OpenedPool:
         stride = frame_stride(frame_bytes)
         kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
         size = _mapped_size(driver, _properties(driver, self.device, kind), stride * count)
-        handle = call(
-            driver.cuMemImportFromShareableHandle, descriptor, kind, doing="importing the publisher's memory"
-        )
+        handle = call(driver.cuMemImportFromShareableHandle, descriptor, kind, doing="importing the publisher's memory")
         self._free.append((driver.cuMemRelease, handle))
         base = _map(driver, self.device, handle, size, self._free, writable=False)
         return [base + k * stride for k in range(count)]
@@ -354,12 +354,13 @@ def _check_exportable(driver: Any, device: Device, index: int, pointer: int) -> 
         raise DeviceError(f"buffer {index} is managed memory, which cannot be shared; allocate it with cuMemAlloc")
     if int(ask(attribute.CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE) or 0):
         raise DeviceError(
-            f"buffer {index} comes from a stream-ordered pool (cuMemAllocAsync), which legacy IPC cannot share; allocate "
-            "it with cuMemAlloc"
+            f"buffer {index} comes from a stream-ordered pool (cuMemAllocAsync), which legacy IPC cannot share; "
+            "allocate it with cuMemAlloc"
         )
     if ask(attribute.CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE) in (False, 0):
         raise DeviceError(
-            f"buffer {index} is virtual-memory mapped, which legacy IPC cannot share (PyTorch: expandable_segments:False)"
+            f"buffer {index} is virtual-memory mapped, which legacy IPC cannot share (in PyTorch: "
+            "expandable_segments:False)"
         )
     ordinal = ask(attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
     if ordinal is not None and int(ordinal) != device.ordinal:

@@ -23,6 +23,7 @@ HOT = {
     "cuEventCreate": 12000,
     "cuEventDestroy": 12000,
     "cuCtxGetCurrent": 12000,
+    "cuCtxSetCurrent": 12000,
     "cuCtxPushCurrent": 12000,
     "cuCtxPopCurrent": 12000,
     "cuMemcpy2DAsync": 12000,

@@ -4,8 +4,9 @@ import json
 import sys
 import time
 
-import cuframes
 import numpy
+
+import cuframes
 
 key, memory, delay = sys.argv[1], sys.argv[2], float(sys.argv[3])
 with cuframes.Publisher(key, 64, 48, "gray8", memory=memory) as publisher:

@@ -1,0 +1,3 @@
+from typing import Any
+
+def dlpack_pointer(buffer: Any) -> int: ...
