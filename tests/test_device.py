@@ -508,6 +508,30 @@ def test_plain_version_3_client(key, runtime_dir):
         client.close()
 
 
+@pytest.fixture(scope="module")
+def v3_client(tmp_path_factory):
+    program = tmp_path_factory.mktemp("v3") / "v3_client"
+    command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
+    command += [str(Path(__file__).parent / "c" / "v3_client.c"), "-o", str(program), "-ldl", "-lrt"]
+    subprocess.run(command, check=True, timeout=60)
+    return program
+
+
+def test_a_c_program_of_version_3_reads_our_frames(key, runtime_dir, v3_client):
+    """Over the socket, by handle, after the slot's event; the sequence number is the colour."""
+    with Publisher(key, 64, 48, "gray8", ring_size=8, memory="cuda-ipc") as publisher:
+        child = subprocess.Popen([v3_client, runtime_dir / f"{key}.sock", "50"], stdout=subprocess.PIPE, text=True)
+        assert child.stdout.readline() == "ready\n"
+        assert [s.name for s in publisher.subscribers] == ["plain-c"]
+        while child.poll() is None:
+            publish_gray(publisher, publisher.stats().seq + 1)
+            time.sleep(0.001)
+        assert child.stdout.read() == "ok 50\n"
+        child.stdout.close()
+        assert child.returncode == 0
+        eventually(lambda: not publisher.subscribers)
+
+
 def test_our_subscriber_joins_a_plain_version_3_publisher(key):
     """No features, no descriptors: by path, by handle, without pins."""
     with Publisher(key, 64, 48, "gray8", ring_size=4, memory="cuda-ipc") as publisher:

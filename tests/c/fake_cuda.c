@@ -181,6 +181,10 @@ int cuMemcpy2DAsync(const copy_2d *c, void *stream) {
     return OK;
 }
 
+int cuMemcpyDtoHAsync_v2(void *dst, const void *src, size_t size, void *stream) {
+    return (void)stream, memcpy(dst, src, size), OK;
+}
+
 /* ---- legacy IPC ---- */
 typedef struct {
     int pid, fd;
@@ -207,6 +211,7 @@ int cuIpcOpenMemHandle(uintptr_t *p, ipc_handle h, unsigned flags) {
     *p = (uintptr_t)base;
     return OK;
 }
+int cuIpcOpenMemHandle_v2(uintptr_t *p, ipc_handle h, unsigned flags) { return cuIpcOpenMemHandle(p, h, flags); }
 int cuIpcCloseMemHandle(uintptr_t p) { return mappings_alive--, drop_block(p); }
 
 /* ---- virtual memory ---- */
