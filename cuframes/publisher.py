@@ -172,6 +172,7 @@ class Publisher:
         self._segment = ControlSegment(segment_name(key), HEADER_BYTES, gid=gid)
         try:
             self._pool = create()
+            self._memory = self._pool.kind
             try:
                 features = PINS | FUTEX | OWNER_LOCK | self._pool.features
                 epoch = int.from_bytes(os.urandom(8), "little") | 1
@@ -204,6 +205,8 @@ class Publisher:
             self._segment.close()
             raise
         self._closed = False
+        self._final: PublisherStats | None = None
+        self._inherited = False
         lifetime.register(self)
 
     @property
@@ -224,7 +227,7 @@ class Publisher:
     @property
     def memory(self) -> str:
         """Where the frames are: ``"host"``, ``"cuda"``, ``"cuda-ipc"`` or ``"cuda-external"``."""
-        return self._pool.kind
+        return self._memory
 
     def publish(self, src: Any, *, pts_ns: int | None = None, stream: Any = None, timeout: float | None = None) -> int:
         """Copy a frame in and publish it.
@@ -261,7 +264,7 @@ class Publisher:
         ValueError, TypeError
             `src` does not fit; nothing was published.
         """
-        return _frame.publish(self._writer, self._layout, src, pts_ns, stream, timeout)
+        return _frame.publish(self._open_writer(), self._layout, src, pts_ns, stream, timeout)
 
     def acquire(self, *, stream: Any = None, timeout: float | None = None, slot: int | None = None) -> WritableFrame:
         """A slot to write in place, as a context manager.
@@ -277,18 +280,30 @@ class Publisher:
         slot : int, optional
             This slot rather than the next that is free; numbers of the slots between are left out of ``seq``.
         """
+        writer = self._open_writer()
         if slot is not None and not 0 <= slot < self._pool.memory.count:
             raise ValueError(f"slot must be 0 to {self._pool.memory.count - 1}, not {slot}")
-        return WritableFrame(self._writer, self._layout, stream, timeout, -1 if slot is None else slot)
+        return WritableFrame(writer, self._layout, stream, timeout, -1 if slot is None else slot)
+
+    def _open_writer(self) -> FrameWriter:
+        if self._inherited:
+            raise RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
+        if self._closed:
+            raise ValueError("the publisher is closed")
+        return self._writer
 
     @property
     def subscribers(self) -> tuple[SubscriberInfo, ...]:
         """Who is connected, with the counters they keep themselves."""
+        if self._closed:
+            return ()
         found: Any = describe(self._segment.mapping)["subscribers"]
         return tuple(SubscriberInfo(**entry) for entry in found)
 
     def stats(self) -> PublisherStats:
-        """Counters so far."""
+        """Counters so far; those of the end once it is closed."""
+        if self._final is not None:
+            return self._final
         seq, published, dropped = self._writer.counters
         return PublisherStats(published, dropped, seq, len(self.subscribers))
 
@@ -299,14 +314,18 @@ class Publisher:
         """
         if self._closed:
             return
+        self._final = self.stats()
         self._closed = True
         self._writer.close()
         self._server.close()
         self._pool.close()
         self._segment.close()
+        # Whoever still uses the memory has a reference of its own; ours would keep it for as long as this object lives.
+        del self._writer, self._pool, self._server, self._segment.mapping
 
     def _forget(self) -> None:
         self._closed = True
+        self._inherited = True
         self._server.forget()
         self._pool.close()
         self._segment.forget()
@@ -324,7 +343,7 @@ class Publisher:
             self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else self._pool.kind
+        state = "closed" if self._closed else self._memory
         return f"<Publisher {self.key!r} {self.format} {self.width}x{self.height}, {state}>"
 
 

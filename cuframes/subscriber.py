@@ -132,6 +132,7 @@ class Subscriber:
         self._past = SubscriberStats(0, 0, 0, 0, 0)
         self._epoll: select.epoll | None = None
         self._event_fd = -1
+        self._reader: FrameReader | None = None
         self._join(connect_timeout)
         self._closed = False
         lifetime.register(self)
@@ -225,8 +226,11 @@ class Subscriber:
         ValueError
             The subscriber is closed.
         """
+        reader = self._reader
+        if reader is None:
+            raise ValueError("the subscriber is closed")
         try:
-            return _frame.take(self._reader, self._layout, timeout)
+            return _frame.take(reader, self._layout, timeout)
         except Disconnected:
             if not self.reconnect:
                 raise
@@ -239,8 +243,10 @@ class Subscriber:
             if not self._rejoin(left):
                 raise Timeout(f"no publisher of {self.key!r} came back in time")
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            with contextlib.suppress(Disconnected):
-                return _frame.take(self._reader, self._layout, left)
+            reader = self._reader
+            if reader is not None:
+                with contextlib.suppress(Disconnected):
+                    return _frame.take(reader, self._layout, left)
 
     def _rejoin(self, timeout: float | None) -> bool:
         """Leave the publisher that ended and join the next; False when none came in time."""
@@ -250,7 +256,7 @@ class Subscriber:
         # in short turns lets close() and signals through.
         deadline = None if timeout is None else time.monotonic() + timeout
         old = self._reader
-        while not self._closed:
+        while old is not None and not self._closed:
             left = 0.2 if deadline is None else min(0.2, max(0.0, deadline - time.monotonic()))
             try:
                 self._join(left)
@@ -282,12 +288,12 @@ class Subscriber:
         loop = asyncio.get_running_loop()
         while not self._closed:
             try:
-                yield _frame.take(self._reader, self._layout, 0)
+                yield self._take_now()
                 continue
             except Timeout:
                 pass
             except Disconnected:
-                if not self.reconnect:
+                if not self.reconnect or self._closed:
                     return
                 while not self._rejoin(0):
                     await asyncio.sleep(client.POLL_SECONDS)
@@ -299,6 +305,11 @@ class Subscriber:
                 await ready
             finally:
                 loop.remove_reader(fd)
+
+    def _take_now(self) -> Frame:
+        if self._reader is None:
+            raise Disconnected("the subscriber was closed")
+        return _frame.take(self._reader, self._layout, 0)
 
     def __aiter__(self) -> AsyncIterator[Frame]:
         return self._frames()
@@ -323,10 +334,12 @@ class Subscriber:
         os.eventfd_write(self._event_fd, 1)  # for frames that are there already
         self._epoll.register(self._event_fd, select.EPOLLIN)
         self._epoll.register(self._connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+        assert self._reader is not None
         self._reader.set_event(self._event_fd)
 
     def _unwatch(self) -> None:
-        self._reader.set_event(-1)
+        if self._reader is not None:
+            self._reader.set_event(-1)
         if self._epoll is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(self._connection.fileno())
@@ -337,19 +350,24 @@ class Subscriber:
             self._event_fd = -1
 
     def stats(self) -> SubscriberStats:
-        """Counters so far."""
-        return self._past.plus(self._reader.counters)
+        """Counters so far; those of the end once it is closed."""
+        reader = self._reader
+        return self._past if reader is None else self._past.plus(reader.counters)
 
     def close(self) -> None:
         """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given
         up with the last of them. A thread that waits in :meth:`next` gets ValueError. Closing twice is fine."""
-        if self._closed:
+        reader = self._reader
+        if self._closed or reader is None:
             return
         self._closed = True
         self._unwatch()
         if self._epoll is not None:
             self._epoll.close()
-        self._reader.close()
+        reader.close()
+        self._past = self.stats()
+        # Frames that are out refer to it, and so does a thread in next(); ours would keep the memory mapped.
+        self._reader = None
 
     def _forget(self) -> None:
         self._closed = True

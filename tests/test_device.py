@@ -644,8 +644,7 @@ def test_closing_gives_the_device_memory_back(key, memory):
     with Publisher(key, 1920, 1080, "rgba", memory=memory, ring_size=16) as publisher:
         publisher.publish(bytes(1920 * 1080 * 4))
         assert before - free_bytes() >= 16 * 1920 * 1080 * 4
-    del publisher
-    gc.collect()
+    # Closing is enough; the object may live on.
     assert free_bytes() >= before - (4 << 20)
 
 

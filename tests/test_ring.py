@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy
 import pytest
@@ -404,6 +405,28 @@ def test_reconnect_to_the_next_publisher(key):
         assert (numpy.asarray(before) == 1).all()
         assert subscriber.stats()[:3] == (2, 0, 0)
         subscriber.close()
+
+
+def mapped(key):
+    return Path("/proc/self/maps").read_text().count(f"memfd:cuframes-{key}")
+
+
+def test_close_unmaps_although_the_objects_live(key):
+    publisher = Publisher(key, 64, 48, "gray8")
+    subscriber = Subscriber(key)
+    publish(publisher, 1)
+    frame = subscriber.next(1)
+    assert mapped(key) == 2
+    publisher.close()
+    assert mapped(key) == 1
+    subscriber.close()
+    assert (numpy.asarray(frame) == 1).all()
+    del frame
+    assert mapped(key) == 0
+    assert publisher.stats() == (1, 0, 1, 1)
+    assert publisher.subscribers == ()
+    assert subscriber.stats()[:3] == (1, 0, 0)
+    assert "closed" in repr(publisher) + repr(subscriber)
 
 
 def test_stats_and_subscribers(publisher, key):

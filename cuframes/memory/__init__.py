@@ -115,7 +115,7 @@ def open_device(
                 f"the frames are on {gpu.uuid_text} (cuda:{gpu.ordinal}), device={device} is {wanted.uuid_text}; leave "
                 "device= out, and copy between GPUs yourself"
             )
-    return cuda.OpenedPool.open(gpu, epoch, frame_bytes, handles, descriptor)
+    return cuda.open_pool(gpu, epoch, frame_bytes, handles, descriptor)
 
 
 def _has_gpu() -> bool:

@@ -23,7 +23,7 @@ from cuframes.errors import DeviceError, ProtocolError
 from cuframes.memory.driver import call, current, gpu, handle_bytes, handle_of
 from cuframes.memory.host import frame_stride
 
-__all__ = ["CudaIpcPool", "CudaPool", "ExternalPool", "OpenedPool", "buffer_pointer"]
+__all__ = ["CudaIpcPool", "CudaPool", "ExternalPool", "buffer_pointer", "open_pool"]
 
 IPC_GRANULE = 2 << 20  # the driver shares whole blocks of this size: no neighbour's data in them
 
@@ -31,52 +31,83 @@ IPC_GRANULE = 2 << 20  # the driver shares whole blocks of this size: no neighbo
 _own: "weakref.WeakValueDictionary[int, DevicePool]" = weakref.WeakValueDictionary()
 
 
-class DevicePool:
-    """What the device pools share: events, staging for uploads, and the order in which all of it goes away.
+class Resources:
+    """Device memory and events with the calls that free them: the owner of :class:`Slots`, freed with the last of
+    these.
 
-    ``close`` is called by the publisher; memory and events are freed with the last reference, since a subscriber in the
-    same process may still use them.
+    Kept apart from the pool, so that no cycle keeps memory after a close.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.buffers: list[Any] = []  # the caller's, with Publisher.external
+        self._free: list[tuple[Any, ...]] = []
+        self._staging: tuple[int, int] | None = None
+        self._staging_size = (0, 0)
+
+    def later(self, function: Any, *arguments: Any) -> None:
+        """Call this at the end, before what was asked for earlier."""
+        self._free.append((function, *arguments))
+
+    def reserve_staging(self, frame_bytes: int, ring_size: int) -> None:
+        """How much :meth:`staging` is to give."""
+        self._staging_size = frame_stride(frame_bytes), ring_size
+
+    def staging(self) -> tuple[int, int]:
+        """(address, bytes per slot) of pinned host memory for uploads; reserved when first asked for."""
+        if self._staging is None:
+            stride, ring_size = self._staging_size
+            with current(self.device) as driver:
+                address = call(driver.cuMemHostAlloc, stride * ring_size, 0, doing="reserving pinned host memory")
+            self.later(driver.cuMemFreeHost, address)
+            self._staging = int(address), stride
+        return self._staging
+
+    def __del__(self) -> None:
+        # The driver may have gone first, at interpreter exit; then everything is free already.
+        with contextlib.suppress(Exception), current(self.device):
+            while self._free:
+                function, *arguments = self._free.pop()
+                function(*arguments)
+
+
+class DevicePool:
+    """What the device pools share: an interprocess event for each slot and one for the ring.
+
+    ``close`` is called by the publisher; memory and events are freed with the last reference to the slots, since a
+    subscriber in the same process may still use them.
     """
 
     kind = ""
     features = 0
+    memory: Slots
 
-    def __init__(self, device: Device, ring_size: int) -> None:
-        self.device = device
+    def __init__(self, device: Device, frame_bytes: int, ring_size: int) -> None:
+        self.resources = Resources(device)
+        self.resources.reserve_staging(frame_bytes, ring_size)
         self.handles: list[bytes] | None = None
         self.offsets = [0] * ring_size
         self.pointers: list[int] | None = None
-        self._free: list[tuple[Any, ...]] = []  # (driver function, arguments), in the order they came to be needed
-        self._staging: tuple[int, int] | None = None
-        self._ring_size = ring_size
-        self._frame_bytes = 0
         with current(device) as driver:
             flags = driver.CUevent_flags.CU_EVENT_INTERPROCESS | driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
             events = []
             for _ in range(ring_size + 1):
                 events.append(call(driver.cuEventCreate, flags, doing="creating an interprocess event"))
-                self._free.append((driver.cuEventDestroy, events[-1]))
+                self.resources.later(driver.cuEventDestroy, events[-1])
             self.event_handles = [handle_bytes(call(driver.cuIpcGetEventHandle, event)) for event in events]
         self.events = [int(event) for event in events]
 
-    def slots(self, addresses: list[int]) -> Slots:
-        """The addresses with their events."""
-        return Slots(addresses, self, device=self.device, events=self.events[:-1], ring_event=self.events[-1])
+    def place(self, addresses: list[int]) -> None:
+        """The frames are here."""
+        device = self.resources.device
+        self.memory = Slots(
+            addresses, self.resources, device=device, events=self.events[:-1], ring_event=self.events[-1]
+        )
 
     @property
     def exports(self) -> tuple[Any, ...]:
         """What goes into the control segment."""
         return (self.handles, self.offsets, self.pointers, self.event_handles[:-1], self.event_handles[-1])
-
-    def staging(self) -> tuple[int, int]:
-        """(address, bytes per slot) of pinned host memory for uploads; reserved when first asked for."""
-        if self._staging is None:
-            stride = frame_stride(self._frame_bytes)
-            with current(self.device) as driver:
-                address = call(driver.cuMemHostAlloc, stride * self._ring_size, 0, doing="reserving pinned host memory")
-            self._free.append((driver.cuMemFreeHost, address))
-            self._staging = int(address), stride
-        return self._staging
 
     def share_in_process(self, epoch: int) -> None:
         """Let subscribers of this process use the pool itself."""
@@ -88,13 +119,6 @@ class DevicePool:
 
     def close(self) -> None:
         """Close descriptors. What subscribers have opened stays."""
-
-    def __del__(self) -> None:
-        # The driver may have gone first, at interpreter exit; then everything is free already.
-        with contextlib.suppress(Exception), current(self.device):
-            while self._free:
-                function, *arguments = self._free.pop()
-                function(*arguments)
 
 
 class CudaIpcPool(DevicePool):
@@ -110,22 +134,19 @@ class CudaIpcPool(DevicePool):
         ------
         DeviceError
         """
-        pool = cls(device, ring_size)
-        pool._frame_bytes = frame_bytes
+        pool = cls(device, frame_bytes, ring_size)
         size = -(-frame_bytes // IPC_GRANULE) * IPC_GRANULE
         addresses = []
         pool.handles = []
         with current(device) as driver:
             for _ in range(ring_size):
                 address = call(driver.cuMemAlloc, size, doing=f"allocating {size} bytes of device memory")
-                pool._free.append((driver.cuMemFree, address))
+                pool.resources.later(driver.cuMemFree, address)
                 handle = call(driver.cuIpcGetMemHandle, address, doing="exporting device memory by legacy CUDA IPC")
                 pool.handles.append(handle_bytes(handle))
                 addresses.append(int(address))
-        pool.memory = pool.slots(addresses)
+        pool.place(addresses)
         return pool
-
-    memory: Slots
 
 
 class CudaPool(DevicePool):
@@ -133,10 +154,9 @@ class CudaPool(DevicePool):
 
     kind = "cuda"
     features = VMM_MEMORY
-    memory: Slots
 
-    def __init__(self, device: Device, ring_size: int) -> None:
-        super().__init__(device, ring_size)
+    def __init__(self, device: Device, frame_bytes: int, ring_size: int) -> None:
+        super().__init__(device, frame_bytes, ring_size)
         self._fd = -1
 
     @classmethod
@@ -148,22 +168,21 @@ class CudaPool(DevicePool):
         DeviceError
             Also when the device cannot export virtual memory; ``cuda-ipc`` may then do.
         """
-        pool = cls(device, ring_size)
-        pool._frame_bytes = frame_bytes
+        pool = cls(device, frame_bytes, ring_size)
         stride = frame_stride(frame_bytes)
         with current(device) as driver:
             kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
             properties = _properties(driver, device, kind)
             size = _mapped_size(driver, properties, stride * ring_size)
             handle = call(driver.cuMemCreate, size, properties, 0, doing=f"allocating {size} bytes of device memory")
-            pool._free.append((driver.cuMemRelease, handle))
+            pool.resources.later(driver.cuMemRelease, handle)
             pool._fd = int(
                 call(
                     driver.cuMemExportToShareableHandle, handle, kind, 0, doing="exporting device memory by descriptor"
                 )
             )
-            base = _map(driver, device, handle, size, pool._free, writable=True)
-        pool.memory = pool.slots([base + k * stride for k in range(ring_size)])
+            base = _map(driver, pool.resources, handle, size, writable=True)
+        pool.place([base + k * stride for k in range(ring_size)])
         return pool
 
     def descriptors(self) -> list[int]:
@@ -176,14 +195,12 @@ class CudaPool(DevicePool):
 
     def __del__(self) -> None:
         self.close()
-        super().__del__()
 
 
 class ExternalPool(DevicePool):
     """The caller's buffers, one per slot. They stay the caller's; this keeps references to them."""
 
     kind = "cuda-external"
-    memory: Slots
 
     @classmethod
     def create(cls, buffers: Sequence[Any], frame_bytes: int, device: Device | None) -> Self:
@@ -198,9 +215,8 @@ class ExternalPool(DevicePool):
         """
         pointers = [buffer_pointer(buffer) for buffer in buffers]
         device = device or gpu()
-        pool = cls(device, len(buffers))
-        pool._frame_bytes = frame_bytes
-        pool.buffers = list(buffers)
+        pool = cls(device, frame_bytes, len(buffers))
+        pool.resources.buffers = list(buffers)
         pool.handles, pool.pointers = [], pointers
         with current(device) as driver:
             for index, pointer in enumerate(pointers):
@@ -215,86 +231,65 @@ class ExternalPool(DevicePool):
                 handle = call(driver.cuIpcGetMemHandle, base, doing=f"exporting buffer {index} by legacy CUDA IPC")
                 pool.handles.append(handle_bytes(handle))
                 pool.offsets[index] = offset
-        pool.memory = pool.slots(pointers)
+        pool.place(pointers)
         return pool
 
-    buffers: list[Any]
+
+def open_pool(
+    device: Device, epoch: int, frame_bytes: int, handles: list[tuple[bytes, int, bytes]], descriptor: int | None
+) -> Slots:
+    """Map a publisher's frames and open their events; unmapped with the last reference.
+
+    Parameters
+    ----------
+    handles : list of (memory handle, offset, event handle)
+        From the control segment.
+    descriptor : int or None
+        Of the virtual-memory allocation; None for legacy handles. Stays the caller's.
+    """
+    own = _own.get(epoch) if epoch else None
+    if own is not None:
+        return own.memory
+    resources = Resources(device)
+    with current(device) as driver:
+        if descriptor is None:
+            addresses = _open_legacy(driver, resources, handles)
+        else:
+            addresses = _open_descriptor(driver, resources, descriptor, frame_bytes, len(handles))
+        events = []
+        for _, _, raw in handles:
+            handle = handle_of(driver.CUipcEventHandle, raw)
+            event = call(driver.cuIpcOpenEventHandle, handle, doing="opening a frame's event")
+            resources.later(driver.cuEventDestroy, event)
+            events.append(int(event))
+    return Slots(addresses, resources, device=device, events=events)
 
 
-class OpenedPool:
-    """A subscriber's view of a publisher's device memory. Unmapped with the last reference."""
+def _open_legacy(driver: Any, resources: Resources, handles: list[tuple[bytes, int, bytes]]) -> list[int]:
+    flag = driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
+    bases: dict[bytes, int] = {}
+    addresses = []
+    for raw, offset, _ in handles:
+        if not any(raw):
+            raise ProtocolError("the publisher shares no memory handle for a slot")
+        if raw not in bases:
+            handle = handle_of(driver.CUipcMemHandle, raw)
+            doing = "opening the publisher's memory (its process must be another one, with another pid)"
+            base = call(driver.cuIpcOpenMemHandle, handle, flag, doing=doing)
+            resources.later(driver.cuIpcCloseMemHandle, base)
+            bases[raw] = int(base)
+        addresses.append(bases[raw] + offset)
+    return addresses
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._free: list[tuple[Any, ...]] = []
-        self.memory: Slots
 
-    @classmethod
-    def open(
-        cls,
-        device: Device,
-        epoch: int,
-        frame_bytes: int,
-        handles: list[tuple[bytes, int, bytes]],
-        descriptor: int | None,
-    ) -> Slots:
-        """Map the frames and open the events.
-
-        Parameters
-        ----------
-        handles : list of (memory handle, offset, event handle)
-            From the control segment.
-        descriptor : int or None
-            Of the virtual-memory allocation; None for legacy handles. Stays the caller's.
-        """
-        own = _own.get(epoch) if epoch else None
-        if own is not None:
-            slots: Slots = own.memory  # type: ignore[attr-defined]
-            return slots
-        pool = cls(device)
-        with current(device) as driver:
-            if descriptor is None:
-                addresses = pool._open_legacy(driver, handles)
-            else:
-                addresses = pool._open_descriptor(driver, descriptor, frame_bytes, len(handles))
-            events = []
-            for _, _, raw in handles:
-                handle = handle_of(driver.CUipcEventHandle, raw)
-                event = call(driver.cuIpcOpenEventHandle, handle, doing="opening a frame's event")
-                pool._free.append((driver.cuEventDestroy, event))
-                events.append(int(event))
-        return Slots(addresses, pool, device=device, events=events)
-
-    def _open_legacy(self, driver: Any, handles: list[tuple[bytes, int, bytes]]) -> list[int]:
-        flag = driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
-        bases: dict[bytes, int] = {}
-        addresses = []
-        for raw, offset, _ in handles:
-            if not any(raw):
-                raise ProtocolError("the publisher shares no memory handle for a slot")
-            if raw not in bases:
-                handle = handle_of(driver.CUipcMemHandle, raw)
-                doing = "opening the publisher's memory (its process must be another one, with another pid)"
-                base = call(driver.cuIpcOpenMemHandle, handle, flag, doing=doing)
-                self._free.append((driver.cuIpcCloseMemHandle, base))
-                bases[raw] = int(base)
-            addresses.append(bases[raw] + offset)
-        return addresses
-
-    def _open_descriptor(self, driver: Any, descriptor: int, frame_bytes: int, count: int) -> list[int]:
-        stride = frame_stride(frame_bytes)
-        kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
-        size = _mapped_size(driver, _properties(driver, self.device, kind), stride * count)
-        handle = call(driver.cuMemImportFromShareableHandle, descriptor, kind, doing="importing the publisher's memory")
-        self._free.append((driver.cuMemRelease, handle))
-        base = _map(driver, self.device, handle, size, self._free, writable=False)
-        return [base + k * stride for k in range(count)]
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception), current(self.device):
-            while self._free:
-                function, *arguments = self._free.pop()
-                function(*arguments)
+def _open_descriptor(driver: Any, resources: Resources, descriptor: int, frame_bytes: int, count: int) -> list[int]:
+    stride = frame_stride(frame_bytes)
+    kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+    size = _mapped_size(driver, _properties(driver, resources.device, kind), stride * count)
+    handle = call(driver.cuMemImportFromShareableHandle, descriptor, kind, doing="importing the publisher's memory")
+    resources.later(driver.cuMemRelease, handle)
+    base = _map(driver, resources, handle, size, writable=False)
+    return [base + k * stride for k in range(count)]
 
 
 def buffer_pointer(buffer: Any) -> int:
@@ -326,14 +321,14 @@ def _mapped_size(driver: Any, properties: Any, size: int) -> int:
     return -(-size // granule) * granule
 
 
-def _map(driver: Any, device: Device, handle: Any, size: int, free: list[tuple[Any, ...]], *, writable: bool) -> int:
+def _map(driver: Any, resources: Resources, handle: Any, size: int, *, writable: bool) -> int:
     address = call(driver.cuMemAddressReserve, size, 0, 0, 0, doing="reserving device addresses")
-    free.append((driver.cuMemAddressFree, address, size))
+    resources.later(driver.cuMemAddressFree, address, size)
     call(driver.cuMemMap, address, size, 0, handle, 0, doing="mapping device memory")
-    free.append((driver.cuMemUnmap, address, size))
+    resources.later(driver.cuMemUnmap, address, size)
     access = driver.CUmemAccessDesc()
     access.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-    access.location.id = device.ordinal
+    access.location.id = resources.device.ordinal
     flags = driver.CUmemAccess_flags
     access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE if writable else flags.CU_MEM_ACCESS_FLAGS_PROT_READ
     call(driver.cuMemSetAccess, address, size, [access], 1, doing="setting access to device memory")
