@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED_API = not FREE_THREADED
 
-MODULES = ["_cuda", "_core", "_views", "_source", "_frame"]
+MODULES = ["_cuda", "_mapped", "_core", "_views", "_source", "_frame"]
 
 macros = [("_GNU_SOURCE", None)]
 if LIMITED_API:

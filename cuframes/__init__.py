@@ -10,8 +10,8 @@ One process publishes, any number of others subscribe and see the same memory::
             luma, chroma = map(numpy.asarray, frame.planes)
 """
 
-from cuframes._core import monotonic_ns
 from cuframes._frame import Frame, WritableFrame
+from cuframes._mapped import monotonic_ns
 from cuframes._version import __version__
 from cuframes._views import Plane
 from cuframes.errors import (

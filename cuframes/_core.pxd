@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._cuda cimport Device
+from cuframes._mapped cimport Mapping, Slots
 from cuframes._ring cimport cf_reader, cf_taken, cf_writer
 from cuframes._shm cimport cf_frame_header
 
@@ -12,21 +13,6 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef int check(int status, object context=*) except -1
 cdef int64_t deadline_after(object timeout) except? -1
-
-
-cdef class Mapping:
-    cdef char* address
-    cdef readonly Py_ssize_t size
-    cdef readonly bint writable
-
-
-cdef class Slots:
-    cdef char* address[16]
-    cdef void* event[16]
-    cdef void* ring_event
-    cdef readonly int count
-    cdef readonly Device device
-    cdef object owner
 
 
 # Whatever keeps a frame's memory where it is. On a GPU it also knows the streams that the memory is used on.

@@ -101,7 +101,7 @@ cdef Array dlpack_array(FrameLayout layout, Device gpu, void* stream, object sou
     except Exception:
         # A producer that knows no streams (PyAV) works on the legacy default one, which is what None means.
         capsule = source.__dlpack__()
-        order_after_legacy(gpu, stream)
+        order(gpu, <void*>CF_CUDA_STREAM_LEGACY, stream)
     keep.managed = <cf_dl_managed*>PyCapsule_GetPointer(<PyObject*>capsule, "dltensor")
     PyCapsule_SetName(<PyObject*>capsule, "used_dltensor")
     t = &keep.managed.tensor
@@ -127,7 +127,6 @@ cdef Array interface_array(FrameLayout layout, Device gpu, void* stream, object 
     cdef Array array = Array.__new__(Array)
     cdef Py_ssize_t expected = layout.item_bytes
     cdef uintptr_t theirs
-    cdef void* event
     interface = source.__cuda_array_interface__
     if interface["typestr"] not in (("|u1", "|i1", "<u1") if layout.item_bytes == 1 else ("<u2", "<i2")):
         raise wrong_sample(layout, f"type {interface['typestr']!r}")
@@ -144,24 +143,19 @@ cdef Array interface_array(FrameLayout layout, Device gpu, void* stream, object 
     array.on_gpu = True
     array.keep = source
     theirs = interface.get("stream") or CF_CUDA_STREAM_LEGACY
-    if <void*>theirs != stream:
-        event = gpu.new_event()
-        try:
-            check_driver(gpu.record(event, <void*>theirs), "recording an event on the array's stream failed")
-            check_driver(gpu.wait(stream, event), "ordering two streams failed")
-        finally:
-            gpu.drop_event(event)
+    order(gpu, <void*>theirs, stream)
     return array
 
 
-cdef int order_after_legacy(Device gpu, void* stream) except -1:
+cdef int order(Device gpu, void* first, void* second) except -1:
+    """Make stream `second` wait for what stream `first` has queued."""
     cdef void* event
-    if stream == <void*>CF_CUDA_STREAM_LEGACY:
+    if first == second:
         return 0
     event = gpu.new_event()
     try:
-        check_driver(gpu.record(event, <void*>CF_CUDA_STREAM_LEGACY), "recording an event failed")
-        check_driver(gpu.wait(stream, event), "ordering two streams failed")
+        check_driver(gpu.record(event, first), "recording an event on the array's stream failed")
+        check_driver(gpu.wait(second, event), "ordering two streams failed")
     finally:
         gpu.drop_event(event)
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cuframes._core import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
+from cuframes._mapped import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
 from cuframes.errors import NotFound, ProtocolError
 from cuframes.formats import pixel_format
 from cuframes.names import SEGMENT_DIR, SEGMENT_PREFIX, runtime_dirs, segment_name

@@ -7,18 +7,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from cuframes import _frame, lifetime
-from cuframes._core import (
-    DROP_OLDEST,
-    FUTEX,
-    HEADER_BYTES,
-    OWNER_LOCK,
-    PINS,
-    STRICT_WAIT,
-    FrameWriter,
-    describe,
-    meta_bytes,
-)
+from cuframes._core import FrameWriter
 from cuframes._frame import FrameLayout, WritableFrame
+from cuframes._mapped import DROP_OLDEST, FUTEX, HEADER_BYTES, OWNER_LOCK, PINS, STRICT_WAIT, describe, meta_bytes
 from cuframes._version import __version__
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.memory import Pool, create_external, create_pool

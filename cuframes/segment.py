@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import posix_ipc
 
-from cuframes._core import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, Mapping, describe
+from cuframes._mapped import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, Mapping, describe
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.names import SEGMENT_DIR
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from cuframes import _core, _frame, lifetime
-from cuframes._core import FRAME_MAGIC, STRICT_WAIT, FrameReader, Mapping, describe
+from cuframes import _frame, _mapped, lifetime
+from cuframes._core import FrameReader
 from cuframes._frame import Frame, FrameLayout
+from cuframes._mapped import FRAME_MAGIC, STRICT_WAIT, Mapping, describe
 from cuframes.errors import DeviceError, Disconnected, ProtocolError, Timeout
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.memory import open_device, open_host
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Subscriber", "SubscriberStats"]
 
 MODES = ("newest", "ordered")
-FEATURES = _core.PINS | _core.FUTEX | _core.HOST_MEMORY | _core.VMM_MEMORY | _core.OWNER_LOCK | _core.PASS_FD
+FEATURES = (
+    _mapped.PINS | _mapped.FUTEX | _mapped.HOST_MEMORY | _mapped.VMM_MEMORY | _mapped.OWNER_LOCK | _mapped.PASS_FD
+)
 STARTS = ("next", "latest", "oldest")
 WAITS = ("block", "spin")
 
@@ -162,18 +165,18 @@ class Subscriber:
         header = _open_header(connection)
         found = describe(header)
         pool = connection.descriptors[1] if len(connection.descriptors) > 1 else None
-        if welcome.features & _core.HOST_MEMORY:
+        if welcome.features & _mapped.HOST_MEMORY:
             if pool is None:
                 raise ProtocolError("the publisher sent no descriptor of its frames")
             if self._device is not None:
                 raise DeviceError(f"the publisher's frames are in host memory; device={self._device} cannot be met")
             slots = open_host(pool, frame_bytes, welcome.ring_size)
         else:
-            descriptor = pool if welcome.features & _core.VMM_MEMORY else None
-            handles = _core.handles(header)[: welcome.ring_size]
+            descriptor = pool if welcome.features & _mapped.VMM_MEMORY else None
+            handles = _mapped.handles(header)[: welcome.ring_size]
             slots = open_device(uuid, self._device, found["epoch"], frame_bytes, handles, descriptor)
 
-        pins = bool(welcome.features & _core.PINS)
+        pins = bool(welcome.features & _mapped.PINS)
         last, frame_no = place.initial_seq, place.initial_frame_no if pins else place.initial_seq
         known: int | None = frame_no
         if self._start == "oldest":
@@ -419,9 +422,9 @@ def _open_header(connection: client.Connection) -> Mapping:
 
 def _map_header(fd: int) -> Mapping:
     size = os.fstat(fd).st_size
-    if size < _core.HEADER_BYTES:
-        raise ProtocolError(f"the control segment has {size} bytes, not {_core.HEADER_BYTES}")
-    header = Mapping(fd, _core.HEADER_BYTES, writable=True)
+    if size < _mapped.HEADER_BYTES:
+        raise ProtocolError(f"the control segment has {size} bytes, not {_mapped.HEADER_BYTES}")
+    header = Mapping(fd, _mapped.HEADER_BYTES, writable=True)
     found = describe(header)
     if found["magic"] != FRAME_MAGIC or found["proto_version"] != 3:
         raise ProtocolError(

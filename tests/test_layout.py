@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cuframes import _core
+from cuframes import _mapped
 
 FIGURES = json.loads((Path(__file__).parent / "data" / "layout.json").read_text())
-ROWS = {(kind, field): (offset, size) for kind, field, offset, size in _core.layout_rows()}
+ROWS = {(kind, field): (offset, size) for kind, field, offset, size in _mapped.layout_rows()}
 TYPES = {
     "frame_meta": "cf_frame_meta",
     "slot": "cf_slot",

@@ -12,7 +12,7 @@ import pytest
 from harness import eventually
 
 import cuframes
-from cuframes import Publisher, Subscriber, _core
+from cuframes import Publisher, Subscriber, _mapped
 
 
 def gray(value, shape=(48, 64)):
@@ -472,7 +472,7 @@ class TestPublisherWithoutPins:
     @pytest.fixture
     def subscriber(self, publisher, key):
         welcome = publisher._server._welcome
-        publisher._server._welcome = welcome._replace(features=welcome.features & ~_core.PINS)
+        publisher._server._welcome = welcome._replace(features=welcome.features & ~_mapped.PINS)
         with Subscriber(key, mode="ordered", max_held=4) as subscriber:
             yield subscriber
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy
 import typer
 
-from cuframes._core import monotonic_ns
+from cuframes._mapped import monotonic_ns
 from cuframes.cli import Stopped, pixels, stop_on_signals
 from cuframes.errors import Disconnected, Timeout
 from cuframes.subscriber import Subscriber

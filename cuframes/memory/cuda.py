@@ -17,8 +17,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Self
 
-from cuframes._core import VMM_MEMORY, Slots
 from cuframes._cuda import Device
+from cuframes._mapped import VMM_MEMORY, Slots
 from cuframes.errors import DeviceError, ProtocolError
 from cuframes.memory.driver import call, current, gpu, handle_bytes, handle_of
 from cuframes.memory.host import frame_stride

@@ -5,7 +5,7 @@ import fcntl
 import os
 from typing import Self
 
-from cuframes._core import HOST_MEMORY, Mapping, Slots
+from cuframes._mapped import HOST_MEMORY, Mapping, Slots
 from cuframes.errors import ProtocolError
 from cuframes.segment import PAGE, create_memfd
 

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from pathlib import Path
 
-from cuframes._core import PASS_FD, PINS, FrameWriter
+from cuframes._core import FrameWriter
+from cuframes._mapped import PASS_FD, PINS
 from cuframes.errors import ProtocolError
 from cuframes.segment import is_socket
 from cuframes.session import wire
