@@ -438,7 +438,8 @@ def test_stats_and_subscribers(publisher, key):
         assert publisher.stats() == (2, 0, 2, 1)
         frame.release()
         assert publisher.subscribers[0].held == 0
-        assert cuframes.list_publishers()[0].subscribers[0].name == "detector"
+        (listed,) = [p for p in cuframes.list_publishers() if p.key == key]
+        assert listed.subscribers[0].name == "detector"
 
 
 def test_list_publishers(publisher, key):
