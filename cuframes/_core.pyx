@@ -117,6 +117,7 @@ cdef class Owner:
         self.streams += 1
 
 
+@cython.no_gc_clear  # a writable frame that dies in the same cycle still gives its slot back through it
 cdef class FrameWriter:
     """The publisher's end of a frame ring.
 
@@ -355,6 +356,7 @@ cdef class WriteLease(Owner):
         return 0
 
 
+@cython.no_gc_clear  # holds that die in the same cycle still give their slots back through it
 cdef class FrameReader:
     """A subscriber's end of a frame ring, for one connection.
 
@@ -505,7 +507,10 @@ cdef class FrameReader:
 
     cdef void hang_up_if_idle(self) noexcept:
         if self.closing and cf_reader_held(&self.ring) == 0:
-            self.connection.close()
+            try:
+                self.connection.close()
+            except AttributeError:
+                pass  # collected in one cycle with us and cleared already, its socket with it
 
     def set_event(self, int fd):
         """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""

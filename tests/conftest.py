@@ -21,6 +21,14 @@ def runtime_dir(tmp_path_factory, monkeypatch):
     return path
 
 
+@pytest.fixture(autouse=True)
+def host_memory(request, monkeypatch):
+    """Without the mark ``gpu`` a test is about host memory, also on a machine with a GPU."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes it starts
+        monkeypatch.setattr("cuframes.memory._has_gpu", lambda: False)
+
+
 @pytest.fixture
 def key():
     """A fresh key; what a test leaves in shared memory under it is an error."""

@@ -180,6 +180,18 @@ class TestOneProcess:
             del capsule
             eventually(lambda: subscriber.stats().held == 0)
 
+    def test_a_reader_in_a_reference_cycle_is_collected(self, publisher, key):
+        """It has events to destroy, and must still find its device when the collector takes it apart."""
+        subscriber = Subscriber(key)
+        for number in range(3):
+            publisher.publish(gray(number))
+            subscriber.next(5).release()
+        cycle = [subscriber._reader, subscriber]
+        cycle.append(cycle)
+        del subscriber, cycle
+        gc.collect()
+        eventually(lambda: not publisher.subscribers)
+
     def test_streams(self, publisher, key):
         class Torch:
             cuda_stream = 1

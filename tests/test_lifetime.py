@@ -72,6 +72,37 @@ print(os.path.exists(f"/dev/shm/cuframes-{sys.argv[1]}"))
     assert out == ["left", "False"]
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        "[frame]",
+        "[frame, subscriber]",
+        "[subscriber, frame, array]",
+        "[frame.planes[0], subscriber._reader]",
+        "[publisher, subscriber, frame]",
+        "[slot := publisher.acquire(), slot.__enter__(), publisher._writer]",
+        "[frame.__dlpack__(), subscriber]",
+    ],
+)
+def test_a_reference_cycle_is_collected_and_gives_everything_back(key, members):
+    out = run(
+        SETUP
+        + f"""
+import time
+cycle = {members}
+cycle.append(cycle)
+probe = cuframes.Subscriber(sys.argv[1], name="probe")
+slot = None
+del cycle, frame, array, subscriber
+gc.collect()
+while len(publisher.subscribers) > 1: time.sleep(0.01)
+print([s.name for s in publisher.subscribers], publisher.publish(bytes(64 * 48)) > 1)
+""",
+        key,
+    )
+    assert out == ["['probe']", "True"]
+
+
 FORK = (
     SETUP
     + """
