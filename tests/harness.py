@@ -71,3 +71,9 @@ def eventually(condition, timeout=10.0):
 
 def descriptors():
     return len(os.listdir("/proc/self/fd"))
+
+
+def python_path(directory):
+    """An environment in which modules of `directory` come before all others."""
+    before = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(directory), *([before] if before else [])])}

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from harness import Worker, eventually
+from harness import Worker, eventually, python_path
 
 from cuframes import Publisher
 from cuframes.formats import FORMATS
@@ -321,9 +321,7 @@ def test_decoder_errors_are_logged_and_survived(clip, caplog):
 
 def test_without_the_extra_the_command_says_how_to_get_it(tmp_path):
     (tmp_path / "typer.py").write_text("raise ImportError('No module', name='typer')")
-    done = subprocess.run(
-        command("ls"), capture_output=True, text=True, timeout=30, env=os.environ | {"PYTHONPATH": str(tmp_path)}
-    )
+    done = subprocess.run(command("ls"), capture_output=True, text=True, timeout=30, env=python_path(tmp_path))
     assert done.returncode == 1
     assert done.stderr == "cuframes: the command line needs typer; install it with: pip install 'cuframes[cli]'\n"
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import python_path
 
 HERE = Path(__file__).parent
 
@@ -43,7 +44,7 @@ try:
 except cuframes.DeviceError as problem:
     print(problem)
 """
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    env = python_path(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
     assert done.stdout.splitlines()[0] == "host"
     assert "pip install 'cuframes[cuda13]'" in done.stdout
