@@ -230,10 +230,10 @@ class Publisher:
             ``(height, width[, components])``), as a list or tuple of its planes, as its bytes without padding, or
             anything with planes and a format: a PyAV ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 for
             ``p010`` and ``gray16``. Rows may be padded.
-        pts_ns : int, optional
-            Presentation time in nanoseconds; default: CLOCK_MONOTONIC at publish.
             Device memory takes arrays of its GPU (CUDA array interface, DLPack, PyAV's frames decoded there), copied on
             `stream`, and host arrays, uploaded through pinned memory; the host waits for neither.
+        pts_ns : int, optional
+            Presentation time in nanoseconds; default: CLOCK_MONOTONIC at publish.
         stream : int or stream object, optional
             For device memory: the CUDA stream to copy on and to publish after (CUDA Python, CuPy, PyTorch, or a
             handle); default: the legacy default stream.
