@@ -140,7 +140,7 @@ cdef class FrameWriter:
         cdef cf_frame_header* h = header_of(header)
         self.header = header
         self.slots = slots
-        self.sources = [None] * slots.count
+        self.sources = [[] for _ in range(slots.count)]
         self.generation = fork_generation
         h.proto_version = CF_PROTOCOL_V3
         h.lib_version_major, h.lib_version_minor, h.lib_version_patch = version
@@ -192,6 +192,7 @@ cdef class FrameWriter:
             check(status, "a subscriber did not release the oldest frame in time (policy strict_wait)")
         check(status, "another frame of this publisher is being written; a publisher is one writer")
         if self.slots.device is not None:
+            self.drop_finished_sources()
             try:
                 self.order(stream)
             except BaseException:
@@ -245,8 +246,11 @@ cdef class FrameWriter:
         cf_writer_drop(&self.ring)
 
     cdef void keep_source(self, object source):
-        """Keep what a queued copy reads until the begun slot's event says that the copy is over."""
-        self.sources[self.slot()] = source
+        """Keep what a queued copy reads until the begun slot's event says that the copy is over.
+
+        Beside what earlier copies into the slot still read: the GPU may be more than a ring behind.
+        """
+        self.sources[self.slot()].append(source)
 
     cdef char* staging(self) except? NULL:
         """Pinned host memory for an upload into the begun slot.
@@ -269,10 +273,13 @@ cdef class FrameWriter:
         return self.staging_base + k * self.staging_stride
 
     cdef void drop_finished_sources(self):
+        """Called before the begun slot has a copy of its own: until commit its event speaks of the earlier ones
+        only.
+        """
         cdef int k
         for k in range(self.slots.count):
-            if self.sources[k] is not None and self.slots.device.finished(self.slots.event[k]):
-                self.sources[k] = None
+            if self.sources[k] and self.slots.device.finished(self.slots.event[k]):
+                self.sources[k] = []
 
     def join(self, bytes name not None, uint64_t pid):
         """Admit a subscriber: (bit, newest seq, its frame_no), or None when all 31 places are taken."""
@@ -308,7 +315,7 @@ cdef class FrameWriter:
             with nogil:
                 for k in range(self.slots.count):
                     self.slots.device.synchronize(self.slots.event[k])  # queued copies still write to the pool
-            self.sources = [None] * self.slots.count
+            self.sources = [[] for _ in range(self.slots.count)]
 
     @property
     def counters(self):

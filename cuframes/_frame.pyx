@@ -329,8 +329,6 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
     cdef Source source = source_of(layout, writer.slots.device, handle, src)
     if pts_ns is not None:
         pts_ns = as_int64(pts_ns)
-    if writer.slots.device is not None:
-        writer.drop_finished_sources()
     writer.begin(timeout, -1, handle)
     try:
         fill(writer, source, writer.begun(), handle)

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -289,6 +290,31 @@ class TestPending:
         assert publisher.stats()[:2] == (4, 1)
         gpu_busy(0)
         assert publisher.publish(gray(5)) == 5
+
+    def test_sources_live_until_they_have_been_read(self, publisher, key, gpu_busy):
+        """Also when the GPU is more than a ring behind: a decoder must not reuse a surface still to be copied."""
+        with Publisher(f"{key}-d", 64, 48, "gray8", memory="cuda") as origin, Subscriber(f"{key}-d") as subscriber:
+            origin.publish(gray(1))
+            frame = subscriber.next(5)
+            gpu_busy(1)
+            alive = []
+            for _ in range(6):
+                source = Interface(frame)
+                alive.append(weakref.ref(source))
+                publisher.publish(source)
+            with publisher.acquire() as slot:
+                for _ in range(2):
+                    source = Interface(frame)
+                    alive.append(weakref.ref(source))
+                    slot.copy_from(source)
+            del source
+            gc.collect()
+            kept = [ref() is not None for ref in alive]
+            gpu_busy(0)  # before anything can fail: closing waits for the GPU
+            publish_unwritten(publisher)
+            gc.collect()
+            assert all(kept)
+            assert all(ref() is None for ref in alive)
 
     def test_a_tensor_that_dies_first_waits_for_its_stream(self, publisher, key, gpu_busy):
         with Subscriber(key, mode="ordered") as subscriber:
