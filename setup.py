@@ -10,7 +10,8 @@ from setuptools import Extension, setup
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED_API = not FREE_THREADED
 
-MODULES = ["_cuda", "_mapped", "_core", "_views", "_source", "_frame"]
+MODULES = ["_status", "_cuda", "_mapped", "_core", "_views", "_source", "_frame", "_packets"]
+HEADERS = ["_shm", "_status", "_ring", "_packets", "_dlpack", "_cuda"]
 
 macros = [("_GNU_SOURCE", None)]
 if LIMITED_API:
@@ -20,7 +21,7 @@ extensions = [
     Extension(
         f"cuframes.{name}",
         [f"cuframes/{name}.pyx"],
-        depends=["cuframes/_shm.h", "cuframes/_ring.h", "cuframes/_dlpack.h", "cuframes/_cuda.h"],
+        depends=[f"cuframes/{name}.h" for name in HEADERS],
         include_dirs=["cuframes"],
         define_macros=macros,
         # A function that the limited API hides must not become an implicit declaration that crashes at run time.

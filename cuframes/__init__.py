@@ -32,6 +32,7 @@ from cuframes.errors import (
     TooManyHeld,
 )
 from cuframes.listing import PublisherInfo, list_publishers
+from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
 from cuframes.publisher import Publisher, PublisherStats, SubscriberInfo
 from cuframes.subscriber import Subscriber, SubscriberStats
 
@@ -47,8 +48,13 @@ __all__ = [
     "NotFound",
     "OutOfSharedMemory",
     "Overwritten",
+    "Packet",
+    "PacketFlags",
     "PacketOverrun",
     "PacketOversized",
+    "PacketPublisher",
+    "PacketReader",
+    "PacketReaderStats",
     "Plane",
     "ProtocolError",
     "Publisher",

@@ -11,10 +11,6 @@ cdef extern from "<pthread.h>" nogil:
         pass
 
 
-cdef int check(int status, object context=*) except -1
-cdef int64_t deadline_after(object timeout) except? -1
-
-
 # Whatever keeps a frame's memory where it is. On a GPU it also knows the streams that the memory is used on.
 cdef class Owner:
     cdef void* stream[4]

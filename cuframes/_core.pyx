@@ -1,20 +1,21 @@
 """The frame ring for Python: the writer's and the reader's end, and the hold on a taken frame.
 
-The algorithm is C (``_ring.h``) and runs without the GIL. This module owns its structures, turns its status codes into
-exceptions in one place, and ties lifetimes together: a :class:`Hold` keeps its :class:`FrameReader`, a reader keeps its
-mappings, so memory is unmapped when the last frame of it is gone.
+The algorithm is C (``_ring.h``) and runs without the GIL. This module owns its structures and ties lifetimes
+together: a :class:`Hold` keeps its :class:`FrameReader`, a reader keeps its mappings, so memory is unmapped when the
+last frame of it is gone.
 """
 
 cimport cython
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from cuframes._cuda cimport CF_CUDA_STREAM_PER_THREAD, Device, check_driver, stream_of
 from cuframes._mapped cimport Mapping, Slots, header_of
 from cuframes._ring cimport *
 from cuframes._shm cimport *
+from cuframes._status cimport *
 
-from cuframes.errors import Disconnected, FrameDropped, Overwritten, ProtocolError, Timeout, TooManyHeld
+from cuframes.errors import FrameDropped, ProtocolError
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -22,70 +23,10 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    ctypedef void (*fork_handler)() noexcept nogil
-    int pthread_atfork(fork_handler prepare, fork_handler parent, fork_handler child)
 
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
-
-
-# A forked child inherits our objects but not our place in the ring: its pins would be the parent's. Objects remember
-# the generation they were made in; the handler runs in the child of any fork, also one made by C code.
-cdef int fork_generation = 0
-
-
-cdef void in_forked_child() noexcept nogil:
-    global fork_generation
-    fork_generation += 1
-
-
-pthread_atfork(NULL, NULL, in_forked_child)
-
-
-cdef int check_generation(int generation) except -1:
-    if generation != fork_generation:
-        raise RuntimeError(
-            "this object belongs to the parent process; open a new Publisher or Subscriber after the fork"
-        )
-    return 0
-
-
-cdef int check(int status, object context=None) except -1:
-    """The one place that turns a CF_* status into an exception."""
-    if status == CF_OK:
-        return 0
-    if status == CF_TIMED_OUT:
-        raise Timeout(context or "no frame arrived in time")
-    if status == CF_ENDED:
-        raise Disconnected("the publisher is gone and every frame it left has been taken")
-    if status == CF_HELD:
-        raise FrameDropped(
-            "every slot of the ring is held by subscribers; let them release frames sooner, or use a larger ring_size"
-        )
-    if status == CF_TOO_MANY:
-        raise TooManyHeld(context)
-    if status == CF_OVERWRITTEN:
-        raise Overwritten("the frame was overwritten while it was held: discard what was read from it")
-    if status == CF_BUSY:
-        raise RuntimeError(context)
-    if status == CF_CLOSED:
-        raise ValueError("the subscriber is closed")
-    if status == CF_NO_BIT:
-        raise Disconnected("the ring has 31 subscribers and no place for another")
-    raise SystemError(f"unknown ring status {status}")
-
-
-cdef int64_t deadline_after(object timeout) except? -1:
-    """CLOCK_MONOTONIC nanoseconds at which a wait of `timeout` seconds ends; None never ends."""
-    if timeout is None:
-        return INT64_MAX
-    cdef double seconds = timeout
-    if not seconds >= 0:
-        raise ValueError(f"timeout must be None or seconds >= 0, not {timeout!r}")
-    if seconds > 1e9:
-        return INT64_MAX
-    return cf_now_ns() + <int64_t>(seconds * 1e9)
 
 
 cdef int64_t GPU_POLL_NS = 100_000  # the GPU gives no sign when an event is over
@@ -141,7 +82,7 @@ cdef class FrameWriter:
         self.header = header
         self.slots = slots
         self.sources = [[] for _ in range(slots.count)]
-        self.generation = fork_generation
+        self.generation = current_generation()
         h.proto_version = CF_PROTOCOL_V3
         h.lib_version_major, h.lib_version_minor, h.lib_version_patch = version
         h.ext_flags = ext_flags
@@ -308,7 +249,7 @@ cdef class FrameWriter:
         """Tell every subscriber that nothing will come. Frames they hold stay as they are."""
         cdef int k
         self.closed = True
-        if self.generation != fork_generation:
+        if is_inherited(self.generation):
             return
         cf_writer_shutdown(&self.ring)
         if self.slots.device is not None:
@@ -397,7 +338,7 @@ cdef class FrameReader:
         self.slots = slots
         self.connection = connection
         self.epoch = self.ring.shared.epoch
-        self.generation = fork_generation
+        self.generation = current_generation()
         self.ring.ring_size = slots.count
         self.ring.bit, self.ring.max_held, ordered, self.ring.spin, self.ring.pins, self.ring.strict = ring
         self.ring.mode = CF_ORDERED if ordered else CF_NEWEST
@@ -443,7 +384,8 @@ cdef class FrameReader:
         if status == CF_TOO_MANY:
             check(status, f"this subscriber holds {cf_reader_held(&self.ring)} of at most {self.ring.max_held} frames; "
                           "release frames, and arrays or tensors made from them, or raise max_held")
-        check(status, "another thread is taking a frame from this subscriber" if status == CF_BUSY else None)
+        check(status, "another thread is taking a frame from this subscriber" if status == CF_BUSY
+              else "the subscriber is closed" if status == CF_CLOSED else None)
 
     cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil:
         """cf_reader_next, with an eye on the GPU while frames are pending."""
@@ -528,7 +470,7 @@ cdef class FrameReader:
         if self.closing:
             return
         self.closing = True
-        if self.generation == fork_generation:
+        if not is_inherited(self.generation):
             cf_reader_close(&self.ring)
             with nogil:
                 self.reap(True)
@@ -537,7 +479,7 @@ cdef class FrameReader:
     @property
     def counters(self):
         """(received, lost, skipped, held, overwritten)"""
-        if self.pending_mask and self.generation == fork_generation:
+        if self.pending_mask and not is_inherited(self.generation):
             self.reap(False)
         return (self.ring.received, self.ring.lost, self.ring.skipped, cf_reader_held(&self.ring),
                 self.ring.overwritten)
@@ -569,7 +511,7 @@ cdef class Hold(Owner):
             return status
         self.live = False
         cdef FrameReader reader = self.reader
-        if reader.generation != fork_generation:
+        if is_inherited(reader.generation):
             return status
         if reader.slots.device is None:
             status = cf_reader_release(&reader.ring, self.taken.slot, self.taken.seq)

@@ -32,30 +32,12 @@
 #include <string.h>
 
 #include "_shm.h"
-
-enum {
-    CF_OK = 0,
-    CF_EMPTY = -1,       /* nothing new to take */
-    CF_HELD = -2,        /* every slot is held by a reader */
-    CF_TIMED_OUT = -3,   /* the caller's deadline has passed */
-    CF_AGAIN = -4,       /* a slice of waiting is over: look at signals, then call again */
-    CF_PEER = -5,        /* the publisher's socket has something to say, or hung up */
-    CF_ENDED = -6,       /* the publisher is gone and everything valid was taken */
-    CF_TOO_MANY = -7,    /* max_held frames are out */
-    CF_OVERWRITTEN = -8, /* the frame changed while it was held (publishers without pins only) */
-    CF_BUSY = -9,        /* another frame is being written, or another thread is in here */
-    CF_CLOSED = -10,     /* this end was closed */
-    CF_NO_BIT = -11,     /* 31 subscribers are active */
-};
+#include "_status.h"
 
 enum { CF_NEWEST = 0, CF_ORDERED = 1 };
 
-#define CF_SLICE_NS 100000000  /* a sleeper looks at its socket this often, so that a killed publisher is noticed */
 #define CF_STRICT_SLICE_NS 5000000 /* a waiting writer looks again this often: plain version 3 readers wake nobody */
-#define CF_SPIN_BATCH 64       /* looks at the ring between two looks at the clock */
 #define CF_FIRST_BIT 1u        /* bit 0 is never given out */
-
-static inline int64_t cf_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- the writer --------------------------------------------------------------------------------------------------- */
 
@@ -381,7 +363,7 @@ static inline bool cf_reader_heard(const cf_reader *r) {
 
 /* Sleep until global_seq is no longer `seen`, at most `ns`. */
 static inline int cf_reader_sleep(cf_reader *r, uint64_t seen, int64_t ns) {
-    uint32_t *word = cf_low_half(&r->shared->global_seq);
+    const uint32_t *word = cf_low_half(&r->shared->global_seq);
     int rc = 0;
     /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
     cf_fetch_add_u32(&r->shared->waiters, 1);

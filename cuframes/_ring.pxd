@@ -1,4 +1,4 @@
-# What _ring.h declares: the frame ring. Status codes are turned into exceptions by _core.check().
+# What _ring.h declares: the frame ring.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._shm cimport cf_frame_header
@@ -6,18 +6,6 @@ from cuframes._shm cimport cf_frame_header
 
 cdef extern from "_ring.h" nogil:
     enum:
-        CF_OK
-        CF_EMPTY
-        CF_HELD
-        CF_TIMED_OUT
-        CF_AGAIN
-        CF_PEER
-        CF_ENDED
-        CF_TOO_MANY
-        CF_OVERWRITTEN
-        CF_BUSY
-        CF_CLOSED
-        CF_NO_BIT
         CF_NEWEST
         CF_ORDERED
 

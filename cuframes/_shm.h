@@ -64,6 +64,7 @@
 
 #define CF_PKT_EXTRADATA_MAX 4096u
 #define CF_PKT_MAX_SLOTS 1024u
+#define CF_NO_TIME INT64_MIN /* FFmpeg's AV_NOPTS_VALUE */
 
 #define CF_CACHE_VERSION 1u
 #define CF_CACHE_HEADER_SIZE 4096u
@@ -75,6 +76,12 @@
 #define CF_EXT_VMM_MEMORY 8u    /* the pool is one device allocation, passed by descriptor */
 #define CF_EXT_OWNER_LOCK 16u   /* the publisher holds a file lock on the segment for life */
 #define CF_EXT_PASS_FD 256u     /* handshake only: "I can receive descriptors" */
+
+/* cf_packet_slot.flags */
+#define CF_PKT_KEY 1u                 /* decoding can begin here */
+#define CF_PKT_CORRUPT 2u
+#define CF_PKT_DISCONTINUITY 4u       /* something is missing before it */
+#define CF_PKT_LAST_IN_ACCESS_UNIT 8u
 
 enum { CF_POLICY_DROP_OLDEST = 0, CF_POLICY_STRICT_WAIT = 1 };
 enum { CF_OWNERSHIP_LIBRARY = 0, CF_OWNERSHIP_EXTERNAL = 1 };
@@ -158,12 +165,15 @@ typedef struct {
 
 typedef struct {
     uint64_t seq; /* atomic */
-    int64_t pts_ns;
-    int64_t dts_ns;
+    int64_t pts_ns; /* CF_NO_TIME: not known */
+    int64_t dts_ns; /* the same */
     uint64_t data_offset; /* absolute; the bytes start at data_offset % data_size */
     uint32_t data_size;
-    uint32_t flags;
-    uint8_t reserved[24];
+    uint32_t flags; /* CF_PKT_* */
+    /* reserved */
+    int64_t published_ns; /* CLOCK_MONOTONIC */
+    uint32_t ext_flags;   /* CF_EXT_OWNER_LOCK; the same in every slot, since the header has no byte to spare */
+    uint8_t reserved[12];
 } cf_packet_slot;
 
 typedef struct {
@@ -172,11 +182,11 @@ typedef struct {
     uint32_t ring_slots;
     uint32_t data_size;
     uint32_t codec_id;
-    uint32_t codec_extradata_size;
+    uint32_t codec_extradata_size; /* atomic; 0 while they change */
     uint64_t producer_pid;
-    uint64_t global_seq;        /* atomic */
+    uint64_t global_seq;        /* atomic; its low half is the futex word that readers sleep on */
     uint64_t last_keyframe_seq; /* atomic */
-    uint64_t write_offset;      /* atomic */
+    uint64_t write_offset;      /* atomic; bytes ever written, advanced before they are */
     uint64_t shutdown_flag;     /* atomic */
     uint8_t codec_extradata[4096];
 } cf_packet_header;
@@ -302,7 +312,9 @@ typedef struct {
     X(cf_packet_slot, data_offset, 24, 8)                  \
     X(cf_packet_slot, data_size, 32, 4)                    \
     X(cf_packet_slot, flags, 36, 4)                        \
-    X(cf_packet_slot, reserved, 40, 24)                    \
+    X(cf_packet_slot, published_ns, 40, 8)                 \
+    X(cf_packet_slot, ext_flags, 48, 4)                    \
+    X(cf_packet_slot, reserved, 52, 12)                    \
     X(cf_packet_header, magic, 0, 4)                       \
     X(cf_packet_header, proto_version, 4, 4)               \
     X(cf_packet_header, ring_slots, 8, 4)                  \
@@ -401,6 +413,9 @@ static inline uint64_t cf_fetch_add(uint64_t *p, uint64_t v) { return __atomic_f
 static inline int64_t cf_load_relaxed_i64(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void cf_store_relaxed_i64(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 
+static inline uint32_t cf_load_relaxed_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline uint32_t cf_load_acquire_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void cf_store_relaxed_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 static inline void cf_store_release_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint32_t cf_load_seq_cst_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static inline void cf_store_seq_cst_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
@@ -412,6 +427,13 @@ static inline uint32_t cf_exchange_u32(uint32_t *p, uint32_t v) { return __atomi
 static inline void cf_fence_acquire(void) {
 #if !defined(__SANITIZE_THREAD__)
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
+#endif
+}
+
+/* Everything before it, before everything after it; also before non-temporal stores, which memcpy may use. */
+static inline void cf_fence_full(void) {
+#if !defined(__SANITIZE_THREAD__)
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
 #endif
 }
 
@@ -438,17 +460,17 @@ static inline void cf_sleep_ns(int64_t ns) {
 
 /* Shared futexes (no PRIVATE flag): the waiters are in other processes, perhaps in other pid namespaces.
  * Returns 0 when woken or when *word no longer is `expected`, otherwise ETIMEDOUT or EINTR. */
-static inline int cf_futex_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns) {
+static inline int cf_futex_wait(const uint32_t *word, uint32_t expected, int64_t timeout_ns) {
     struct timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
     if (syscall(SYS_futex, word, FUTEX_WAIT, expected, &ts, NULL, 0) == 0 || errno == EAGAIN) return 0;
     return errno;
 }
 
-static inline void cf_futex_wake_all(uint32_t *word) {
+static inline void cf_futex_wake_all(const uint32_t *word) {
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 /* The low half of a 64-bit counter, as a futex word. */
-static inline uint32_t *cf_low_half(uint64_t *p) { return (uint32_t *)(void *)p; }
+static inline const uint32_t *cf_low_half(const uint64_t *p) { return (const uint32_t *)(const void *)p; }
 
 #endif

@@ -69,7 +69,17 @@ class PacketOversized(CuframesError):
 
 
 class PacketOverrun(CuframesError):
-    """Packets were overwritten before they were read."""
+    """Packets were overwritten before they were read; ``lost`` says how many. Reading goes on at a keyframe."""
+
+    def __init__(self, lost: int) -> None:
+        super().__init__(lost)
+        self.lost = lost
+
+    def __str__(self) -> str:
+        return (
+            f"{self.lost} packets were overwritten before they were read; read faster, or let the publisher enlarge "
+            "its ring (slots, data_size). The next packet is a keyframe"
+        )
 
 
 class NoPacketRing(CuframesError):

@@ -1,10 +1,11 @@
-"""What things are called on this host: keys, segments, sockets, the runtime directory."""
+"""What things are called on this host: keys, segments, sockets, the runtime directory, groups."""
 
+import grp
 import os
 import re
 from pathlib import Path
 
-__all__ = ["check_key", "packets_name", "runtime_dir", "runtime_dirs", "segment_name", "socket_path"]
+__all__ = ["check_key", "group_id", "packets_name", "runtime_dir", "runtime_dirs", "segment_name", "socket_path"]
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
 
@@ -83,3 +84,13 @@ def socket_path(directory: Path, key: str) -> Path:
     if len(os.fsencode(path)) > 107:
         raise ValueError(f"the socket path {path} is longer than 107 bytes; set CUFRAMES_RUNTIME_DIR to a shorter one")
     return path
+
+
+def group_id(group: str | int | None) -> int | None:
+    """The number of a group of users."""
+    if group is None or isinstance(group, int):
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {group!r} on this host") from None

@@ -1,6 +1,5 @@
 """The publisher: owns a key, its segment and pool, and admits subscribers."""
 
-import grp
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -11,10 +10,12 @@ from cuframes._core import FrameWriter
 from cuframes._frame import FrameLayout, WritableFrame
 from cuframes._mapped import DROP_OLDEST, FUTEX, HEADER_BYTES, OWNER_LOCK, PINS, STRICT_WAIT, describe, meta_bytes
 from cuframes._version import __version__
+from cuframes.errors import AlreadyExists, NoPacketRing
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.memory import Pool, create_external, create_pool
-from cuframes.names import check_key, runtime_dir, segment_name, socket_path
-from cuframes.segment import ControlSegment
+from cuframes.names import check_key, group_id, packets_name, runtime_dir, segment_name, socket_path
+from cuframes.packets import DATA_SIZE, MAX_PACKET_SIZE, PacketPublisher
+from cuframes.segment import OwnedSegment
 from cuframes.session.server import Server
 from cuframes.session.wire import Welcome
 
@@ -156,11 +157,11 @@ class Publisher:
         check_key(key)
         if policy not in POLICIES:
             raise ValueError(f"policy must be 'drop_oldest' or 'strict_wait', not {policy!r}")
-        gid = _group_id(group)
+        self._group = group_id(group)
         self.key = key
         self._layout = FrameLayout(shape)
         path = socket_path(runtime_dir(), key)
-        self._segment = ControlSegment(segment_name(key), HEADER_BYTES, gid=gid)
+        self._segment = OwnedSegment(segment_name(key), HEADER_BYTES, what="control segment", gid=self._group)
         try:
             self._pool = create()
             self._memory = self._pool.kind
@@ -187,8 +188,8 @@ class Publisher:
                     path=segment_name(key),
                     features=features,
                 )
-                descriptors = [self._segment.descriptor(), *map(os.dup, self._pool.descriptors())]
-                self._server = Server(path, self._writer, welcome, descriptors, gid)
+                descriptors = [self._segment.descriptor(writable=True), *map(os.dup, self._pool.descriptors())]
+                self._server = Server(path, self._writer, welcome, descriptors, self._group)
             except BaseException:
                 self._pool.close()
                 raise
@@ -196,6 +197,7 @@ class Publisher:
             self._segment.close()
             raise
         self._closed = False
+        self._packets: PacketPublisher | None = None
         self._final: PublisherStats | None = None
         self._inherited = False
         lifetime.register(self)
@@ -276,6 +278,59 @@ class Publisher:
             raise ValueError(f"slot must be 0 to {self._pool.memory.count - 1}, not {slot}")
         return WritableFrame(writer, self._layout, stream, timeout, -1 if slot is None else slot)
 
+    def enable_packets(
+        self,
+        codec: str | int,
+        *,
+        extradata: Any = None,
+        slots: int = 64,
+        data_size: int = DATA_SIZE,
+        max_packet_size: int = MAX_PACKET_SIZE,
+    ) -> None:
+        """Share encoded packets beside the frames, from now on. See :class:`PacketPublisher` for the parameters.
+
+        Subscribers find them with :meth:`Subscriber.packets`.
+
+        Raises
+        ------
+        AlreadyExists
+            They are shared already, here or by another publisher of this key.
+        OutOfSharedMemory, ValueError, TypeError
+        """
+        self._open_writer()
+        if self._packets is not None:
+            raise AlreadyExists(f"the publisher of {self.key!r} shares packets already")
+        self._packets = PacketPublisher(
+            self.key,
+            codec,
+            extradata=extradata,
+            slots=slots,
+            data_size=data_size,
+            max_packet_size=max_packet_size,
+            group=self._group,
+        )
+        self._server.share_packets(packets_name(self.key), self._packets.descriptor())
+
+    @property
+    def packets(self) -> PacketPublisher | None:
+        """The publisher of packets beside the frames, after :meth:`enable_packets`."""
+        return self._packets
+
+    def publish_packet(
+        self, data: Any, *, pts_ns: int | None, dts_ns: int | None = None, keyframe: bool = False, flags: int = 0
+    ) -> int:
+        """Copy one encoded packet in and publish it: :meth:`PacketPublisher.publish_packet`.
+
+        Raises
+        ------
+        NoPacketRing
+            Before :meth:`enable_packets`.
+        PacketOversized, ValueError, TypeError
+        """
+        if self._packets is None:
+            raise NoPacketRing("this publisher shares no packets yet; call enable_packets() first")
+        return self._packets.publish_packet(data, pts_ns=pts_ns, dts_ns=dts_ns, keyframe=keyframe, flags=flags)
+
     def _open_writer(self) -> FrameWriter:
         if self._inherited:
             raise RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
@@ -307,6 +362,8 @@ class Publisher:
             return
         self._final = self.stats()
         self._closed = True
+        if self._packets is not None:
+            self._packets.close()
         self._writer.close()
         self._server.close()
         self._pool.close()
@@ -336,12 +393,3 @@ class Publisher:
     def __repr__(self) -> str:
         state = "closed" if self._closed else self._memory
         return f"<Publisher {self.key!r} {self.format} {self.width}x{self.height}, {state}>"
-
-
-def _group_id(group: str | int | None) -> int | None:
-    if group is None or isinstance(group, int):
-        return group
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no group {group!r} on this host") from None

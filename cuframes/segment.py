@@ -1,8 +1,8 @@
 """Shared memory files: create, size, lock, map, clean up.
 
-A control segment is POSIX shared memory with a name. Its publisher holds an open-file-description write lock on it for
-life; the kernel frees that lock when the process dies, which is how a successor (or ``cuframes gc``) knows that the
-name is up for grabs. A pool is a memfd without a name, sealed against resizing.
+A control segment and a packet ring are POSIX shared memory with a name. Their publisher holds an open-file-description
+write lock on them for life; the kernel frees that lock when the process dies, which is how a successor (or ``cuframes
+gc``) knows that the name is up for grabs. A pool is a memfd without a name, sealed against resizing.
 """
 
 import contextlib
@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import posix_ipc
 
 from cuframes._mapped import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, Mapping, describe
+from cuframes._packets import PACKET_HEADER_BYTES, PACKET_MAGIC, describe_packets
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.names import SEGMENT_DIR
 
-__all__ = ["ControlSegment", "SegmentState", "create_memfd", "inspect", "open_segment", "remove_dead"]
+__all__ = ["OwnedSegment", "SegmentState", "create_memfd", "inspect", "open_segment", "remove_dead"]
 
 SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h; Linux 5.1
 PAGE = 4096
@@ -98,34 +99,46 @@ def open_segment(name: str, *, writable: bool) -> int:
 
 
 class SegmentState(NamedTuple):
-    """What a control segment looks like to a stranger.
+    """What a segment looks like to a stranger.
 
-    ``state`` is ``"alive"``, ``"dead"`` (its owner is gone) or ``"foreign"`` (not a frame ring of version 3);
-    ``header`` is None for a foreign or unfinished one.
+    ``state`` is ``"alive"``, ``"dead"`` (its owner is gone) or ``"foreign"`` (neither a frame ring of version 3 nor a
+    packet ring); ``header`` is None for a foreign or unfinished one. ``kind`` is ``"frames"``, ``"packets"`` or
+    ``"unknown"``.
     """
 
     state: str
+    kind: str
     header: dict[str, Any] | None
 
 
 def inspect(fd: int) -> SegmentState:
-    """Look at an open control segment without changing anything."""
+    """Look at an open segment without changing anything."""
     size = os.fstat(fd).st_size
     owned = is_owned(fd)
-    if size < HEADER_BYTES:
+    if 0 < size < PACKET_HEADER_BYTES:
+        return SegmentState("foreign", "unknown", None)
+    kind, header = _read_header(fd, size)
+    if header is None:
         # A publisher that died between creating and sizing leaves this, and one that is just starting has it locked.
-        return SegmentState("alive" if owned else "dead", None) if size == 0 else SegmentState("foreign", None)
-    header = describe(Mapping(fd, HEADER_BYTES))
-    if header["magic"] == 0:
-        return SegmentState("alive" if owned else "dead", None)
-    if header["magic"] != FRAME_MAGIC:
-        return SegmentState("foreign", None)
+        unfinished = kind == "unfinished"
+        return SegmentState(("alive" if owned else "dead") if unfinished else "foreign", "unknown", None)
     if owned:
-        return SegmentState("alive", header)
-    if header["ext_flags"] & OWNER_LOCK:
-        return SegmentState("dead", header)
-    # A publisher that knows no lock: its process id is all there is.
-    return SegmentState("alive" if _process_exists(header["producer_pid"]) else "dead", header)
+        return SegmentState("alive", kind, header)
+    locks = header["locks"] if kind == "packets" else header["ext_flags"] & OWNER_LOCK
+    # For a publisher that knows no lock, its process id is all there is.
+    alive = not locks and _process_exists(header["producer_pid"])
+    return SegmentState("alive" if alive else "dead", kind, header)
+
+
+def _read_header(fd: int, size: int) -> tuple[str, dict[str, Any] | None]:
+    magic = int.from_bytes(os.pread(fd, 4, 0), "little")
+    if magic == 0:
+        return "unfinished", None
+    if magic == PACKET_MAGIC:
+        return "packets", describe_packets(Mapping(fd, size))
+    if magic == FRAME_MAGIC and size >= HEADER_BYTES:
+        return "frames", describe(Mapping(fd, HEADER_BYTES))
+    return "foreign", None
 
 
 def _process_exists(pid: int) -> bool:
@@ -175,8 +188,8 @@ def _same_file(name: str, fd: int) -> bool:
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
-class ControlSegment:
-    """A control segment of our own: created, locked, sized and mapped; zero-filled.
+class OwnedSegment:
+    """A named segment of our own: created, locked, sized and mapped; zero-filled.
 
     A segment that a dead publisher left under the same name is replaced.
 
@@ -186,20 +199,20 @@ class ControlSegment:
         A living publisher owns the name.
     OutOfSharedMemory
     ProtocolError
-        The name belongs to something that is no frame ring.
+        The name belongs to something that is not ours.
     """
 
-    def __init__(self, name: str, size: int, *, gid: int | None = None) -> None:
+    def __init__(self, name: str, size: int, *, what: str, gid: int | None = None) -> None:
         self.name = name
         self.fd = self._create(name)
         try:
             if gid is not None:
                 os.fchown(self.fd, -1, gid)
                 os.fchmod(self.fd, 0o660)  # the mode given at creation is subject to umask
-            reserve(self.fd, size, f"the control segment {name}")
+            reserve(self.fd, size, f"the {what} {name}")
             # Not through the locked descriptor: a mapping keeps its open file, and so the lock, alive, and a forked
             # child inherits mappings.
-            fd = self.descriptor()
+            fd = self.descriptor(writable=True)
             try:
                 self.mapping = Mapping(fd, size, writable=True, populate=True)
             finally:
@@ -215,7 +228,7 @@ class ControlSegment:
                 fd: int = posix_ipc.SharedMemory(name, flags=posix_ipc.O_CREX, mode=0o600, size=0).fd
             except posix_ipc.ExistentialError:
                 if not remove_dead(name):
-                    raise ControlSegment._taken(name) from None
+                    raise OwnedSegment._taken(name) from None
                 continue
             # Somebody may have taken the new, still unlocked file for a dead one; then the name is theirs.
             if lock_owner(fd) and _same_file(name, fd):
@@ -231,19 +244,20 @@ class ControlSegment:
         except NotFound:
             return AlreadyExists(f"another publisher of {key!r} was just there; try again")
         try:
-            state, header = inspect(fd)
+            state, _, header = inspect(fd)
         finally:
             os.close(fd)
         if state == "foreign":
             return ProtocolError(
-                f"{SEGMENT_DIR}{name} exists and is not a frame ring of version 3; remove that file or use another key"
+                f"{SEGMENT_DIR}{name} exists and is not a frame ring of version 3 or a packet ring; remove that file "
+                "or use another key"
             )
         pid = header["producer_pid"] if header else "unknown"
         return AlreadyExists(f"a publisher of {key!r} is running (pid {pid}); stop it or use another key")
 
-    def descriptor(self) -> int:
+    def descriptor(self, *, writable: bool) -> int:
         """A descriptor to give away. Not a duplicate of ours: whoever holds one of those holds the owner lock."""
-        return open_segment(self.name, writable=True)
+        return open_segment(self.name, writable=writable)
 
     def close(self) -> None:
         """Remove the name if it is still ours, then let the lock go. The mapping lives as long as it is used."""

@@ -4,34 +4,25 @@ import contextlib
 import os
 import select
 import struct
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from cuframes import _frame, _mapped, lifetime
 from cuframes._core import FrameReader
 from cuframes._frame import Frame, FrameLayout
 from cuframes._mapped import FRAME_MAGIC, STRICT_WAIT, Mapping, describe
-from cuframes.errors import DeviceError, Disconnected, ProtocolError, Timeout
+from cuframes.errors import DeviceError, Disconnected, ProtocolError
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.memory import open_device, open_host
 from cuframes.names import check_key
+from cuframes.packets import PacketReader
+from cuframes.receiver import Receiver
 from cuframes.segment import open_segment
 from cuframes.session import client
 from cuframes.session.wire import Hello
 
-if TYPE_CHECKING:
-    import asyncio
-
 __all__ = ["Subscriber", "SubscriberStats"]
 
 MODES = ("newest", "ordered")
-FEATURES = (
-    _mapped.PINS | _mapped.FUTEX | _mapped.HOST_MEMORY | _mapped.VMM_MEMORY | _mapped.OWNER_LOCK | _mapped.PASS_FD
-)
 STARTS = ("next", "latest", "oldest")
 WAITS = ("block", "spin")
 
@@ -56,7 +47,7 @@ class SubscriberStats(NamedTuple):
         return SubscriberStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-class Subscriber:
+class Subscriber(Receiver[Frame]):
     """Receive a publisher's frames in place.
 
     Parameters
@@ -103,6 +94,8 @@ class Subscriber:
     it is usable in the parent only.
     """
 
+    _what = "subscriber"
+
     def __init__(
         self,
         key: str,
@@ -117,14 +110,13 @@ class Subscriber:
         connect_timeout: float | None = 5.0,
         reconnect: bool = False,
     ) -> None:
-        self._closed = True  # until everything below has worked
         for value, allowed, what in ((mode, MODES, "mode"), (start, STARTS, "start"), (wait, WAITS, "wait")):
             if value not in allowed:
                 raise ValueError(f"{what} must be one of {', '.join(allowed)}; not {value!r}")
         if max_held is not None and (not isinstance(max_held, int) or max_held < 1):
             raise ValueError(f"max_held must be an int of at least 1, not {max_held!r}")
         self.key = check_key(key)
-        self.name = _check_name(name) if name is not None else _default_name()
+        self.name = _check_name(name) if name is not None else client.default_name()
         self.mode = mode
         self.wait = wait
         self.reconnect = reconnect
@@ -141,7 +133,8 @@ class Subscriber:
         lifetime.register(self)
 
     def _join(self, timeout: float | None) -> None:
-        hello = Hello(3, self.name, -1 if self._device is None else self._device, self.mode == "ordered", FEATURES)
+        device = -1 if self._device is None else self._device
+        hello = Hello(3, self.name, device, self.mode == "ordered", client.FEATURES)
         connection = client.connect(self.key, hello, timeout)
         try:
             reader, layout = self._open_ring(connection)
@@ -229,93 +222,25 @@ class Subscriber:
         ValueError
             The subscriber is closed.
         """
-        reader = self._reader
-        if reader is None:
-            raise ValueError("the subscriber is closed")
         try:
-            return _frame.take(reader, self._layout, timeout)
+            return self._take(timeout)
         except Disconnected:
             if not self.reconnect:
                 raise
-        return self._next_after_reconnect(timeout)
+        return self._take_reconnecting(self._take, timeout)
 
-    def _next_after_reconnect(self, timeout: float | None) -> Frame:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._rejoin(left):
-                raise Timeout(f"no publisher of {self.key!r} came back in time")
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            reader = self._reader
-            if reader is not None:
-                with contextlib.suppress(Disconnected):
-                    return _frame.take(reader, self._layout, left)
-
-    def _rejoin(self, timeout: float | None) -> bool:
-        """Leave the publisher that ended and join the next; False when none came in time."""
-        if self._closed:
+    def _take(self, timeout: float | None) -> Frame:
+        reader = self._reader
+        if reader is None:
             raise ValueError("the subscriber is closed")
-        # The old reader stays until there is a new one, so that a call that timed out here can be repeated. Connecting
-        # in short turns lets close() and signals through.
-        deadline = None if timeout is None else time.monotonic() + timeout
+        return _frame.take(reader, self._layout, timeout)
+
+    def _join_next(self, timeout: float) -> None:
         old = self._reader
-        while old is not None and not self._closed:
-            left = 0.2 if deadline is None else min(0.2, max(0.0, deadline - time.monotonic()))
-            try:
-                self._join(left)
-            except FileNotFoundError:
-                if deadline is not None and time.monotonic() >= deadline:
-                    return False
-            else:
-                old.close()  # its frames that are still out keep its memory by themselves
-                self._past = self._past.plus(old.counters)._replace(held=0)
-                return True
-        raise ValueError("the subscriber is closed")
-
-    def __iter__(self) -> Iterator[Frame]:
-        return self
-
-    def __next__(self) -> Frame:
-        try:
-            return self.next()
-        except Disconnected:
-            raise StopIteration from None
-        except ValueError:
-            if self._closed:  # perhaps by another thread, while we waited
-                raise StopIteration from None
-            raise
-
-    async def _frames(self) -> AsyncIterator[Frame]:
-        import asyncio  # here, since it is a third of the import time and few need it
-
-        loop = asyncio.get_running_loop()
-        while not self._closed:
-            try:
-                yield self._take_now()
-                continue
-            except Timeout:
-                pass
-            except Disconnected:
-                if not self.reconnect or self._closed:
-                    return
-                while not self._rejoin(0):
-                    await asyncio.sleep(client.POLL_SECONDS)
-                continue
-            ready: asyncio.Future[None] = loop.create_future()
-            fd = self.fileno()
-            loop.add_reader(fd, _wake, ready)
-            try:
-                await ready
-            finally:
-                loop.remove_reader(fd)
-
-    def _take_now(self) -> Frame:
-        if self._reader is None:
-            raise Disconnected("the subscriber was closed")
-        return _frame.take(self._reader, self._layout, 0)
-
-    def __aiter__(self) -> AsyncIterator[Frame]:
-        return self._frames()
+        self._join(timeout)
+        if old is not None:
+            old.close()  # its frames that are still out keep its memory by themselves
+            self._past = self._past.plus(old.counters)._replace(held=0)
 
     def fileno(self) -> int:
         """A descriptor for ``select``, ``poll`` and event loops: readable when ``next(timeout=0)`` has something to
@@ -352,6 +277,26 @@ class Subscriber:
             os.close(self._event_fd)
             self._event_fd = -1
 
+    def packets(self, start: str = "keyframe") -> PacketReader:
+        """The encoded packets beside these frames, if the publisher shares them.
+
+        Parameters
+        ----------
+        start : {"keyframe", "oldest", "live"}
+            See :class:`PacketReader`. Packets and frames of one picture have the same ``pts_ns``.
+
+        Returns
+        -------
+        PacketReader
+            Independent of this subscriber: it is read, and closed, on its own.
+
+        Raises
+        ------
+        NoPacketRing
+            The publisher shares none (yet).
+        """
+        return PacketReader(self.key, start, connect_timeout=0, reconnect=self.reconnect, wait=self.wait)
+
     def stats(self) -> SubscriberStats:
         """Counters so far; those of the end once it is closed."""
         reader = self._reader
@@ -379,18 +324,6 @@ class Subscriber:
             self._epoll.close()
         if self._event_fd >= 0:
             os.close(self._event_fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.mode
@@ -434,20 +367,9 @@ def _map_header(fd: int) -> Mapping:
     return header
 
 
-def _wake(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():  # it is cancelled when the iteration is
-        ready.set_result(None)
-
-
 def _check_name(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"name is a str, not {type(name).__name__}")
     if not 0 < len(name.encode()) <= 31 or not name.isprintable():
         raise ValueError(f"name must be 1 to 31 printable bytes, not {name!r}")
     return name
-
-
-def _default_name() -> str:
-    # Two containers can have equal pids, hence the random part.
-    program = "".join(c for c in Path(sys.argv[0] or "python").stem if c.isascii() and c.isprintable())[:14] or "python"
-    return f"{program}-{os.getpid()}-{os.urandom(2).hex()}"

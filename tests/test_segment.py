@@ -73,7 +73,7 @@ def test_a_living_publisher_without_a_lock_keeps_its_key(key):
 def test_foreign_files_are_not_touched(key, foreign):
     path = SHM / f"cuframes-{key}"
     path.write_bytes(foreign)
-    with pytest.raises(cuframes.ProtocolError, match="is not a frame ring of version 3; remove that file"):
+    with pytest.raises(cuframes.ProtocolError, match="is not a frame ring of version 3 or a packet ring; remove"):
         Publisher(key, 64, 48, "gray8")
     with pytest.raises(cuframes.ProtocolError):
         find_publisher(key)

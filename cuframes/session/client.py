@@ -5,18 +5,35 @@ import logging
 import os
 import select
 import socket
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from cuframes.errors import AlreadyExists, CuframesError, DeviceError, Disconnected, NotFound, ProtocolError, Timeout
+from cuframes import _mapped
+from cuframes.errors import (
+    AlreadyExists,
+    CuframesError,
+    DeviceError,
+    Disconnected,
+    NoPacketRing,
+    NotFound,
+    ProtocolError,
+    Timeout,
+)
 from cuframes.names import runtime_dirs, socket_path
+from cuframes.segment import open_segment
 from cuframes.session import wire
 from cuframes.session.wire import ErrorCode, MessageType
 
-__all__ = ["Connection", "connect"]
+__all__ = ["FEATURES", "POLL_SECONDS", "Connection", "connect", "default_name", "fetch_packets"]
 
 log = logging.getLogger("cuframes")
 
-POLL_SECONDS = 0.02
+FEATURES = (
+    _mapped.PINS | _mapped.FUTEX | _mapped.HOST_MEMORY | _mapped.VMM_MEMORY | _mapped.OWNER_LOCK | _mapped.PASS_FD
+)
+POLL_SECONDS = 0.02  # how often a publisher that is not there yet is looked for
 HANDSHAKE_SECONDS = 2.0
 _ERRORS: dict[int, type[CuframesError]] = {
     ErrorCode.NAME_IN_USE: AlreadyExists,
@@ -116,6 +133,38 @@ def connect(key: str, hello: wire.Hello, timeout: float | None) -> Connection:
         time.sleep(POLL_SECONDS)
 
 
+def fetch_packets(key: str) -> int:
+    """A descriptor of the packet ring of `key`, from its publisher; ours to close. Takes no place in the frame ring.
+
+    Raises
+    ------
+    NotFound, Disconnected
+        There is no publisher of frames.
+    NoPacketRing
+        It shares no packets.
+    """
+    sock = _open(key)
+    hello = wire.Hello(3, default_name(), -1, False, FEATURES)
+    descriptors: list[int] = []
+    welcome = _say_hello(sock, wire.Parser(), hello, time.monotonic() + HANDSHAKE_SECONDS, descriptors)
+    sock.close()
+    if not welcome.packets_path:
+        _close_all(descriptors)
+        raise NoPacketRing(f"the publisher of {key!r} shares no packets; it does after enable_packets()")
+    if not welcome.features & _mapped.PASS_FD or not descriptors:
+        _close_all(descriptors)
+        return open_segment(welcome.packets_path, writable=False)
+    *others, packets = descriptors  # the packet ring comes last
+    _close_all(others)
+    return packets
+
+
+def default_name() -> str:
+    """A name to join under: program, pid, and since two containers can have equal pids, something random."""
+    program = "".join(c for c in Path(sys.argv[0] or "python").stem if c.isascii() and c.isprintable())[:14] or "python"
+    return f"{program}-{os.getpid()}-{os.urandom(2).hex()}"
+
+
 def _open(key: str) -> socket.socket:
     paths = [socket_path(directory, key) for directory in runtime_dirs()]
     refused = None
@@ -141,8 +190,22 @@ def _handshake(sock: socket.socket, hello: wire.Hello) -> Connection:
     deadline = time.monotonic() + HANDSHAKE_SECONDS
     parser = wire.Parser()
     descriptors: list[int] = []
-    try:
-        with contextlib.suppress(OSError):  # it may have refused and hung up already: its reason is waiting to be read
+    welcome = _say_hello(sock, parser, hello, deadline, descriptors)
+    with _ending(sock, descriptors):
+        sock.sendall(wire.pack(MessageType.SUBSCRIBE_REQ))
+        place = wire.Subscribed.unpack(_receive(sock, parser, MessageType.SUBSCRIBE_RESP, deadline, descriptors))
+        if place.result:
+            _refused(sock, parser, place.result, deadline)
+    sock.settimeout(None)
+    return Connection(sock, parser, welcome, place, descriptors)
+
+
+def _say_hello(
+    sock: socket.socket, parser: wire.Parser, hello: wire.Hello, deadline: float, descriptors: list[int]
+) -> wire.Welcome:
+    """The first half of the handshake: what the publisher shares."""
+    with _ending(sock, descriptors):
+        with contextlib.suppress(OSError):  # it may have refused and hung up already: its reason waits to be read
             sock.sendall(hello.pack())
         welcome = wire.Welcome.unpack(_receive(sock, parser, MessageType.HELLO_RESP, deadline, descriptors))
         if welcome.result:
@@ -151,22 +214,20 @@ def _handshake(sock: socket.socket, hello: wire.Hello) -> Connection:
             raise ProtocolError(
                 f"the publisher speaks protocol version {welcome.version}, this library {hello.version}"
             )
-        sock.sendall(wire.pack(MessageType.SUBSCRIBE_REQ))
-        place = wire.Subscribed.unpack(_receive(sock, parser, MessageType.SUBSCRIBE_RESP, deadline, descriptors))
-        if place.result:
-            _refused(sock, parser, place.result, deadline)
-    except (ConnectionError, BrokenPipeError) as problem:
+    return welcome
+
+
+@contextlib.contextmanager
+def _ending(sock: socket.socket, descriptors: list[int]) -> Iterator[None]:
+    """Close everything when the handshake fails."""
+    try:
+        yield
+    except BaseException as problem:
         _close_all(descriptors)
         sock.close()
-        if isinstance(problem, CuframesError):
-            raise
-        raise Disconnected("the publisher went away during the handshake") from None
-    except BaseException:
-        _close_all(descriptors)
-        sock.close()
+        if isinstance(problem, ConnectionError) and not isinstance(problem, CuframesError):
+            raise Disconnected("the publisher went away during the handshake") from None
         raise
-    sock.settimeout(None)
-    return Connection(sock, parser, welcome, place, descriptors)
 
 
 def _receive(

@@ -107,6 +107,11 @@ class Server:
         self._thread = threading.Thread(target=self._run, name=f"cuframes:{path.stem}", daemon=True)
         self._thread.start()
 
+    def share_packets(self, path: str, descriptor: int) -> None:
+        """From now on announce a packet ring too. The descriptor becomes the server's."""
+        self._descriptors = [*self._descriptors, descriptor]  # the thread sees this first, and then the path
+        self._welcome = self._welcome._replace(packets_path=path)
+
     def close(self) -> None:
         """Tell every subscriber, hang up, remove the socket. The writer has announced the end already."""
         self._stopping = True

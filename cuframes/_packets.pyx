@@ -1,0 +1,367 @@
+"""The packet ring for Python: its writer, a reader, and packets.
+
+The algorithm is C (``_packets.h``) and runs without the GIL wherever it waits or copies much.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.unistd cimport close as c_close
+
+from cuframes._mapped cimport Mapping
+from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_store_release_u32
+from cuframes._status cimport *
+
+from cuframes.errors import ProtocolError
+
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
+
+EXTRADATA_MAX = CF_PKT_EXTRADATA_MAX
+MAX_SLOTS = CF_PKT_MAX_SLOTS
+PACKET_MAGIC = CF_PACKET_MAGIC
+PACKET_HEADER_BYTES = sizeof(cf_packet_header)
+START_KEYFRAME = CF_START_KEYFRAME
+START_OLDEST = CF_START_OLDEST
+START_LIVE = CF_START_LIVE
+
+cdef uint32_t ALL_FLAGS = 2 * CF_PKT_LAST_IN_ACCESS_UNIT - 1
+# Copies from here on are made without the GIL; getting it back can take a switch interval.
+cdef Py_ssize_t LARGE = 64 * 1024
+
+
+def segment_size(uint32_t slots, uint32_t data_size):
+    """Bytes of a packet ring's segment."""
+    return cf_packet_segment_size(slots, data_size)
+
+
+def describe_packets(Mapping mapping not None):
+    """A snapshot of a packet ring's header as a dict, for reports. Values are as found."""
+    cdef cf_packet_header* h = <cf_packet_header*>mapping.address
+    cdef cf_packet_reader ring
+    if mapping.size < <Py_ssize_t>sizeof(cf_packet_header):
+        raise ProtocolError(f"a packet ring has at least {sizeof(cf_packet_header)} bytes, this one {mapping.size}")
+    return {
+        "magic": h.magic,
+        "proto_version": h.proto_version,
+        "slots": h.ring_slots,
+        "data_size": h.data_size,
+        "codec_id": h.codec_id,
+        "extradata_size": h.codec_extradata_size,
+        "producer_pid": h.producer_pid,
+        "seq": cf_load_acquire(&h.global_seq),
+        "keyframe": cf_load_acquire(&h.last_keyframe_seq),
+        "bytes": cf_load_acquire(&h.write_offset),
+        "shutdown": bool(cf_load_acquire(&h.shutdown_flag)),
+        "locks": cf_packet_reader_init(&ring, h, mapping.size, -1) == CF_OK and ring.locks,
+    }
+
+
+cdef class PacketWriter:
+    """The publisher's end of a packet ring. `mapping` is writable, zero-filled, and of :func:`segment_size`."""
+
+    def __cinit__(self, Mapping mapping not None, *, uint32_t slots, uint32_t data_size, uint32_t max_packet,
+                  uint32_t codec_id, uint64_t pid, bytes extradata not None):
+        self.mapping = mapping
+        self.generation = current_generation()
+        cf_packet_writer_init(&self.ring, mapping.address, slots, data_size, max_packet, codec_id, pid)
+        cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+        cf_packet_writer_open(&self.ring)
+
+    def put(self, data, object pts_ns, object dts_ns, bint keyframe, uint32_t flags):
+        """Publish one packet; returns its sequence number. Waits for nobody."""
+        cdef Py_buffer view
+        cdef int64_t pts = CF_NO_TIME if pts_ns is None else pts_ns
+        cdef int64_t dts = CF_NO_TIME if dts_ns is None else dts_ns
+        cdef Py_ssize_t size
+        cdef int status
+        if self.closed:
+            raise ValueError("the publisher is closed")
+        check_generation(self.generation)
+        if flags & ~ALL_FLAGS:
+            raise ValueError(f"flags {flags:#x} are not known; combine cuframes.PacketFlags")
+        if keyframe:
+            flags |= CF_PKT_KEY
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            size = view.len
+            if self.next_extradata is not None and flags & CF_PKT_KEY:
+                cf_packet_writer_extradata(&self.ring, self.next_extradata, <uint32_t>len(self.next_extradata))
+                self.next_extradata = None
+            if size < LARGE:
+                status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
+            else:
+                with nogil:
+                    status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
+        finally:
+            PyBuffer_Release(&view)
+        if status == CF_OVERSIZED:
+            check(status, f"the packet has {size} bytes, more than the ring's max_packet_size; publish in smaller "
+                          "packets, or give max_packet_size and data_size")
+        check(status, "another thread is publishing a packet here; a publisher is one writer")
+        cf_packet_writer_wake(&self.ring)
+        return self.ring.seq
+
+    def set_extradata(self, bytes extradata not None):
+        """Change it now, when no packet is out, or with the next keyframe."""
+        if self.ring.seq:
+            self.next_extradata = extradata
+        else:
+            cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+
+    def close(self):
+        """Tell every reader that nothing will come."""
+        self.closed = True
+        if not is_inherited(self.generation):
+            cf_packet_writer_shutdown(&self.ring)
+
+    @property
+    def counters(self):
+        """(packets, bytes) published."""
+        return self.ring.seq, self.ring.offset
+
+
+cdef class PacketRing:
+    """A reader's end of a packet ring, for as long as one publisher lives.
+
+    Parameters
+    ----------
+    fd : int
+        The segment, open for reading; it becomes ours.
+    size : int
+        Bytes of the file.
+    start : int
+        START_KEYFRAME, START_OLDEST or START_LIVE.
+    spin : bool
+        Burn a core while waiting.
+    rejoined : bool
+        There was a publisher before this one: the first packet is marked as a discontinuity.
+
+    Raises
+    ------
+    ProtocolError
+        The header does not fit the file.
+    """
+
+    def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint spin, bint rejoined):
+        self.generation = current_generation()
+        self.rejoined = rejoined
+        self.mapping = Mapping(fd, size)
+        if cf_packet_reader_init(&self.ring, self.mapping.address, size, fd) != CF_OK:
+            found = describe_packets(self.mapping)
+            raise ProtocolError(
+                f"this is no packet ring of version 2, or a truncated one: magic {found['magic']:#x}, version "
+                f"{found['proto_version']}, {found['slots']} slots, {found['data_size']} bytes of data, file of {size}"
+            )
+        self.ring.spin = spin
+        self.begin(start)
+        self.fd = fd + 1
+
+    def __dealloc__(self):
+        if self.fd:
+            c_close(self.fd - 1)
+
+    cdef int begin(self, int start) except -1:
+        """Choose the first packet, and read it at once, before it can be overwritten."""
+        cdef cf_packet found
+        cf_packets_start(&self.ring, start)
+        while start != CF_START_LIVE and cf_packets_find(&self.ring, &found) == CF_OK:
+            self.ahead = self.read(&found, True)
+            if self.ahead is not None:
+                break
+            cf_packets_start(&self.ring, start)
+        return 0
+
+    cdef Packet take(self, int64_t deadline, bint copy, bint skip):
+        """The next packet, waiting without the GIL. Packets that were lost before it raise PacketOverrun, once, unless
+        `skip`.
+        """
+        cdef cf_packet found
+        cdef Packet packet
+        cdef int status
+        check_generation(self.generation)
+        if cf_exchange_u32(&self.busy, 1):
+            check(CF_BUSY, "another thread is taking a packet from this reader")
+        try:
+            packet, self.ahead = self.ahead, None
+            while packet is None:
+                status = cf_packets_find(&self.ring, &found)  # what is there is not worth giving the GIL up for
+                while status == CF_EMPTY or status == CF_AGAIN:
+                    PyErr_CheckSignals()
+                    with nogil:
+                        status = cf_packets_next(&self.ring, deadline, &found)
+                if status != CF_OK:
+                    self.refuse(status)
+                packet = self.read(&found, copy)
+                if packet is not None and packet.lost and not skip:
+                    self.ahead = packet
+                    check(CF_OVERRUN, packet.lost)
+            return packet
+        finally:
+            cf_store_release_u32(&self.busy, 0)
+
+    cdef int refuse(self, int status) except -1:
+        if status == CF_CORRUPT:
+            check(status, "the packet ring is damaged: its file was cut off, or lengths in it point outside; "
+                          "restart its publisher")
+        check(status, "no packet arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
+
+    cdef Packet read(self, const cf_packet* found, bint copy):
+        """What was found, as a packet; None when it was overwritten before the copy was made."""
+        cdef Packet packet = Packet.__new__(Packet)
+        cdef const char* there = NULL
+        cdef bint whole
+        cdef char* out
+        if not copy:
+            there = cf_packet_bytes(&self.ring, found)
+        if there != NULL:
+            packet.ring = self
+            packet.data = memoryview(Borrowed_make(self, there, found.size))
+        else:
+            packet.data = PyBytes_FromStringAndSize(NULL, found.size)
+            out = PyBytes_AsString(packet.data)
+            if found.size < LARGE:
+                whole = cf_packet_read(&self.ring, found, out)
+            else:
+                with nogil:
+                    whole = cf_packet_read(&self.ring, found, out)
+            if not whole:
+                cf_packets_missed(&self.ring)
+                return None
+        packet.found = found[0]
+        packet.lost = cf_packets_took(&self.ring, found)
+        if packet.lost or self.rejoined:
+            packet.found.flags |= CF_PKT_DISCONTINUITY
+            self.rejoined = False
+        return packet
+
+    def next(self, timeout, bint copy, bint skip):
+        """See :meth:`take`; `timeout` is in seconds or None."""
+        return self.take(0 if timeout == 0 else deadline_after(timeout), copy, skip)
+
+    @property
+    def codec_id(self):
+        """FFmpeg's AVCodecID."""
+        return (<cf_packet_header*>self.mapping.address).codec_id
+
+    @property
+    def extradata(self):
+        """The codec's extradata, b"" when there are none.
+
+        Raises
+        ------
+        ProtocolError
+            The ring announces more than 4096 bytes.
+        """
+        cdef char out[4096]
+        cdef uint32_t size
+        with nogil:
+            size = cf_packets_extradata(&self.ring, out)
+        if size > <uint32_t>CF_PKT_EXTRADATA_MAX:
+            raise ProtocolError(f"the packet ring announces {size} bytes of extradata; the limit is {EXTRADATA_MAX}")
+        return PyBytes_FromStringAndSize(out, size)
+
+    def set_event(self, int fd):
+        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left."""
+        self.ring.event_fd = fd
+
+    def watch(self, int fd):
+        """Feed an eventfd whenever there is something to take, until the end. For a thread of its own."""
+        with nogil:
+            cf_packets_watch(&self.ring, fd)
+
+    def close(self):
+        """Make threads in :meth:`next` and :meth:`watch` return."""
+        if not is_inherited(self.generation):
+            cf_packets_close(&self.ring)
+
+    @property
+    def counters(self):
+        """(received, lost)"""
+        return self.ring.received, self.ring.lost
+
+
+cdef class Borrowed:
+    """Bytes in the ring, as a read-only buffer that keeps them mapped."""
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, <void*>self.address, self.size, True, flags)
+
+
+cdef Borrowed Borrowed_make(PacketRing ring, const char* address, Py_ssize_t size):
+    cdef Borrowed borrowed = Borrowed.__new__(Borrowed)
+    borrowed.ring = ring
+    borrowed.address = address
+    borrowed.size = size
+    return borrowed
+
+
+cdef class Packet:
+    """One encoded packet: ``(seq, pts_ns, dts_ns, flags, keyframe, data)``.
+
+    Attributes
+    ----------
+    data : bytes or memoryview
+        The packet. A memoryview with ``next(copy=False)``: read-only, of the ring itself. It may be overwritten at any
+        time; look at :attr:`valid` after use.
+    lost : int
+        Packets that were overwritten between this and the one taken before.
+    """
+
+    @property
+    def seq(self):
+        """Number of the packet, from 1."""
+        return self.found.seq
+
+    @property
+    def pts_ns(self):
+        """Presentation time in nanoseconds, or None."""
+        return None if self.found.pts_ns == CF_NO_TIME else self.found.pts_ns
+
+    @property
+    def dts_ns(self):
+        """Decoding time in nanoseconds, or None."""
+        return None if self.found.dts_ns == CF_NO_TIME else self.found.dts_ns
+
+    @property
+    def flags(self):
+        """Bits of :class:`cuframes.PacketFlags`, as an int."""
+        return self.found.flags
+
+    @property
+    def keyframe(self):
+        """Whether decoding can begin here."""
+        return bool(self.found.flags & CF_PKT_KEY)
+
+    @property
+    def published_ns(self):
+        """CLOCK_MONOTONIC at publish in nanoseconds; 0 from publishers that do not say."""
+        return self.found.published_ns
+
+    @property
+    def valid(self):
+        """Whether what was read from :attr:`data` so far is the packet. Always true of a copy."""
+        return self.ring is None or cf_packet_whole(&self.ring.ring, &self.found)
+
+    def __reduce__(self):
+        return _packet, (self.seq, self.found.pts_ns, self.found.dts_ns, self.found.published_ns, self.flags,
+                         bytes(self.data), self.lost)
+
+    def __repr__(self):
+        return (f"<Packet {self.seq}, {len(self.data)} bytes, pts_ns={self.pts_ns}, dts_ns={self.dts_ns}"
+                f"{', keyframe' if self.keyframe else ''}>")
+
+
+def _packet(seq, pts_ns, dts_ns, published_ns, flags, data, lost):
+    """A packet out of its parts: how it is unpickled."""
+    cdef Packet packet = Packet.__new__(Packet)
+    packet.found.seq = seq
+    packet.found.pts_ns = pts_ns
+    packet.found.dts_ns = dts_ns
+    packet.found.published_ns = published_ns
+    packet.found.flags = flags
+    packet.data = data
+    packet.lost = lost
+    return packet

@@ -1,0 +1,30 @@
+/* What the rings' functions return, and how they wait. _status.check() turns a status into an exception. */
+#ifndef CUFRAMES_STATUS_H
+#define CUFRAMES_STATUS_H
+
+#include <stdint.h>
+
+enum {
+    CF_OK = 0,
+    CF_EMPTY = -1,       /* nothing new to take */
+    CF_HELD = -2,        /* every slot is held by a reader */
+    CF_TIMED_OUT = -3,   /* the caller's deadline has passed */
+    CF_AGAIN = -4,       /* a slice of waiting is over: look at signals, then call again */
+    CF_PEER = -5,        /* the publisher's socket has something to say, or hung up */
+    CF_ENDED = -6,       /* the publisher is gone and everything valid was taken */
+    CF_TOO_MANY = -7,    /* max_held frames are out */
+    CF_OVERWRITTEN = -8, /* what was read changed meanwhile, and is worth nothing */
+    CF_BUSY = -9,        /* another thread is writing, or taking, at this end */
+    CF_CLOSED = -10,     /* this end was closed */
+    CF_NO_BIT = -11,     /* 31 subscribers are active */
+    CF_OVERSIZED = -12,  /* a packet larger than the ring's limit */
+    CF_OVERRUN = -13,    /* packets were overwritten before they were read */
+    CF_CORRUPT = -14,    /* the segment holds what no writer would write */
+};
+
+#define CF_SLICE_NS 100000000 /* a sleeper looks this often whether the other side is still alive */
+#define CF_SPIN_BATCH 64      /* looks at the ring between two looks at the clock */
+
+static inline int64_t cf_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#endif

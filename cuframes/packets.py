@@ -1,0 +1,440 @@
+"""Encoded packets: share them beside frames or alone, and read them in other processes."""
+
+import os
+import threading
+import time
+from enum import IntFlag
+from typing import Any, NamedTuple, Self
+
+from cuframes import lifetime
+from cuframes._packets import (
+    EXTRADATA_MAX,
+    MAX_SLOTS,
+    START_KEYFRAME,
+    START_LIVE,
+    START_OLDEST,
+    Packet,
+    PacketRing,
+    PacketWriter,
+    segment_size,
+)
+from cuframes.codecs import codec_id, codec_name
+from cuframes.errors import Disconnected, NoCodecParameters, NoPacketRing, NotFound, ProtocolError
+from cuframes.names import check_key, group_id, packets_name
+from cuframes.receiver import Receiver
+from cuframes.segment import OwnedSegment, inspect, open_segment
+from cuframes.session import client
+
+__all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketReaderStats"]
+
+STARTS = {"keyframe": START_KEYFRAME, "oldest": START_OLDEST, "live": START_LIVE}
+DATA_SIZE = 8 << 20
+MAX_PACKET_SIZE = 2 << 20
+
+
+class PacketFlags(IntFlag):
+    """Flags of a packet."""
+
+    KEY = 1
+    CORRUPT = 2
+    DISCONTINUITY = 4
+    LAST_IN_ACCESS_UNIT = 8
+
+
+class PacketPublisher:
+    """Share encoded packets under a key, without frames. (With frames: :meth:`Publisher.enable_packets`.)
+
+    Parameters
+    ----------
+    key : str
+        As for :class:`Publisher`; one living publisher of packets per key and host.
+    codec : str or int
+        FFmpeg's name of the codec (``h264``, ``hevc``, …), or its AVCodecID.
+    extradata : bytes-like, optional
+        As FFmpeg gives them (``codec_context.extradata``), at most 4096 bytes.
+    slots : int
+        Packets that the ring can hold, 1 to 1024.
+    data_size : int
+        Bytes that the ring can hold, reserved now. Whichever of the two is used up first ends a packet's life: 8 MiB
+        are 16 s of a 4 Mbit/s stream, 64 slots are 2.5 s of a stream with 25 packets a second.
+    max_packet_size : int
+        Bytes; larger packets are refused.
+    group : str or int, optional
+        Members of this group may read too. Default: our own user and root.
+
+    Raises
+    ------
+    AlreadyExists
+        Another publisher shares packets under this key. What a dead one left is taken over.
+    OutOfSharedMemory, PermissionError, ValueError, TypeError
+
+    Notes
+    -----
+    Publishing never waits: slow readers lose the oldest packets, and are told how many. One thread at a
+    time may publish. Close it, or use it as a context manager. After a fork it is usable in the parent only.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        codec: str | int,
+        *,
+        extradata: Any = None,
+        slots: int = 64,
+        data_size: int = DATA_SIZE,
+        max_packet_size: int = MAX_PACKET_SIZE,
+        group: str | int | None = None,
+    ) -> None:
+        self._closed = True  # until everything below has worked
+        check_key(key)
+        if not isinstance(slots, int) or not 1 <= slots <= MAX_SLOTS:
+            raise ValueError(f"slots must be 1 to {MAX_SLOTS}, not {slots!r}")
+        if not isinstance(data_size, int) or not 1 <= data_size < 2**32:
+            raise ValueError(f"data_size must be 1 to {2**32 - 1} bytes, not {data_size!r}")
+        if not isinstance(max_packet_size, int) or max_packet_size < 1:
+            raise ValueError(f"max_packet_size must be at least 1 byte, not {max_packet_size!r}")
+        self.key = key
+        self.codec_id = codec_id(codec)
+        self._segment = OwnedSegment(
+            packets_name(key), segment_size(slots, data_size), what="packet ring", gid=group_id(group)
+        )
+        try:
+            self._writer = PacketWriter(
+                self._segment.mapping,
+                slots=slots,
+                data_size=data_size,
+                max_packet=min(max_packet_size, data_size),
+                codec_id=self.codec_id,
+                pid=os.getpid(),
+                extradata=_check_extradata(extradata),
+            )
+        except BaseException:
+            self._segment.close()
+            raise
+        self._closed = False
+        lifetime.register(self)
+
+    def publish_packet(
+        self, data: Any, *, pts_ns: int | None, dts_ns: int | None = None, keyframe: bool = False, flags: int = 0
+    ) -> int:
+        """Copy one packet in and publish it. Waits for nobody.
+
+        Parameters
+        ----------
+        data : bytes-like
+            One packet as FFmpeg cuts them: bytes, a contiguous buffer, a PyAV packet.
+        pts_ns, dts_ns : int or None
+            Presentation and decoding time in nanoseconds; None when not known.
+        keyframe : bool
+            Decoding can begin here. Readers join, and go on after a loss, at keyframes.
+        flags : int
+            Further :class:`PacketFlags`.
+
+        Returns
+        -------
+        int
+            The packet's sequence number: 1, 2, 3, …
+
+        Raises
+        ------
+        PacketOversized
+            It is larger than ``max_packet_size``; nothing was published.
+        ValueError, TypeError
+        """
+        return self._writer.put(data, pts_ns, dts_ns, keyframe, flags)
+
+    def set_extradata(self, extradata: Any) -> None:
+        """Change the extradata: at once before the first packet, afterwards together with the next keyframe."""
+        self._writer.set_extradata(_check_extradata(extradata))
+
+    @property
+    def packets_published(self) -> int:
+        """Packets so far, which is the newest sequence number."""
+        return self._writer.counters[0]
+
+    def descriptor(self) -> int:
+        """A descriptor of the segment, open for reading, to give away."""
+        return self._segment.descriptor(writable=False)
+
+    def close(self) -> None:
+        """End the stream: readers drain what is there, then get :class:`Disconnected`. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._writer.close()
+        self._segment.close()
+        del self._segment.mapping
+
+    def _forget(self) -> None:
+        self._closed = True
+        self._segment.forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.packets_published} packets"
+        return f"<PacketPublisher {self.key!r}, codec {self.codec_id}, {state}>"
+
+
+class PacketReaderStats(NamedTuple):
+    """Packets ``received``, and ``lost`` because they were overwritten before they were read. After the first packet
+    the two add up to the sequence numbers that went by; over all publishers with ``reconnect=True``.
+    """
+
+    received: int
+    lost: int
+
+    def plus(self, other: tuple[int, int]) -> "PacketReaderStats":
+        """These and other counters together."""
+        return PacketReaderStats(self.received + other[0], self.lost + other[1])
+
+
+class PacketReader(Receiver[Packet]):
+    """Read the packets of a key, each publisher's in order.
+
+    Parameters
+    ----------
+    key : str
+    start : {"keyframe", "oldest", "live"}
+        The first packet: the newest keyframe that is still there (and then everything since), the oldest keyframe
+        that is still there (the seconds before an event), or the next packet to come, keyframe or not.
+    connect_timeout : float, optional
+        Seconds to wait for a publisher to appear; None waits for ever.
+    reconnect : bool
+        When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its packets
+        are read from the oldest keyframe on, and the first is marked ``DISCONTINUITY``.
+    wait : {"block", "spin"}
+        Sleep until a packet comes, or burn a core for the last microseconds of latency.
+
+    Raises
+    ------
+    NotFound
+        There is no publisher of this key.
+    NoPacketRing
+        There is one, and it shares no packets.
+    ProtocolError, PermissionError, ValueError, TypeError
+
+    Notes
+    -----
+    Reading leaves no trace in the ring; any number of readers may. A reader that is too slow loses
+    packets: ``next`` then raises :class:`PacketOverrun` once, with the exact number. It goes on at the newest
+    keyframe, whose ``lost`` is that number and whose flags say ``DISCONTINUITY``. Loops (``for``, ``async for``) go
+    on there without an exception. The loops end when the publisher ends or the reader is closed.
+    """
+
+    _what = "reader"
+
+    def __init__(
+        self,
+        key: str,
+        start: str = "keyframe",
+        *,
+        connect_timeout: float | None = 5.0,
+        reconnect: bool = False,
+        wait: str = "block",
+    ) -> None:
+        if start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}; not {start!r}")
+        if wait not in ("block", "spin"):
+            raise ValueError(f"wait must be block or spin, not {wait!r}")
+        self.key = check_key(key)
+        self.reconnect = reconnect
+        self._spin = wait == "spin"
+        self._past = PacketReaderStats(0, 0)
+        self._event_fd = -1
+        self._join(STARTS[start], connect_timeout, rejoined=False)
+        self._closed = False
+        lifetime.register(self)
+
+    def _join(self, start: int, timeout: float | None, *, rejoined: bool) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            problem: Exception
+            try:
+                fd = _open(self.key)
+                break
+            except (NotFound, NoPacketRing, Disconnected) as caught:
+                problem = caught
+            if deadline is not None and time.monotonic() >= deadline:
+                raise problem
+            time.sleep(client.POLL_SECONDS)
+        try:
+            self._ring: PacketRing | None = PacketRing(
+                fd, os.fstat(fd).st_size, start=start, spin=self._spin, rejoined=rejoined
+            )
+            self._codec_id = self._ring.codec_id
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _join_next(self, timeout: float) -> None:
+        old = self._ring
+        try:
+            self._join(START_OLDEST, timeout, rejoined=True)
+        except NoPacketRing as problem:  # a publisher that has just begun
+            raise NotFound(str(problem)) from None
+        if old is not None:
+            old.close()
+            self._past = self._past.plus(old.counters)
+        if self._event_fd >= 0:
+            self._watch()
+
+    def next(self, timeout: float | None = None, *, copy: bool = True) -> Packet:
+        """The next packet. Waits without the GIL.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; 0 looks once, None waits as long as it takes.
+        copy : bool
+            False leaves the bytes where they are: ``packet.data`` is a read-only memoryview of the ring, and
+            ``packet.valid`` says, after use, whether what was read is the packet. (A packet that runs over the end of
+            the ring is copied all the same.)
+
+        Raises
+        ------
+        Timeout
+            No packet came in time.
+        PacketOverrun
+            Packets were overwritten before they were read; the next call goes on at a keyframe.
+        Disconnected
+            The publisher ended and everything it left has been taken (never with ``reconnect=True``).
+        ProtocolError
+            The ring is damaged.
+        ValueError
+            The reader is closed.
+        """
+        try:
+            return self._joined().next(timeout, copy, False)
+        except Disconnected:
+            if not self.reconnect:
+                raise
+        return self._take_reconnecting(lambda left: self._joined().next(left, copy, False), timeout)
+
+    def _take(self, timeout: float | None) -> Packet:
+        return self._joined().next(timeout, True, True)
+
+    def _joined(self) -> PacketRing:
+        if self._ring is None:
+            raise ValueError("the reader is closed")
+        return self._ring
+
+    @property
+    def codec_id(self) -> int:
+        """FFmpeg's AVCodecID of the stream."""
+        return self._codec_id
+
+    @property
+    def codec(self) -> str | None:
+        """FFmpeg's name of the codec; None when the FFmpeg in use (PyAV) does not know it."""
+        return codec_name(self.codec_id)
+
+    @property
+    def extradata(self) -> bytes:
+        """The codec's extradata, for ``codec_context.extradata``.
+
+        Raises
+        ------
+        NoCodecParameters
+            The publisher has given none. (Streams with parameter sets at every keyframe can do without.)
+        """
+        extradata = self._joined().extradata
+        if not extradata:
+            raise NoCodecParameters(
+                f"the packets of {self.key!r} come without extradata; the publisher gives them with extradata=, or "
+                "before a keyframe with set_extradata()"
+            )
+        return extradata
+
+    def fileno(self) -> int:
+        """A descriptor for ``select``, ``poll`` and event loops: readable when ``next(timeout=0)`` has something to
+        say.
+
+        It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. The first call starts a thread that
+        sleeps on the ring.
+        """
+        if self._closed:
+            raise ValueError("the reader is closed")
+        if self._event_fd < 0:
+            self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._watch()
+        return self._event_fd
+
+    def _watch(self) -> None:
+        os.eventfd_write(self._event_fd, 1)  # for packets that are there already
+        ring = self._joined()
+        ring.set_event(self._event_fd)
+        # The thread has a descriptor of its own, and no reference to us: we may be closed, and collected, while it
+        # sleeps.
+        event = os.dup(self._event_fd)
+        name = f"cuframes:{self.key}-packets"
+        threading.Thread(target=_feed, args=(ring, event), name=name, daemon=True).start()
+
+    def stats(self) -> PacketReaderStats:
+        """Counters so far; those of the end once it is closed."""
+        ring = self._ring
+        return self._past if ring is None else self._past.plus(ring.counters)
+
+    def close(self) -> None:
+        """Take no more packets. A thread that waits in :meth:`next` gets ValueError. Closing twice is fine."""
+        ring = self._ring
+        if self._closed or ring is None:
+            return
+        self._closed = True
+        self._past = self.stats()
+        self._ring = None  # a thread in next() still has it, and packets that were not copied do
+        ring.close()
+        if self._event_fd >= 0:
+            ring.set_event(-1)
+            os.close(self._event_fd)
+            self._event_fd = -1
+
+    def _forget(self) -> None:
+        self._closed = True
+        if self._event_fd >= 0:
+            os.close(self._event_fd)
+
+    def __repr__(self) -> str:
+        return f"<PacketReader of {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"
+
+
+def _feed(ring: PacketRing, event: int) -> None:
+    try:
+        ring.watch(event)
+    finally:
+        os.close(event)
+
+
+def _open(key: str) -> int:
+    """A descriptor of the packet ring of a living publisher, by its socket, or else by name."""
+    missing: Exception | None = None
+    try:
+        return client.fetch_packets(key)
+    except (NotFound, NoPacketRing) as problem:
+        missing = problem
+    try:
+        fd = open_segment(packets_name(key), writable=False)
+    except NotFound:
+        raise missing from None
+    state = inspect(fd)
+    if state.state == "alive" and state.kind == "packets":
+        return fd
+    os.close(fd)
+    if state.state == "foreign" or state.kind == "frames":
+        raise ProtocolError(f"{packets_name(key)} is not a packet ring of version 2, or a truncated one")
+    raise missing
+
+
+def _check_extradata(extradata: Any) -> bytes:
+    raw = b"" if extradata is None else bytes(memoryview(extradata))
+    if len(raw) > EXTRADATA_MAX:
+        raise ValueError(f"the ring has room for {EXTRADATA_MAX} bytes of extradata, not {len(raw)}")
+    return raw
