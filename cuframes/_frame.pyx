@@ -7,9 +7,8 @@ from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of
 from cuframes._ring cimport cf_copy_rows, cf_reader_valid
 from cuframes._source cimport Source, source_of
+from cuframes._status cimport nanoseconds_of
 from cuframes._views cimport Plane, View
-
-import operator
 
 from cuframes.errors import FrameDropped, Overwritten
 
@@ -233,7 +232,7 @@ cdef class WritableFrame(View):
         self.cached_planes = None
         try:
             if exc_type is None:
-                pts_ns = None if self.pts_ns is None else as_int64(self.pts_ns)
+                pts_ns = None if self.pts_ns is None else nanoseconds_of(self.pts_ns)
                 self.lease.gather()
                 self.begun = False
                 self.seq = self.writer.commit(pts_ns, self.layout.nbytes, self.stream)
@@ -328,7 +327,7 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
     cdef void* handle = writer_stream(writer, stream)
     cdef Source source = source_of(layout, writer.slots.device, handle, src)
     if pts_ns is not None:
-        pts_ns = as_int64(pts_ns)
+        pts_ns = nanoseconds_of(pts_ns)
     writer.begin(timeout, -1, handle)
     try:
         fill(writer, source, writer.begun(), handle)
@@ -347,7 +346,3 @@ cdef void* writer_stream(FrameWriter writer, object stream) except? NULL:
     if stream is not None:
         raise ValueError("stream= is for device memory; this publisher shares host memory")
     return NULL
-
-
-cdef int64_t as_int64(object value) except? -1:
-    return operator.index(value)

@@ -73,8 +73,8 @@ cdef class PacketWriter:
     def put(self, data, object pts_ns, object dts_ns, bint keyframe, uint32_t flags):
         """Publish one packet; returns its sequence number. Waits for nobody."""
         cdef Py_buffer view
-        cdef int64_t pts = CF_NO_TIME if pts_ns is None else pts_ns
-        cdef int64_t dts = CF_NO_TIME if dts_ns is None else dts_ns
+        cdef int64_t pts = CF_NO_TIME if pts_ns is None else nanoseconds_of(pts_ns)
+        cdef int64_t dts = CF_NO_TIME if dts_ns is None else nanoseconds_of(dts_ns)
         cdef Py_ssize_t size
         cdef int status
         if self.closed:

@@ -22,6 +22,7 @@ cdef extern from "_status.h" nogil:
 
 
 cdef int check(int status, object context=*) except -1
+cdef int64_t nanoseconds_of(object value) except? -1
 cdef int64_t deadline_after(object timeout) except? -1
 
 cdef int current_generation() noexcept nogil

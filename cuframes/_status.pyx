@@ -1,5 +1,6 @@
 """What the wrappers of all rings share: status codes as exceptions, deadlines, and the memory of a fork."""
 
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport INT64_MAX, int64_t
 
 from cuframes._shm cimport cf_now_ns
@@ -78,6 +79,14 @@ cdef int check(int status, object context=None) except -1:
     if status == CF_CORRUPT:
         raise ProtocolError(context)
     raise SystemError(f"unknown ring status {status}")
+
+
+cdef int64_t nanoseconds_of(object value) except? -1:
+    """A timestamp that a caller gave: an int, since a float of seconds would be off by nine orders of magnitude."""
+    try:
+        return PyNumber_Index(value)
+    except OverflowError:
+        raise ValueError(f"a time in nanoseconds has 64 bits; {value} is beyond that") from None
 
 
 cdef int64_t deadline_after(object timeout) except? -1:

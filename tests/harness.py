@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
+
+import pytest
 
 WORKERS = Path(__file__).parent / "workers"
 
@@ -77,3 +80,16 @@ def python_path(directory):
     """An environment in which modules of `directory` come before all others."""
     before = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(directory), *([before] if before else [])])}
+
+
+def in_namespace(script, shm_bytes):
+    """Run Python with a /dev/shm of its own size, or skip the test where the kernel does not let us."""
+    code = textwrap.dedent(script)
+    mount = f"mount -t tmpfs -o size={shm_bytes} tmpfs /dev/shm && exec {sys.executable} -c '{code}'"
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount]
+    probe = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"], capture_output=True
+    )
+    if probe.returncode:
+        pytest.skip("mount namespaces are not available here")
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""The ring's C code as threads under sanitizers."""
+"""The rings' C code as threads, under sanitizers and at full speed."""
 
 import subprocess
 from pathlib import Path
@@ -8,22 +8,52 @@ import pytest
 import cuframes
 
 HERE = Path(__file__).parent
+SANITIZERS = {
+    "thread": ["-O1", "-fsanitize=thread", "-fno-sanitize-recover=all"],
+    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "none": ["-O2"],
+}
 
 
-@pytest.fixture(scope="module", params=["thread", "address,undefined"])
-def program(request, tmp_path_factory):
-    out = tmp_path_factory.mktemp("race") / "ring_race"
-    include = Path(cuframes.__file__).parent
-    command = ["gcc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{include}"]
-    command += [f"-fsanitize={request.param}", "-fno-sanitize-recover=all", "-pthread", str(HERE / "c" / "ring_race.c")]
-    subprocess.run([*command, "-o", str(out)], check=True, timeout=120)
-    return out
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Compiles a program of tests/c, once for each set of options."""
+    built = {}
+
+    def program(name, sanitizer):
+        if (name, sanitizer) not in built:
+            out = tmp_path_factory.mktemp("race") / name
+            include = Path(cuframes.__file__).parent
+            command = ["gcc", "-std=c11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror", f"-I{include}"]
+            command += [*SANITIZERS[sanitizer], "-pthread", str(HERE / "c" / f"{name}.c"), "-o", str(out)]
+            subprocess.run(command, check=True, timeout=120)
+            built[name, sanitizer] = out
+        return built[name, sanitizer]
+
+    return program
+
+
+def run(program, *arguments):
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING: ThreadSanitizer" not in done.stderr
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+@pytest.mark.parametrize(("policy", "readers", "frames"), [(0, 1, 30_000), (0, 4, 30_000), (1, 3, 5_000)])
+def test_no_race_and_no_torn_frame(build, sanitizer, policy, readers, frames):
+    run(build("ring_race", sanitizer), policy, readers, frames)
 
 
 @pytest.mark.parametrize(
-    ("policy", "readers", "frames"), [("0", "1", "30000"), ("0", "4", "30000"), ("1", "3", "5000")]
+    ("sanitizer", "readers", "packets", "largest"),
+    [
+        ("none", 3, 2_000_000, 512),
+        ("none", 4, 200_000, 8192),
+        ("thread", 3, 300_000, 512),
+        ("address", 3, 500_000, 512),
+        ("address", 4, 50_000, 8192),
+    ],
 )
-def test_no_race_and_no_torn_frame(program, policy, readers, frames):
-    done = subprocess.run([program, policy, readers, frames], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "WARNING: ThreadSanitizer" not in done.stderr
+def test_no_overwritten_byte_is_delivered(build, sanitizer, readers, packets, largest):
+    run(build("packet_race", sanitizer), readers, packets, largest)

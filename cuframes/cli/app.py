@@ -3,13 +3,13 @@
 import typer
 
 from cuframes._version import __version__
-from cuframes.cli import demo, host, pipe, publish, snapshot, watch
+from cuframes.cli import demo, host, pipe, publish, record, snapshot, watch
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="cuframes",
-    help="Share decoded video frames between processes of this machine, in place.",
+    help="Share video frames and encoded packets between processes of this machine, in place.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,4 +39,5 @@ app.command("ls")(host.ls)
 app.command()(host.info)
 app.command()(snapshot.snapshot)
 app.command()(pipe.pipe)
+app.command()(record.record)
 app.command()(host.gc)

@@ -2,19 +2,27 @@
 
 import contextlib
 import json
+import logging
 import sys
 import time
 from typing import Annotated, Any
 
+import av
 import typer
 
 from cuframes.cli import Stopped, pixels, stop_on_signals
 from cuframes.cli.source import Source
-from cuframes.errors import FrameDropped
+from cuframes.codecs import nanoseconds, parameter_sets_filter
+from cuframes.errors import FrameDropped, PacketOversized
 from cuframes.memory.driver import gpu, has_gpu
+from cuframes.packets import DATA_SIZE, PacketFlags
 from cuframes.publisher import Publisher
 
 __all__ = ["publish"]
+
+log = logging.getLogger("cuframes")
+
+MAX_SLOTS = 1024  # they are small
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -33,6 +41,10 @@ def publish(
     size: Annotated[str | None, typer.Option(help="Scale to WIDTHxHEIGHT.")] = None,
     fps: Annotated[float | None, typer.Option(min=0, help="Play at this rate; 0: as fast as it decodes.")] = None,
     format: Annotated[str, typer.Option(help="Pixel format.")] = "nv12",
+    packets: Annotated[
+        bool, typer.Option("--packets", help="Share the encoded packets too, with the frames' pts.")
+    ] = False,
+    packet_bytes: Annotated[int, typer.Option(min=1, help="How many bytes of packets to keep.")] = DATA_SIZE,
     loop: Annotated[bool, typer.Option(help="Repeat a file; timestamps go on growing.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
     memory: Annotated[str, typer.Option(help="auto, host, cuda or cuda-ipc.")] = "auto",
@@ -45,6 +57,10 @@ def publish(
 ) -> None:
     """Decode a source with FFmpeg and publish its frames until it ends or SIGTERM comes."""
     stop_on_signals()
+    if packets and fps:
+        raise ValueError(
+            "--fps gives frames other times than their packets have; leave it out, or use 0 for full speed"
+        )
     wanted = parse_size(size)
     video = Source(source, size=wanted, fps=fps, format=format, loop=loop, gpu=_decoder_gpu(memory))
     with contextlib.closing(video):
@@ -54,6 +70,8 @@ def publish(
             key, video.width, video.height, format, memory=memory, policy=policy, ring_size=ring_size, group=group
         )
         with publisher:
+            if packets:
+                PacketRelay(publisher, video, packet_bytes)
             if not json_:
                 where = "the GPU" if video.decoder == "nvdec" else "the CPU"
                 print(f"publishing {publisher} from {source}, decoded on {where}", file=sys.stderr)
@@ -67,10 +85,54 @@ def publish(
                     with contextlib.suppress(FrameDropped):  # counted by the publisher
                         _publish(publisher, frame, pts_ns, stamp)
             stats = publisher.stats()
+            passed_on = publisher.packets.packets_published if publisher.packets else 0
     if json_:
-        print(json.dumps({"key": key, "memory": publisher.memory, "decoder": video.decoder, **stats._asdict()}))
+        report = {"key": key, "memory": publisher.memory, "decoder": video.decoder, **stats._asdict()}
+        print(json.dumps(report | ({"packets": passed_on} if packets else {})))
     else:
-        print(f"{stats.published} frames published, {stats.dropped} dropped", file=sys.stderr)
+        beside = f" and {passed_on} packets" if packets else ""
+        print(f"{stats.published} frames{beside} published, {stats.dropped} dropped", file=sys.stderr)
+
+
+class PacketRelay:
+    """Publishes a source's packets as they come, before they are decoded."""
+
+    def __init__(self, publisher: Publisher, video: Source, data_size: int) -> None:
+        context = video.stream.codec_context
+        if context.name in ("rawvideo", "wrapped_avframe"):
+            raise ValueError(f"{video.url} is not encoded, so there are no packets to share; leave --packets out")
+        publisher.enable_packets(
+            context.codec.id,
+            extradata=context.extradata,
+            slots=MAX_SLOTS,
+            data_size=data_size,
+            max_packet_size=data_size // 4,
+        )
+        self._publisher = publisher
+        self._parameter_sets = parameter_sets_filter(video.stream)
+        self._flags = 0
+        video.on_packet = self.pass_on
+
+    def pass_on(self, packet: Any) -> None:
+        """Publish one of PyAV's packets."""
+        data = packet
+        if self._parameter_sets is not None:
+            data = av.Packet(bytes(packet))  # a filter takes what it is given away, and the decoder needs it too
+            data.is_keyframe = packet.is_keyframe
+            (data,) = self._parameter_sets.filter(data)
+        flags = self._flags | (PacketFlags.CORRUPT if packet.is_corrupt else 0)
+        try:
+            self._publisher.publish_packet(
+                data,
+                pts_ns=nanoseconds(packet.pts, packet.time_base),
+                dts_ns=nanoseconds(packet.dts, packet.time_base),
+                keyframe=packet.is_keyframe,
+                flags=flags,
+            )
+            self._flags = 0
+        except PacketOversized as problem:
+            log.warning("a packet is missing: %s (--packet-bytes)", problem)
+            self._flags = PacketFlags.DISCONTINUITY
 
 
 def _decoder_gpu(memory: str) -> int | None:

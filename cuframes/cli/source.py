@@ -2,13 +2,14 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
 import av
 
 from cuframes.cli import pixels
+from cuframes.codecs import nanoseconds
 from cuframes.errors import DeviceError
 from cuframes.memory.driver import current, gpu
 
@@ -46,6 +47,8 @@ class Source:
     ----------
     decoder : str
         What decodes: ``"nvdec"`` or ``"cpu"``.
+    on_packet : callable or None
+        Called with every encoded packet, as PyAV's, before its frame comes. The frame will have the packet's pts.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Source:
         gpu: int | None = None,
     ) -> None:
         self.url = url
+        self.on_packet: Callable[[Any], None] | None = None
         self.format = format
         self._fps = fps
         self._loop = loop
@@ -66,6 +70,8 @@ class Source:
         self._gpu = gpu
         self.decoder = "cpu"
         self._begun: tuple[Any, list[Any]] | None = None
+        self._clock = ContinuousClock()
+        self._demuxed: list[Any] = []
         self._container = self._open()
         stream = self._container.streams.video[0]
         own: tuple[int, int] = (stream.codec_context.width, stream.codec_context.height)
@@ -107,8 +113,8 @@ class Source:
             if not container.streams.video:
                 raise OSError("there is no decoder for it on the GPU")
             # Whether the decoder works, and what it gives, shows with the first frame; it is kept for the playing.
-            packets = container.demux(container.streams.video[0])
-            frames = next((frames for packet in packets if (frames := packet.decode())), [])
+            packets = self._packets(container)
+            frames: list[Any] = next(filter(None, (packet.decode() for packet in packets)), [])
             found = [getattr(getattr(frame, "sw_format", None), "name", frame.format.name) for frame in frames]
             if set(found) != {pixels.ffmpeg_format(self.format)} or frames[0].format.name != "cuda":
                 raise ValueError(f"the decoder gives {found or 'nothing'}, not {self.format}")
@@ -146,7 +152,6 @@ class Source:
     def _timed(self) -> Iterator[tuple[Any, int]]:
         """Converted frames with growing timestamps."""
         step_ns = int(NS / self.rate)
-        offset_ns = 0
         last_ns = -step_ns
         count = 0
         while True:
@@ -154,14 +159,9 @@ class Source:
             for frame in self._decoded():
                 if self._fps:
                     pts_ns = count * step_ns
-                elif frame.pts is None:
-                    pts_ns = last_ns + step_ns
                 else:
-                    pts_ns = offset_ns + int(frame.pts * frame.time_base * NS)
-                # A stream that jumps back (a looped file, a restarted camera) goes on where it was.
-                if pts_ns <= last_ns:
-                    offset_ns += last_ns + step_ns - pts_ns
-                    pts_ns = last_ns + step_ns
+                    given = nanoseconds(frame.pts, frame.time_base)
+                    pts_ns = last_ns + step_ns if given is None or given <= last_ns else given
                 last_ns = pts_ns
                 count += 1
                 yield pixels.convert(frame, self.width, self.height, self.format), pts_ns
@@ -170,28 +170,78 @@ class Source:
             self._container.close()
             self._container = self._open()
 
+    @property
+    def stream(self) -> Any:
+        """PyAV's stream of the encoded video."""
+        return self._container.streams.video[0]
+
+    def _packets(self, container: Any) -> Iterator[Any]:
+        """Encoded packets with growing timestamps; the empty one at the end makes a decoder give what it still has."""
+        for packet in container.demux(container.streams.video[0]):
+            if packet.size:
+                self._clock.place(packet)
+                self._demuxed.append(packet)
+            yield packet
+
+    def _pass_on(self) -> None:
+        """Show what was demuxed since the last call; a decoder on the GPU begins before anybody listens."""
+        demuxed, self._demuxed = self._demuxed, []
+        if self.on_packet is not None:
+            for packet in demuxed:
+                self.on_packet(packet)
+
     def _decoded(self) -> Iterator[Any]:
-        stream = self._container.streams.video[0]
-        packets, ahead = self._begun or (self._container.demux(stream), [])
+        packets, ahead = self._begun or (self._packets(self._container), [])
         self._begun = None
+        self._pass_on()
         yield from ahead
         while True:
             try:
                 packet = next(packets, None)
                 if packet is None:
                     return
+                self._pass_on()
                 frames = packet.decode()
             except (av.error.EOFError, StopIteration):
                 return
             except av.FFmpegError as problem:
                 log.warning("%s: %s; going on with the next packet", self.url, problem)
-                packets = self._container.demux(stream) if not _is_running(packets) else packets
+                packets = self._packets(self._container) if not _is_running(packets) else packets
                 continue
             yield from frames
 
     def close(self) -> None:
         """Close the file or device."""
         self._container.close()
+
+
+class ContinuousClock:
+    """Makes a stream that jumps back (a looped file, a restarted camera) go on where it was.
+
+    Decoding timestamps grow in any sound stream, so they show a jump. Packets are moved before they are decoded, and so
+    are the frames that come of them.
+    """
+
+    def __init__(self) -> None:
+        self._shift = Fraction(0)  # seconds, like all here
+        self._last: Fraction | None = None
+        self._length = Fraction(1, 25)
+
+    def place(self, packet: Any) -> None:
+        """Move one packet."""
+        if packet.dts is None or packet.time_base is None:
+            return
+        begin = packet.dts * packet.time_base + self._shift
+        if self._last is not None:
+            if begin <= self._last:
+                self._shift += self._last + self._length - begin
+                begin = self._last + self._length
+            self._length = packet.duration * packet.time_base if packet.duration else begin - self._last
+        self._last = begin
+        ticks = round(self._shift / packet.time_base)
+        packet.dts += ticks
+        if packet.pts is not None:
+            packet.pts += ticks
 
 
 def _is_running(generator: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 import time
 from collections import deque
 from typing import Annotated, Any
@@ -12,7 +11,8 @@ import typer
 
 from cuframes._mapped import monotonic_ns
 from cuframes.cli import Stopped, pixels, stop_on_signals
-from cuframes.errors import Disconnected, Timeout
+from cuframes.errors import Disconnected, PacketOverrun, Timeout
+from cuframes.packets import PacketReader
 from cuframes.subscriber import Subscriber
 
 __all__ = ["watch"]
@@ -31,19 +31,20 @@ class Meter:
         self._at_mark = 0
 
     def take(self, frame: Any) -> None:
-        """Look at one frame."""
-        if frame.published_ns:
-            self._latencies.append(monotonic_ns() - frame.published_ns)
-        self.received += 1
-        if self.verify and pixels.read_stamp(frame) != frame.pts_ns:
-            self.torn += 1
+        """Look at one frame, and let it go."""
+        with frame:
+            if frame.published_ns:
+                self._latencies.append(monotonic_ns() - frame.published_ns)
+            self.received += 1
+            if self.verify and pixels.read_stamp(frame) != frame.pts_ns:
+                self.torn += 1
 
     def report(self, subscriber: Subscriber, *, final: bool = False) -> dict[str, Any]:
         """Figures so far; ``fps`` is that of the time since the last report (of all the time, in the final one)."""
         now = time.monotonic()
         since, count = (self._began, self.received) if final else (self._mark, self.received - self._at_mark)
         self._mark, self._at_mark = now, self.received
-        p50, p99 = numpy.percentile(self._latencies, [50, 99]) / 1000 if self._latencies else (None, None)
+        p50, p99 = percentiles(self._latencies)
         stats = subscriber.stats()
         report = {
             "name": subscriber.name,
@@ -52,12 +53,57 @@ class Meter:
             "received": stats.received,
             "lost": stats.lost,
             "skipped": stats.skipped,
-            "latency_p50_us": None if p50 is None else round(float(p50), 1),
-            "latency_p99_us": None if p99 is None else round(float(p99), 1),
+            "latency_p50_us": p50,
+            "latency_p99_us": p99,
         }
         if self.verify:
             report["torn"] = self.torn
         return report
+
+
+class PacketMeter:
+    """Counts packets and their latency: from the moment of publishing until they are in hand."""
+
+    def __init__(self) -> None:
+        self.received = self.keyframes = self.bytes = 0
+        self._latencies: deque[int] = deque(maxlen=LATENCIES_KEPT)
+        self._began = self._mark = time.monotonic()
+        self._at_mark = (0, 0)
+
+    def take(self, packet: Any) -> None:
+        """Look at one packet."""
+        # What was in the ring before we came says nothing about latency.
+        if packet.published_ns > self._began * 1e9:
+            self._latencies.append(monotonic_ns() - packet.published_ns)
+        self.received += 1
+        self.keyframes += packet.keyframe
+        self.bytes += len(packet.data)
+
+    def report(self, reader: PacketReader, *, final: bool = False) -> dict[str, Any]:
+        """Figures so far; rates are those of the time since the last report (of all the time, in the final one)."""
+        now = time.monotonic()
+        since, count, size = (self._began, 0, 0) if final else (self._mark, *self._at_mark)
+        self._mark, self._at_mark = now, (self.received, self.bytes)
+        p50, p99 = percentiles(self._latencies)
+        elapsed = max(now - since, 1e-9)
+        return {
+            "codec": reader.codec,
+            "packets_per_s": round((self.received - count) / elapsed, 2),
+            "mbit_per_s": round((self.bytes - size) * 8e-6 / elapsed, 3),
+            "received": self.received,
+            "keyframes": self.keyframes,
+            "lost": reader.stats().lost,
+            "latency_p50_us": p50,
+            "latency_p99_us": p99,
+        }
+
+
+def percentiles(latencies: deque[int]) -> tuple[float | None, float | None]:
+    """p50 and p99 of nanoseconds, in microseconds."""
+    if not latencies:
+        return None, None
+    p50, p99 = numpy.percentile(latencies, [50, 99]) / 1000
+    return round(float(p50), 1), round(float(p99), 1)
 
 
 def watch(
@@ -67,6 +113,7 @@ def watch(
     name: Annotated[str | None, typer.Option(help="Name to join under.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between reports.")] = 1.0,
+    packets: Annotated[bool, typer.Option("--packets", help="The encoded packets instead of the frames.")] = False,
     verify: Annotated[bool, typer.Option(help="Check the stamps of publish --stamp in every frame.")] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="One JSON object per report; the last has final: true.")
@@ -74,18 +121,26 @@ def watch(
 ) -> None:
     """Join a publisher and print frames per second, latency, and what was lost or skipped."""
     stop_on_signals()
+    if packets:
+        with PacketReader(key, wait=wait) as reader:
+            _follow(reader, PacketMeter(), seconds, interval, json_)
+        return
     with Subscriber(key, mode=mode, wait=wait, name=name) as subscriber:
-        meter = Meter(verify)
-        with contextlib.suppress(Stopped, Disconnected):
-            end = time.monotonic() + (1e9 if seconds is None else seconds)
-            due = time.monotonic() + interval
-            while (now := time.monotonic()) < end:
-                if now >= due:
-                    _show(meter.report(subscriber), json_)
-                    due = max(due + interval, now)
-                with contextlib.suppress(Timeout), subscriber.next(min(due, end) - now if due > now else 0) as frame:
-                    meter.take(frame)
-        _show(meter.report(subscriber, final=True) | {"final": True}, json_)
+        _follow(subscriber, Meter(verify), seconds, interval, json_)
+
+
+def _follow(source: Any, meter: Any, seconds: float | None, interval: float, json_: bool) -> None:
+    """Take what comes and report, until the publisher ends, the time is up, or a signal comes."""
+    with contextlib.suppress(Stopped, Disconnected):
+        end = time.monotonic() + (1e9 if seconds is None else seconds)
+        due = time.monotonic() + interval
+        while (now := time.monotonic()) < end:
+            if now >= due:
+                _show(meter.report(source), json_)
+                due = max(due + interval, now)
+            with contextlib.suppress(Timeout, PacketOverrun):
+                meter.take(source.next(min(due, end) - now if due > now else 0))
+    _show(meter.report(source, final=True) | {"final": True}, json_)
 
 
 def _show(report: dict[str, Any], json_: bool) -> None:
@@ -95,11 +150,12 @@ def _show(report: dict[str, Any], json_: bool) -> None:
     latency = (
         "-" if report["latency_p50_us"] is None else f"{report['latency_p50_us']:.0f} / {report['latency_p99_us']:.0f}"
     )
-    torn = f", torn {report['torn']}" if "torn" in report else ""
     total = "in all: " if report.get("final") else ""
-    print(
-        f"{total}{report['fps']:.1f} fps, latency p50 / p99 {latency} us, received {report['received']}, "
-        f"lost {report['lost']}, skipped {report['skipped']}{torn}",
-        flush=True,
-        file=sys.stdout,
-    )
+    if "fps" in report:
+        torn = f", torn {report['torn']}" if "torn" in report else ""
+        rate = f"{report['fps']:.1f} fps"
+        counts = f"received {report['received']}, lost {report['lost']}, skipped {report['skipped']}{torn}"
+    else:
+        rate = f"{report['packets_per_s']:.1f} packets/s, {report['mbit_per_s']:.2f} Mbit/s"
+        counts = f"received {report['received']} ({report['keyframes']} keyframes), lost {report['lost']}"
+    print(f"{total}{rate}, latency p50 / p99 {latency} us, {counts}", flush=True)

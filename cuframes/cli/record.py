@@ -1,0 +1,88 @@
+"""``cuframes record``: packets to a file, without encoding."""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cuframes.cli import Stopped, stop_on_signals
+from cuframes.errors import Disconnected, NotFound, PacketOverrun, Timeout
+from cuframes.packets import Packet, PacketReader
+from cuframes.recording import Recording
+
+__all__ = ["record"]
+
+NS = 1_000_000_000
+
+
+def record(
+    key: Annotated[str, typer.Argument(help="Publisher whose packets to record.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .mp4, .mov, .mkv or .ts.")],
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
+    pre: Annotated[float, typer.Option(min=0, help="Begin so many seconds ago, if the ring goes back so far.")] = 0.0,
+    reconnect: Annotated[
+        float, typer.Option(min=0, help="Wait so many seconds for a publisher that ended to come back.")
+    ] = 5.0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
+    connect_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for a publisher.")] = 5.0,
+    json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Record a publisher's encoded packets as they are, from a keyframe on, until it ends or SIGTERM comes."""
+    stop_on_signals()
+    reader = PacketReader(key, "oldest" if pre else "keyframe", connect_timeout=connect_timeout)
+    with Recording(out, reader, overwrite=overwrite) as recording, contextlib.suppress(Stopped):
+        if not json_:
+            print(f"recording {reader.codec} of {key} to {out}", file=sys.stderr)
+        for packet in _backlog(reader, pre):
+            recording.write(packet)
+        end = time.monotonic() + (1e9 if seconds is None else seconds)
+        with contextlib.suppress(NotFound):  # the publisher ended, and did not come back in time
+            while _copy(reader, recording, end) == "ended":
+                patience = min(reconnect, max(0.0, end - time.monotonic()))
+                reader = PacketReader(key, "oldest", connect_timeout=patience)
+                recording.follow(reader)
+    report = {
+        "key": key,
+        "paths": [str(path) for path in recording.paths],
+        "packets": recording.packets,
+        "bytes": recording.bytes,
+        "lost": recording.lost,
+        "duration_s": round(recording.duration_ns / NS, 3),
+    }
+    if json_:
+        print(json.dumps(report))
+    else:
+        where = ", ".join(map(str, recording.paths)) or "nothing, since no keyframe came"
+        print(f"{where}: {recording.packets} packets, {recording.bytes} bytes, {recording.lost} lost", file=sys.stderr)
+
+
+def _copy(reader: PacketReader, recording: Recording, end: float) -> str:
+    """Record one publisher's packets; why that is over."""
+    with reader:
+        while (left := end - time.monotonic()) > 0:
+            try:
+                recording.write(reader.next(left))
+            except (Timeout, PacketOverrun):  # the latter is counted by the recording
+                continue
+            except Disconnected:
+                return "ended"
+    return "time is up"
+
+
+def _backlog(reader: PacketReader, seconds: float) -> list[Packet]:
+    """What is in the ring already, from the newest keyframe that is at least so many seconds old."""
+    if not seconds:
+        return []
+    packets: list[Packet] = []
+    with contextlib.suppress(Timeout, Disconnected):
+        while True:
+            with contextlib.suppress(PacketOverrun):
+                packets.append(reader.next(0))
+    since = time.monotonic_ns() - int(seconds * NS)
+    keys = [at for at, packet in enumerate(packets) if packet.keyframe]
+    first = max((at for at in keys if packets[at].published_ns <= since), default=keys[0] if keys else 0)
+    return packets[first:]

@@ -1,0 +1,34 @@
+"""Publishes packets whose pts is the checksum of their bytes. Runs until killed, or until so many are out."""
+
+import argparse
+import json
+import random
+import sys
+import time
+import zlib
+
+import cuframes
+
+parser = argparse.ArgumentParser()
+parser.add_argument("key")
+parser.add_argument("--count", type=int, default=10**9)
+parser.add_argument("--delay", type=float, default=0.0)
+parser.add_argument("--largest", type=int, default=1000)
+parser.add_argument("--slots", type=int, default=64)
+parser.add_argument("--data-size", type=int, default=8 << 20)
+parser.add_argument("--wait", action="store_true", help="begin when a line comes in")
+options = parser.parse_args()
+
+numbers = random.Random(1)
+bodies = [numbers.randbytes(numbers.randint(0, options.largest)) for _ in range(200)]
+stamped = [(body, zlib.crc32(body)) for body in bodies]
+sizes = {"slots": options.slots, "data_size": options.data_size, "max_packet_size": options.largest}
+with cuframes.PacketPublisher(options.key, "h264", **sizes) as publisher:
+    print(json.dumps("ready"), flush=True)
+    if options.wait:
+        sys.stdin.readline()
+    for number in range(options.count):
+        body, checksum = stamped[number * 7 % 200]
+        publisher.publish_packet(body, pts_ns=checksum, keyframe=number % 10 == 0)
+        if options.delay:
+            time.sleep(options.delay)
