@@ -1,4 +1,4 @@
-"""Share decoded video frames between processes of one machine, in place.
+"""Share video frames, and the encoded packets they came from, between processes of one machine, in place.
 
 One process publishes, any number of others subscribe and see the same memory::
 
@@ -31,7 +31,7 @@ from cuframes.errors import (
     Timeout,
     TooManyHeld,
 )
-from cuframes.listing import PublisherInfo, list_publishers
+from cuframes.listing import PacketRingInfo, PublisherInfo, list_packet_rings, list_publishers
 from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
 from cuframes.publisher import Publisher, PublisherStats, SubscriberInfo
 from cuframes.subscriber import Subscriber, SubscriberStats
@@ -55,6 +55,7 @@ __all__ = [
     "PacketPublisher",
     "PacketReader",
     "PacketReaderStats",
+    "PacketRingInfo",
     "Plane",
     "ProtocolError",
     "Publisher",
@@ -67,6 +68,7 @@ __all__ = [
     "TooManyHeld",
     "WritableFrame",
     "__version__",
+    "list_packet_rings",
     "list_publishers",
     "monotonic_ns",
 ]

@@ -144,7 +144,8 @@ typedef struct {
     uint64_t pid;
     bool locks;   /* the writer holds the owner lock for life */
     bool spin;
-    bool seeking; /* the next packet is the newest keyframe from `at` on, rather than `at` itself */
+    bool scanning; /* the next packet is the first keyframe from `at` on, rather than `at` itself: there was none */
+    bool seeking;  /* the next packet is the newest keyframe from `at` on: there was an overrun */
     int fd;       /* the segment */
     int event_fd; /* or -1 */
     uint32_t closing; /* atomic */
@@ -236,10 +237,11 @@ static inline uint64_t cf_packets_entry(const cf_packet_reader *r) {
 
 /* The next packet to read, without waiting. */
 static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
-    if (!r->seeking) {
+    while (!r->seeking) {
         int rc = cf_packets_look(r, r->at, p);
-        if (rc != CF_OVERRUN) return rc;
-        r->seeking = true;
+        if (rc == CF_OK && r->scanning && !(p->flags & CF_PKT_KEY)) r->at++;
+        else if (rc == CF_OVERRUN) r->seeking = true;
+        else return rc;
     }
     for (uint64_t entry = cf_packets_entry(r);;) {
         if (entry < r->at) return CF_EMPTY;
@@ -255,7 +257,7 @@ static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
 static inline uint64_t cf_packets_took(cf_packet_reader *r, const cf_packet *p) {
     uint64_t lost = r->expected ? p->seq - r->expected : 0;
     r->at = r->expected = p->seq + 1;
-    r->seeking = false;
+    r->seeking = r->scanning = false;
     r->received += 1;
     r->lost += lost;
     return lost;
@@ -264,22 +266,22 @@ static inline uint64_t cf_packets_took(cf_packet_reader *r, const cf_packet *p) 
 /* What was found has been overwritten while it was read. */
 static inline void cf_packets_missed(cf_packet_reader *r) { r->seeking = true; }
 
-/* Where to begin. CF_START_OLDEST looks for the oldest keyframe that is still whole; if it is overwritten before it was
- * read, begin again. */
+/* Where to begin: at the oldest or the newest keyframe that is still whole, else at the first that comes. If what was found
+ * is overwritten before it was read, begin again. */
 static inline void cf_packets_start(cf_packet_reader *r, int start) {
     uint64_t newest = cf_load_acquire(&r->shared->global_seq);
-    r->seeking = start != CF_START_LIVE;
-    r->expected = r->seeking ? 0 : newest + 1;
-    r->at = r->seeking ? 1 : newest + 1;
-    if (start != CF_START_OLDEST) return;
-    for (uint64_t back = r->ring_slots; back > 0; back--) {
+    uint64_t count = newest < r->ring_slots ? newest : r->ring_slots;
+    r->at = newest + 1;
+    r->expected = start == CF_START_LIVE ? r->at : 0;
+    r->scanning = start != CF_START_LIVE;
+    r->seeking = false;
+    for (uint64_t i = 1; r->scanning && i <= count; i++) {
         cf_packet p;
-        if (newest < back) continue;
-        if (cf_packets_look(r, newest - back + 1, &p) == CF_OK && p.flags & CF_PKT_KEY) {
-            r->at = p.seq;
-            r->seeking = false;
-            return;
-        }
+        uint64_t seq = start == CF_START_OLDEST ? newest - count + i : newest + 1 - i;
+        int rc = cf_packets_look(r, seq, &p);
+        if (rc == CF_OVERRUN || (rc == CF_OK && !(p.flags & CF_PKT_KEY))) continue;
+        r->at = seq; /* or what is corrupt, to be found again by whoever reads */
+        r->scanning = false;
     }
 }
 

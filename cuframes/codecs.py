@@ -40,12 +40,14 @@ def codec_id(codec: str | int) -> int:
 
 
 def codec_name(number: int) -> str | None:
-    """FFmpeg's name of an AVCodecID; None when the FFmpeg in use does not know it."""
+    """FFmpeg's name of an AVCodecID; None when the FFmpeg in use does not know it, or there is none."""
     for name, fixed in FIXED.items():
         if number == fixed:
             return name
-    import av
-
+    try:
+        import av
+    except ImportError:
+        return None
     known = (_codec(name) for name in sorted(av.codecs_available))
     return next((codec.canonical_name for codec in known if codec is not None and codec.id == number), None)
 

@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 from cuframes._mapped import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
 from cuframes.errors import NotFound, ProtocolError
 from cuframes.formats import pixel_format
-from cuframes.names import SEGMENT_DIR, SEGMENT_PREFIX, runtime_dirs, segment_name
+from cuframes.names import PACKETS_SUFFIX, SEGMENT_DIR, SEGMENT_PREFIX, packets_name, runtime_dirs, segment_name
 from cuframes.publisher import SubscriberInfo
 from cuframes.segment import SegmentState, inspect, is_socket, open_segment, remove_dead
 
-__all__ = ["PublisherInfo", "collect_garbage", "find_publisher", "list_publishers"]
+__all__ = [
+    "PacketRingInfo",
+    "PublisherInfo",
+    "collect_garbage",
+    "find_packet_ring",
+    "find_publisher",
+    "list_packet_rings",
+    "list_publishers",
+]
 
 POLICY_NAMES = {DROP_OLDEST: "drop_oldest", STRICT_WAIT: "strict_wait"}
 
@@ -41,9 +49,40 @@ class PublisherInfo(NamedTuple):
     subscribers: tuple[SubscriberInfo, ...]
 
 
+class PacketRingInfo(NamedTuple):
+    """A packet ring as its segment shows it.
+
+    ``codec_id`` is FFmpeg's AVCodecID, ``keyframe`` the number of the newest keyframe, ``bytes`` counts what was ever
+    published.
+    """
+
+    key: str
+    alive: bool
+    closing: bool
+    pid: int
+    codec_id: int
+    slots: int
+    data_size: int
+    extradata_size: int
+    seq: int
+    keyframe: int
+    bytes: int
+
+
 def list_publishers() -> list[PublisherInfo]:
     """Every frame ring on this host that we may read, by key. Reads only; joins nothing."""
-    return [_info(key, state) for key, state in _segments() if state.header is not None]
+    return [_info(name, state) for name, state in _segments() if state.kind == "frames"]
+
+
+def list_packet_rings() -> list[PacketRingInfo]:
+    """Every packet ring on this host that we may read, beside frames or alone, by key."""
+    return [_packet_info(name, state) for name, state in _segments() if state.kind == "packets"]
+
+
+def find_packet_ring(key: str) -> PacketRingInfo | None:
+    """The packet ring of a key, or None."""
+    name = packets_name(key).removeprefix(f"/{SEGMENT_PREFIX}")
+    return next((_packet_info(found, state) for found, state in _segments(name) if state.kind == "packets"), None)
 
 
 def find_publisher(key: str) -> PublisherInfo:
@@ -61,23 +100,22 @@ def find_publisher(key: str) -> PublisherInfo:
         state = inspect(fd)
     finally:
         os.close(fd)
-    if state.state == "foreign":
+    if state.state == "foreign" or state.kind == "packets":
         raise ProtocolError(f"{SEGMENT_DIR / segment_name(key)[1:]} is not a frame ring of version 3; remove that file")
     if state.header is None:
         raise NotFound(f"the publisher of {key!r} has not finished starting, or died doing so; see cuframes gc")
     return _info(key, state)
 
 
-def _segments() -> Iterator[tuple[str, SegmentState]]:
-    for path in sorted(SEGMENT_DIR.glob(f"{SEGMENT_PREFIX}*")):
-        key = path.name.removeprefix(SEGMENT_PREFIX)
+def _segments(wanted: str = "*") -> Iterator[tuple[str, SegmentState]]:
+    """Name without the prefix, and state, of every segment. (A key may end like the name of a packet ring.)"""
+    for path in sorted(SEGMENT_DIR.glob(f"{SEGMENT_PREFIX}{wanted}")):
         try:
-            fd = open_segment(segment_name(key), writable=False)
+            fd = open_segment(f"/{path.name}", writable=False)
         except (ValueError, NotFound, PermissionError):
             continue
         try:
-            # A packet ring beside a frame ring is "foreign" here: it has another magic.
-            yield key, inspect(fd)
+            yield path.name.removeprefix(SEGMENT_PREFIX), inspect(fd)
         finally:
             os.close(fd)
 
@@ -107,6 +145,24 @@ def _info(key: str, state: SegmentState) -> PublisherInfo:
     )
 
 
+def _packet_info(name: str, state: SegmentState) -> PacketRingInfo:
+    header = state.header
+    assert header is not None
+    return PacketRingInfo(
+        key=name.removesuffix(PACKETS_SUFFIX),
+        alive=state.state == "alive",
+        closing=header["shutdown"],
+        pid=header["producer_pid"],
+        codec_id=header["codec_id"],
+        slots=header["slots"],
+        data_size=header["data_size"],
+        extradata_size=header["extradata_size"],
+        seq=header["seq"],
+        keyframe=header["keyframe"],
+        bytes=header["bytes"],
+    )
+
+
 def _memory(header: dict[str, Any]) -> str:
     if header["ext_flags"] & HOST_MEMORY:
         return "host"
@@ -122,9 +178,9 @@ def collect_garbage(*, dry_run: bool = False) -> list[Path]:
     listens on it.
     """
     removed = []
-    for key, state in list(_segments()):
-        if state.state == "dead" and (dry_run or remove_dead(segment_name(key))):
-            removed.append(SEGMENT_DIR / segment_name(key)[1:])
+    for name, state in list(_segments()):
+        if state.state == "dead" and (dry_run or remove_dead(f"/{SEGMENT_PREFIX}{name}")):
+            removed.append(SEGMENT_DIR / f"{SEGMENT_PREFIX}{name}")
     for directory in runtime_dirs():
         try:
             sockets = sorted(path for path in directory.glob("*.sock") if is_socket(path))

@@ -414,21 +414,22 @@ def _feed(ring: PacketRing, event: int) -> None:
 
 
 def _open(key: str) -> int:
-    """A descriptor of the packet ring of a living publisher, by its socket, or else by name."""
-    missing: Exception | None = None
+    """A descriptor of the packet ring of a living publisher: from its socket, or else by name."""
+    missing: Exception
     try:
-        return client.fetch_packets(key)
+        fd = client.fetch_packets(key)
+        missing = NotFound(f"the publisher of {key!r} is closing")
     except (NotFound, NoPacketRing) as problem:
         missing = problem
-    try:
-        fd = open_segment(packets_name(key), writable=False)
-    except NotFound:
-        raise missing from None
-    state = inspect(fd)
-    if state.state == "alive" and state.kind == "packets":
+        try:
+            fd = open_segment(packets_name(key), writable=False)
+        except NotFound:
+            raise missing from None
+    state, kind, header = inspect(fd)
+    if state == "alive" and kind == "packets" and header is not None and not header["shutdown"]:
         return fd
     os.close(fd)
-    if state.state == "foreign" or state.kind == "frames":
+    if state == "foreign" or kind == "frames":
         raise ProtocolError(f"{packets_name(key)} is not a packet ring of version 2, or a truncated one")
     raise missing
 

@@ -65,7 +65,7 @@ class Receiver(Generic[T]):
             left = TURN_SECONDS if deadline is None else min(TURN_SECONDS, max(0.0, deadline - time.monotonic()))
             try:
                 self._join_next(left)
-            except FileNotFoundError:
+            except (FileNotFoundError, Disconnected):  # not there, or just going
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
             else:

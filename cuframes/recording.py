@@ -13,14 +13,14 @@ from cuframes.packets import Packet, PacketFlags, PacketReader
 
 __all__ = ["Recording"]
 
-# What each container needs, and why.
+# A fragment for every keyframe makes an MP4 readable after a crash; on close it becomes a plain one. Its index is written
+# late, since only then an edit list can say that the first picture is shown at zero although B-frames begin before it.
+MP4 = {"movflags": "hybrid_fragmented+frag_keyframe+delay_moov", "flush_packets": "1"}
 OPTIONS = {
-    # Fragments make the file readable after a crash; on close it becomes a plain MP4. The index is written late, since
-    # only then an edit list can say that the first picture is shown at zero although B-frames begin before it.
-    ".mp4": {"movflags": "hybrid_fragmented+delay_moov"},
-    ".mov": {"movflags": "hybrid_fragmented+delay_moov"},
-    ".mkv": {},
-    ".ts": {"max_delay": "0"},  # otherwise its clock begins at 1.4 s
+    ".mp4": MP4,
+    ".mov": MP4,
+    ".mkv": {"flush_packets": "1"},
+    ".ts": {"flush_packets": "1", "max_delay": "0"},  # otherwise its clock begins at 1.4 s
 }
 TIME_BASE = Fraction(1, 90_000)
 DEFAULT_STEP_NS = 40_000_000

@@ -4,7 +4,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from clip import clip_path
+from clip import clip_path, encode_clip
 
 import cuframes
 
@@ -44,6 +44,20 @@ def key():
 def clip():
     """A real H.264 clip: 1280x720, 132 frames, 25 fps."""
     return str(clip_path())
+
+
+@pytest.fixture(scope="session")
+def encoded(clip, tmp_path_factory):
+    """Real video with many keyframes and B-frames: ``encoded("hevc", ".mp4")`` is the path of a clip, made once."""
+    made = {}
+    folder = tmp_path_factory.mktemp("encoded")
+
+    def path(codec, suffix):
+        if (codec, suffix) not in made:
+            made[codec, suffix] = encode_clip(clip, codec, folder / f"{codec}{suffix}")
+        return made[codec, suffix]
+
+    return path
 
 
 def pytest_report_header():

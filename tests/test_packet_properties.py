@@ -40,8 +40,9 @@ class Expectation:
     def __init__(self, model, start):
         self.model = model
         self.owed = start == "live"
-        self.wanted = model.newest + 1 if self.owed else 1
-        self.seeking = not self.owed
+        self.wanted = model.newest + 1
+        self.scanning = not self.owed  # for the first keyframe that comes
+        self.seeking = False  # for the newest keyframe
         self.ahead = None  # the first packet is read at once
         keys = model.keyframes()
         if keys and not self.owed:
@@ -49,18 +50,20 @@ class Expectation:
             self.took(self.ahead[0])
 
     def took(self, seq):
-        self.wanted, self.seeking, self.owed = seq + 1, False, True
+        self.wanted, self.scanning, self.seeking, self.owed = seq + 1, False, False, True
 
     def next(self):
         """(seq, lost before it), or None when there is nothing."""
         if self.ahead:
             found, self.ahead = self.ahead, None
             return found
+        while not self.seeking and self.model.whole(self.wanted):
+            if self.model.packets[self.wanted - 1][1] or not self.scanning:
+                self.took(self.wanted)
+                return self.wanted - 1, 0
+            self.wanted += 1
         if not self.seeking and self.wanted > self.model.newest:
             return None
-        if not self.seeking and self.model.whole(self.wanted):
-            self.took(self.wanted)
-            return self.wanted - 1, 0
         self.seeking = True
         ever = any(key for _, key in self.model.packets)
         keys = self.model.keyframes()[-1:] if ever or not self.owed else [self.model.newest]

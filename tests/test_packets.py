@@ -105,7 +105,7 @@ def test_a_reader_waits_for_the_first_keyframe(publisher, key):
 def test_a_packet_over_the_limit_changes_nothing(key):
     with PacketPublisher(key, "h264", **SMALL) as publisher, PacketReader(key, "live") as reader:
         publisher.publish_packet(b"a", pts_ns=1)
-        with pytest.raises(cuframes.PacketOversized, match="49 bytes.*max_packet_size"):
+        with pytest.raises(cuframes.PacketOversized, match=r"49 bytes.*max_packet_size"):
             publisher.publish_packet(bytes(49), pts_ns=2)
         assert publisher.publish_packet(bytes(48), pts_ns=3) == 2
         assert numbers(reader) == [1, 2]
@@ -193,7 +193,7 @@ def test_a_view_without_a_copy_knows_when_it_was_overwritten(key):
 
 def test_extradata(key):
     with PacketPublisher(key, "hevc") as publisher, PacketReader(key, "live") as reader:
-        with pytest.raises(cuframes.NoCodecParameters, match="without extradata.*set_extradata"):
+        with pytest.raises(cuframes.NoCodecParameters, match=r"without extradata.*set_extradata"):
             _ = reader.extradata
         publisher.set_extradata(b"one")
         assert reader.extradata == b"one"
@@ -414,6 +414,16 @@ def test_async(key):
     assert asyncio.run(main()) == [list(range(1, 51))] * 3
 
 
+def test_a_publisher_that_is_closing_is_not_joined_again(key):
+    with PacketPublisher(key, "h264") as publisher:
+        publisher.publish_packet(b"", pts_ns=0, keyframe=True)
+        with open(SHM / f"cuframes-{key}-packets", "r+b") as file:
+            file.seek(56)
+            file.write(b"\1")  # as close() does, a moment before the name is gone
+        with pytest.raises(cuframes.NotFound):
+            PacketReader(key, connect_timeout=0)
+
+
 def test_reconnecting(key):
     first = PacketPublisher(key, "h264")
     numbered(first, 3, keys=(1,))
@@ -439,7 +449,8 @@ def test_reconnecting_in_an_event_loop(key):
             async for packet in reader:
                 found.append(packet.seq)
                 if len(found) == 2:
-                    return found
+                    break
+        return found
 
     def publish():
         first.publish_packet(b"", pts_ns=0, keyframe=True)

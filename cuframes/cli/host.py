@@ -9,7 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from cuframes.cli import EXIT_STALE
-from cuframes.listing import PublisherInfo, collect_garbage, find_publisher, list_publishers
+from cuframes.codecs import codec_name
+from cuframes.errors import NotFound
+from cuframes.listing import (
+    PacketRingInfo,
+    PublisherInfo,
+    collect_garbage,
+    find_packet_ring,
+    find_publisher,
+    list_packet_rings,
+    list_publishers,
+)
 
 __all__ = ["gc", "info", "ls"]
 
@@ -19,11 +29,20 @@ def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 300).print(table)
 
 
-def _as_json(info: PublisherInfo) -> dict[str, Any]:
-    return info._asdict() | {"subscribers": [subscriber._asdict() for subscriber in info.subscribers]}
+def _as_json(info: PublisherInfo, packets: PacketRingInfo | None) -> dict[str, Any]:
+    subscribers = [subscriber._asdict() for subscriber in info.subscribers]
+    return info._asdict() | {"subscribers": subscribers, "packets": packets and _packets_as_json(packets)}
 
 
-def _state(info: PublisherInfo) -> str:
+def _packets_as_json(packets: PacketRingInfo) -> dict[str, Any]:
+    return packets._asdict() | {"codec": codec_name(packets.codec_id)}
+
+
+def _codec(packets: PacketRingInfo | None) -> str:
+    return "-" if packets is None else codec_name(packets.codec_id) or f"codec {packets.codec_id}"
+
+
+def _state(info: PublisherInfo | PacketRingInfo) -> str:
     if not info.alive:
         return "stale"
     return "closing" if info.closing else "live"
@@ -32,19 +51,25 @@ def _state(info: PublisherInfo) -> str:
 def ls(json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False) -> None:
     """List the publishers of this host."""
     found = list_publishers()
+    packets = {ring.key: ring for ring in list_packet_rings()}
     if json_:
-        print(json.dumps([_as_json(info) for info in found], indent=2))
+        beside = [_as_json(info, packets.pop(info.key, None)) for info in found]
+        print(
+            json.dumps(beside + [{"key": key, "packets": _packets_as_json(packets[key])} for key in packets], indent=2)
+        )
         return
-    if not found:
+    if not found and not packets:
         print("no publishers on this host")
         return
-    table = Table(
-        "key", "state", "pid", "video", "memory", "frames", "dropped", "subscribers", box=None, pad_edge=False
-    )
+    columns = ("key", "state", "pid", "video", "memory", "frames", "dropped", "subscribers", "packets")
+    table = Table(*columns, box=None, pad_edge=False)
     for info in found:
         video = f"{info.format} {info.width}x{info.height}"
         numbers = map(str, (info.published, info.dropped, len(info.subscribers)))
-        table.add_row(info.key, _state(info), str(info.pid), video, info.memory, *numbers)
+        codec = _codec(packets.pop(info.key, None))
+        table.add_row(info.key, _state(info), str(info.pid), video, info.memory, *numbers, codec)
+    for ring in packets.values():
+        table.add_row(ring.key, _state(ring), str(ring.pid), *"-----", _codec(ring))
     _print(table)
 
 
@@ -53,14 +78,23 @@ def info(
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Show one publisher and its subscribers. Exit status 4: its process is gone."""
-    found = find_publisher(key)
+    packets = find_packet_ring(key)
+    try:
+        found = find_publisher(key)
+    except NotFound:
+        if packets is None:
+            raise
+        _packets_alone(packets, json_)
+        return
     if json_:
-        print(json.dumps(_as_json(found), indent=2))
+        print(json.dumps(_as_json(found, packets), indent=2))
     else:
         print(f"{found.key}: {_state(found)}, pid {found.pid}")
         video = f"{found.format} {found.width}x{found.height}"
         print(f"  {video}, {found.memory} memory, {found.ring_size} slots, {found.policy}")
         print(f"  {found.published} frames published, {found.dropped} dropped, newest sequence number {found.seq}")
+        if packets is not None:
+            print(f"  {_packets_in_words(packets)}")
         table = Table("subscriber", "pid", "bit", "received", "lost", "skipped", "held", box=None, pad_edge=False)
         for subscriber in found.subscribers:
             table.add_row(subscriber.name, *map(str, subscriber[1:]))
@@ -69,6 +103,23 @@ def info(
         else:
             print("  no subscribers")
     if not found.alive:
+        raise typer.Exit(EXIT_STALE)
+
+
+def _packets_in_words(packets: PacketRingInfo) -> str:
+    return (
+        f"{packets.seq} packets of {_codec(packets)} published, {packets.bytes} bytes, newest keyframe "
+        f"{packets.keyframe}; room for {packets.slots} of together {packets.data_size} bytes"
+    )
+
+
+def _packets_alone(packets: PacketRingInfo, json_: bool) -> None:
+    if json_:
+        print(json.dumps({"key": packets.key, "packets": _packets_as_json(packets)}, indent=2))
+    else:
+        print(f"{packets.key}: {_state(packets)}, pid {packets.pid}, packets only")
+        print(f"  {_packets_in_words(packets)}")
+    if not packets.alive:
         raise typer.Exit(EXIT_STALE)
 
 

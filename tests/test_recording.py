@@ -1,0 +1,345 @@
+"""Packets of real video: shared, recorded, and compared with their source byte for byte."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import pytest
+from harness import eventually, python_path
+
+import cuframes
+from cuframes import PacketFlags, PacketPublisher, PacketReader, Subscriber
+
+av = pytest.importorskip("av")
+pytest.importorskip("typer")
+
+from cuframes.codecs import codec_id, codec_name, nanoseconds, parameter_sets_filter  # noqa: E402
+from cuframes.recording import Recording, Timeline  # noqa: E402
+
+NS = 1_000_000_000
+
+
+class Source:
+    """The packets of a file, and a publisher of them."""
+
+    def __init__(self, path):
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            self.codec, self.extradata = stream.codec_context.codec.id, stream.codec_context.extradata
+            self.packets = [
+                (bytes(p), nanoseconds(p.pts, p.time_base), nanoseconds(p.dts, p.time_base), p.is_keyframe)
+                for p in container.demux(stream)
+                if p.size
+            ]
+
+    def publisher(self, key, **more):
+        return PacketPublisher(key, self.codec, extradata=self.extradata, **{"slots": 1024} | more)
+
+    def publish(self, publisher, begin=0, end=None, shift_ns=0):
+        for data, pts, dts, key in self.packets[begin:end]:
+            publisher.publish_packet(data, pts_ns=pts + shift_ns, dts_ns=dts + shift_ns, keyframe=key)
+
+
+def probe(path):
+    """(bytes, pts, dts, keyframe) of a file's packets, times in nanoseconds from the first pts; and frames decoded."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.start_time * stream.time_base <= Fraction(1, 10)
+        found = [
+            (bytes(p), nanoseconds(p.pts, p.time_base), nanoseconds(p.dts, p.time_base), p.is_keyframe)
+            for p in container.demux(stream)
+            if p.size
+        ]
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.options = {"err_detect": "explode"}
+        frames = sum(1 for _ in container.decode(video=0))
+    return relative(found), frames
+
+
+def relative(packets):
+    """Times from the first pts on, in whole milliseconds."""
+    first = packets[0][1]
+
+    def since(time_ns):
+        return None if time_ns is None else round((time_ns - first) / 1e6)
+
+    return [(data, since(pts), since(dts), key) for data, pts, dts, key in packets]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "cuframes", *map(str, arguments)]
+
+
+def start_recording(key, path, *options):
+    """A recorder that has joined."""
+    child = subprocess.Popen(command("record", key, path, *options), stderr=subprocess.PIPE, text=True)
+    assert "recording" in child.stderr.readline()
+    return child
+
+
+def finish(child, expect=0):
+    _, rest = child.communicate(timeout=60)
+    assert child.returncode == expect, rest
+    return rest
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("h264", ".mp4"), ("h264", ".mkv"), ("hevc", ".mp4"), ("hevc", ".mkv")])
+def test_three_recordings_are_identical_to_the_source(key, encoded, tmp_path, codec, suffix):
+    source = Source(encoded(codec, ".mp4"))
+    assert any(pts != dts for _, pts, dts, _ in source.packets)  # B-frames
+    paths = [tmp_path / f"{number}{suffix}" for number in range(3)]
+    with source.publisher(key) as publisher:
+        children = []
+        for number, path in enumerate(paths):
+            source.publish(publisher, 30 * number, 30 * (number + 1) if number < 2 else 90)
+            children.append(start_recording(key, path, "--reconnect", 0))
+        source.publish(publisher, 90)
+    for child in children:
+        assert " 0 lost" in finish(child)
+    keyframes = [at for at, packet in enumerate(source.packets) if packet[3]]
+    for number, path in enumerate(paths):
+        begin = max(at for at in keyframes if at < 30 * (number + 1))
+        expected = relative(source.packets[begin:])
+        found, frames = probe(path)
+        assert [packet[0] for packet in found] == [packet[0] for packet in expected]
+        assert found[0][3]
+        assert [packet[1] for packet in found] == [packet[1] for packet in expected]
+        if suffix == ".mp4":  # Matroska has no dts
+            assert [packet[2] for packet in found] == [packet[2] for packet in expected]
+        assert frames == len(expected)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("container", [".mp4", ".ts"])
+def test_transport_streams(key, encoded, tmp_path, codec, container):
+    source = Source(encoded(codec, container))
+    with source.publisher(key) as publisher, PacketReader(key, "oldest") as reader:
+        source.publish(publisher)
+        with Recording(tmp_path / "out.ts", reader) as ts, Recording(tmp_path / "out.mp4", reader) as mp4:
+            publisher.close()
+            for packet in reader:
+                ts.write(packet)
+                mp4.write(packet)
+    for path in (tmp_path / "out.ts", tmp_path / "out.mp4"):
+        found, frames = probe(path)
+        assert frames == len(source.packets)
+        assert [packet[1] for packet in found] == [packet[1] for packet in relative(source.packets)]
+
+
+def test_parameter_sets_are_repeated_where_the_stream_lacks_them(key, encoded):
+    # As from an RTSP camera: start codes, parameter sets beside the stream only.
+    path = encoded("h264", ".nut")
+    source = Source(path)
+    assert source.extradata.startswith(b"\0\0\0\1")
+    assert not source.packets[0][0].startswith(source.extradata)
+    child = subprocess.Popen(
+        command("publish", key, "--source", path, "--packets", "--fps", 0, "--loop", "--seconds", 30),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with PacketReader(key, connect_timeout=20) as reader:
+            packet = reader.next(10)
+            assert packet.data.startswith(source.extradata)
+            decoder = av.CodecContext.create(reader.codec, "r")  # knows nothing but the packets
+            frames = []
+            while len(frames) < 20:
+                frames += decoder.decode(av.Packet(packet.data))
+                packet = reader.next(10)
+    finally:
+        child.terminate()
+        child.wait(20)
+    with av.open(encoded("h264", ".mp4")) as container:
+        assert parameter_sets_filter(container.streams.video[0]) is None  # MP4 has them in its extradata
+
+
+def test_frames_and_packets_have_the_same_pts(key, encoded):
+    child = subprocess.Popen(
+        command("publish", key, "--source", encoded("h264", ".mp4"), "--packets", "--loop", "--memory", "host"),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        with PacketReader(key, "oldest", connect_timeout=20) as reader, Subscriber(key, mode="ordered") as subscriber:
+            frames = [subscriber.next(10).pts_ns for _ in range(110)]
+            packets = [reader.next(10) for _ in range(110)]
+            assert [p.seq for p in packets] == list(range(1, 111))
+            decoding = [p.dts_ns for p in packets]
+            assert decoding == sorted(set(decoding))  # also where the file begins again
+            known = {p.pts_ns for p in packets}
+            assert len(known.intersection(frames)) > 80
+            steps = {round((b - a) / 1e6) for a, b in zip(frames, frames[1:], strict=False)}
+            assert steps == {40}
+            listed = json.loads(subprocess.check_output(command("ls", "--json")))
+            mine = next(entry for entry in listed if entry["key"] == key)
+            assert mine["packets"]["codec"] == "h264"
+            assert mine["packets"]["seq"] >= 110
+            shown = subprocess.check_output(command("info", key), text=True)
+            assert "packets of h264 published" in shown
+            watched = subprocess.check_output(command("watch", key, "--packets", "--seconds", 1, "--json"), text=True)
+            report = json.loads(watched.splitlines()[-1])
+            assert report["codec"] == "h264"
+            assert report["received"] > 10
+            assert report["lost"] == 0
+    finally:
+        child.send_signal(signal.SIGTERM)
+        _, rest = child.communicate(timeout=20)
+    assert child.returncode == 0
+    assert "packets published" in rest
+
+
+def test_pre_begins_before_the_event(key, encoded, tmp_path):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher:
+        source.publish(publisher, 0, 60)
+        time.sleep(1.2)
+        source.publish(publisher, 60)
+        short = start_recording(key, tmp_path / "short.mp4", "--pre", 1, "--reconnect", 0)
+        long = start_recording(key, tmp_path / "long.mp4", "--pre", 1000, "--reconnect", 0)
+    finish(short)
+    finish(long)
+    begin = max(at for at, packet in enumerate(source.packets[:60]) if packet[3])
+    assert [p[0] for p in probe(tmp_path / "short.mp4")[0]] == [p[0] for p in source.packets[begin:]]
+    assert [p[0] for p in probe(tmp_path / "long.mp4")[0]] == [p[0] for p in source.packets]
+
+
+def test_a_recording_survives_a_gap(key, encoded, tmp_path):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key, slots=16) as publisher, PacketReader(key, "live") as reader:
+        with Recording(tmp_path / "out.mp4", reader) as recording:
+            source.publish(publisher, 0, 12)
+            for _ in range(12):
+                recording.write(reader.next(0))
+            source.publish(publisher, 12, 72)
+            publisher.close()
+            for packet in reader:
+                recording.write(packet)
+        assert recording.lost == 48
+    found, frames = probe(tmp_path / "out.mp4")
+    expected = relative(source.packets)
+    assert [packet[:2] for packet in found] == [packet[:2] for packet in expected[:12] + expected[60:72]]
+    assert frames == 24
+
+
+def test_a_recording_survives_a_publisher_restart(key, encoded, tmp_path):
+    source = Source(encoded("h264", ".mp4"))
+    first = source.publisher(key)
+    child = start_recording(key, tmp_path / "out.mp4", "--reconnect", 20)
+    source.publish(first, 0, 24)
+    time.sleep(0.2)
+    first.close()
+    time.sleep(0.4)
+    with source.publisher(key) as second:
+        source.publish(second, 0, 24)
+        time.sleep(0.3)
+        child.send_signal(signal.SIGTERM)
+        assert "48 packets" in finish(child)
+    found, frames = probe(tmp_path / "out.mp4")
+    assert frames == 48
+    assert [packet[0] for packet in found] == 2 * [packet[0] for packet in source.packets[:24]]
+    decoding = [packet[2] for packet in found]
+    assert decoding == sorted(set(decoding))
+    assert 500 < decoding[24] - decoding[23] < 20_000  # as long as nobody was there
+
+
+def test_other_codec_parameters_begin_another_file(key, encoded, tmp_path):
+    first, second = Source(encoded("h264", ".mp4")), Source(encoded("hevc", ".mp4"))
+    with first.publisher(key) as publisher:
+        reader = PacketReader(key, "live", reconnect=True)
+        first.publish(publisher, 0, 24)
+        recording = Recording(tmp_path / "out.mp4", reader)
+        for _ in range(24):
+            recording.write(reader.next(0))
+    with second.publisher(key) as publisher:
+        second.publish(publisher, 0, 24)
+        for _ in range(24):
+            recording.write(reader.next(5))
+    recording.close()
+    reader.close()
+    assert recording.paths == [tmp_path / "out.mp4", tmp_path / "out-2.mp4"]
+    for path, source in zip(recording.paths, (first, second), strict=True):
+        found, frames = probe(path)
+        assert frames == 24
+        assert [packet[0] for packet in found] == [packet[0] for packet in source.packets[:24]]
+
+
+def test_a_killed_recorder_leaves_a_file_that_plays(key, encoded, tmp_path):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher:
+        child = start_recording(key, tmp_path / "out.mp4")
+        source.publish(publisher)
+        eventually(lambda: (tmp_path / "out.mp4").exists() and (tmp_path / "out.mp4").stat().st_size > 2_000)
+        child.kill()
+        child.communicate()
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 12
+
+
+class Packet:
+    def __init__(self, seq, pts_ns, dts_ns=None, published_ns=0):
+        self.seq, self.pts_ns, self.dts_ns, self.published_ns = seq, pts_ns, dts_ns, published_ns
+
+
+def test_timeline():
+    timeline = Timeline()
+    assert timeline.place(Packet(5, 1080, 1000, 10)) == (0, -80)
+    assert timeline.place(Packet(6, 1200, 1040, 50)) == (120, -40)
+    assert timeline.place(Packet(9, 1320, 1160, 170)) == (240, 80)  # a gap stays
+    assert timeline.place(Packet(10, 80, 0, 210)) == (200, 120)  # the camera's clock began anew
+    assert timeline.place(Packet(1, 10**18, 10**18, 1210)) == (1120, 1120)  # another publisher's: the time that passed
+    assert timeline.place(Packet(2, None, None, 1250))[1] > 1120
+    timeline.restart()
+    assert timeline.place(Packet(8, 7, 7, 1250))[1] > 1120
+    assert Timeline().place(Packet(1, None, 40)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("record", "KEY", "out.avi"), 2, "a recording is a .mp4, .mov, .mkv, .ts file"),
+        (("record", "KEY", "there.mp4"), 1, "there.mp4 exists"),
+        (("record", "nobody", "out.mp4", "--connect-timeout", "0"), 3, "no publisher of 'nobody'"),
+        (("publish", "x", "--source", "testsrc", "--packets"), 2, "not encoded"),
+        (("publish", "x", "--source", "CLIP", "--packets", "--fps", "50"), 2, "leave it out"),
+    ],
+)
+def test_what_cannot_be_done_is_said(key, clip, tmp_path, arguments, status, message):
+    (tmp_path / "there.mp4").write_bytes(b"something")
+    replaced = [{"KEY": key, "CLIP": clip}.get(word, word) for word in arguments]
+    with PacketPublisher(key, "h264"):
+        done = subprocess.run(command(*replaced), capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["there.mp4"]
+    assert (tmp_path / "there.mp4").read_bytes() == b"something"
+
+
+def test_codec_names():
+    assert (codec_id("h264"), codec_id("libx264"), codec_id("hevc"), codec_id(27)) == (27, 27, 173, 27)
+    assert (codec_name(27), codec_name(173)) == ("h264", "hevc")
+    assert codec_name(codec_id("mjpeg")) == "mjpeg"
+    assert codec_name(codec_id("av1")) == "av1"
+    assert codec_name(0x7FFFFFFF) is None
+
+
+def test_codec_names_without_ffmpeg(tmp_path):
+    (tmp_path / "av.py").write_text("raise ImportError('not here')\n")
+    program = (
+        "import cuframes\nfrom cuframes.codecs import codec_id, codec_name\n"
+        "assert codec_id('hevc') == 173 and codec_name(27) == 'h264' and codec_name(7) is None\n"
+        "try: codec_id('mjpeg')\nexcept ValueError as problem: print(problem)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=python_path(tmp_path)
+    )
+    assert done.stderr == ""
+    assert "pip install 'cuframes[cli]', or give its AVCodecID" in done.stdout
+
+
+def test_flags_of_a_damaged_source(key):
+    with PacketPublisher(key, "h264") as publisher, PacketReader(key) as reader:
+        publisher.publish_packet(b"", pts_ns=0, keyframe=True, flags=PacketFlags.CORRUPT | PacketFlags.DISCONTINUITY)
+        assert cuframes.PacketFlags(reader.next(0).flags) == PacketFlags(7)
