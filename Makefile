@@ -21,7 +21,7 @@ demo: build
 	$(BIN)/cuframes demo --source "$$($(BIN)/python tools/clip.py)" $(ARGS)
 
 lint: $(VENV)/ready
-	$(PIP) --group lint "numpy>=2" "av>=13" rich typer "cuda-bindings>=13,<14"
+	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint cuframes

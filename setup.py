@@ -11,7 +11,7 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED_API = not FREE_THREADED
 
 MODULES = ["_status", "_cuda", "_mapped", "_core", "_views", "_source", "_frame", "_packets"]
-HEADERS = ["_shm", "_status", "_ring", "_packets", "_dlpack", "_cuda"]
+HEADERS = ["_copy", "_shm", "_status", "_ring", "_packets", "_dlpack", "_cuda"]
 
 macros = [("_GNU_SOURCE", None)]
 if LIMITED_API:

@@ -1,7 +1,6 @@
 """Frames: what a subscriber takes, what a publisher fills, and copying an array-like into the ring."""
 
 cimport cython
-from libc.stdint cimport int64_t
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of

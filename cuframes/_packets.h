@@ -28,6 +28,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "_copy.h"
 #include "_shm.h"
 #include "_status.h"
 
@@ -42,7 +43,7 @@ __attribute__((no_sanitize("thread"), noinline)) static void cf_packet_copy(char
     for (size_t i = 0; i < size; i++) ((volatile char *)dst)[i] = ((const volatile char *)src)[i];
 }
 #else
-static inline void cf_packet_copy(char *dst, const char *src, size_t size) { memcpy(dst, src, size); }
+static inline void cf_packet_copy(char *dst, const char *src, size_t size) { cf_copy(dst, src, size); }
 #endif
 
 /* ---- the writer --------------------------------------------------------------------------------------------------- */

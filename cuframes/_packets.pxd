@@ -31,6 +31,7 @@ cdef extern from "_packets.h" nogil:
         uint64_t shutdown_flag
 
     ctypedef struct cf_packet_writer:
+        uint32_t max_packet
         uint64_t seq
         uint64_t offset
 
@@ -84,6 +85,8 @@ cdef class PacketWriter:
     cdef bytes next_extradata
     cdef int generation
     cdef bint closed
+
+    cdef int write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except -1
 
 
 cdef class PacketRing:

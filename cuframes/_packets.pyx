@@ -3,6 +3,7 @@
 The algorithm is C (``_packets.h``) and runs without the GIL wherever it waits or copies much.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -29,7 +30,7 @@ START_LIVE = CF_START_LIVE
 
 cdef uint32_t ALL_FLAGS = 2 * CF_PKT_LAST_IN_ACCESS_UNIT - 1
 # Copies from here on are made without the GIL; getting it back can take a switch interval.
-cdef Py_ssize_t LARGE = 64 * 1024
+cdef Py_ssize_t LARGE = 256 * 1024
 
 
 def segment_size(uint32_t slots, uint32_t data_size):
@@ -70,8 +71,22 @@ cdef class PacketWriter:
         cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
         cf_packet_writer_open(&self.ring)
 
-    def put(self, data, object pts_ns, object dts_ns, bint keyframe, uint32_t flags):
+    def put(self, data, pts_ns, dts_ns, uint32_t flags):
         """Publish one packet; returns its sequence number. Waits for nobody."""
+        self.write(data, pts_ns, dts_ns, flags)
+        cf_packet_writer_wake(&self.ring)
+        return self.ring.seq
+
+    def put_all(self, packets):
+        """Publish packets, given as (data, pts_ns, dts_ns, flags), and wake the readers once."""
+        try:
+            for data, pts_ns, dts_ns, flags in packets:
+                self.write(data, pts_ns, dts_ns, flags)
+        finally:
+            cf_packet_writer_wake(&self.ring)
+        return self.ring.seq
+
+    cdef int write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except -1:
         cdef Py_buffer view
         cdef int64_t pts = CF_NO_TIME if pts_ns is None else nanoseconds_of(pts_ns)
         cdef int64_t dts = CF_NO_TIME if dts_ns is None else nanoseconds_of(dts_ns)
@@ -82,27 +97,21 @@ cdef class PacketWriter:
         check_generation(self.generation)
         if flags & ~ALL_FLAGS:
             raise ValueError(f"flags {flags:#x} are not known; combine cuframes.PacketFlags")
-        if keyframe:
-            flags |= CF_PKT_KEY
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        try:
-            size = view.len
-            if self.next_extradata is not None and flags & CF_PKT_KEY:
-                cf_packet_writer_extradata(&self.ring, self.next_extradata, <uint32_t>len(self.next_extradata))
-                self.next_extradata = None
-            if size < LARGE:
+        size = view.len
+        if self.next_extradata is not None and flags & CF_PKT_KEY and size <= <Py_ssize_t>self.ring.max_packet:
+            cf_packet_writer_extradata(&self.ring, self.next_extradata, <uint32_t>len(self.next_extradata))
+            self.next_extradata = None
+        if size < LARGE:
+            status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
+        else:
+            with nogil:
                 status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
-            else:
-                with nogil:
-                    status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
-        finally:
-            PyBuffer_Release(&view)
+        PyBuffer_Release(&view)
         if status == CF_OVERSIZED:
-            check(status, f"the packet has {size} bytes, more than the ring's max_packet_size; publish in smaller "
-                          "packets, or give max_packet_size and data_size")
-        check(status, "another thread is publishing a packet here; a publisher is one writer")
-        cf_packet_writer_wake(&self.ring)
-        return self.ring.seq
+            check(status, f"the packet has {size} bytes, more than the ring's limit of {self.ring.max_packet}; publish "
+                          "smaller packets, or give max_packet_size (and data_size)")
+        return check(status, "another thread is publishing a packet here; a publisher is one writer")
 
     def set_extradata(self, bytes extradata not None):
         """Change it now, when no packet is out, or with the next keyframe."""
@@ -274,6 +283,7 @@ cdef class PacketRing:
 
     def close(self):
         """Make threads in :meth:`next` and :meth:`watch` return."""
+        self.ahead = None
         if not is_inherited(self.generation):
             cf_packets_close(&self.ring)
 
@@ -298,6 +308,7 @@ cdef Borrowed Borrowed_make(PacketRing ring, const char* address, Py_ssize_t siz
     return borrowed
 
 
+@cython.no_gc  # it is in no cycle but that of a ring and the packet ahead of it, which ends when that is taken
 cdef class Packet:
     """One encoded packet: ``(seq, pts_ns, dts_ns, flags, keyframe, data)``.
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Iterable
 from enum import IntFlag
 from typing import Any, NamedTuple, Self
 
@@ -30,12 +31,13 @@ __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketRe
 STARTS = {"keyframe": START_KEYFRAME, "oldest": START_OLDEST, "live": START_LIVE}
 DATA_SIZE = 8 << 20
 MAX_PACKET_SIZE = 2 << 20
+KEY = 1
 
 
 class PacketFlags(IntFlag):
     """Flags of a packet."""
 
-    KEY = 1
+    KEY = KEY
     CORRUPT = 2
     DISCONTINUITY = 4
     LAST_IN_ACCESS_UNIT = 8
@@ -141,7 +143,27 @@ class PacketPublisher:
             It is larger than ``max_packet_size``; nothing was published.
         ValueError, TypeError
         """
-        return self._writer.put(data, pts_ns, dts_ns, keyframe, flags)
+        return self._writer.put(data, pts_ns, dts_ns, flags | KEY if keyframe else flags)
+
+    def publish_packets(self, packets: Iterable[tuple[Any, int | None, int | None, int]]) -> int:
+        """Publish several packets and wake the readers once: for many small ones.
+
+        Parameters
+        ----------
+        packets : iterable of tuple
+            ``(data, pts_ns, dts_ns, flags)`` as for :meth:`publish_packet`; keyframes have ``PacketFlags.KEY``.
+
+        Returns
+        -------
+        int
+            The last packet's sequence number.
+
+        Raises
+        ------
+        PacketOversized, ValueError, TypeError
+            The packets before it are published.
+        """
+        return self._writer.put_all(packets)
 
     def set_extradata(self, extradata: Any) -> None:
         """Change the extradata: at once before the first packet, afterwards together with the next keyframe."""
@@ -312,8 +334,11 @@ class PacketReader(Receiver[Packet]):
         ValueError
             The reader is closed.
         """
+        ring = self._ring
+        if ring is None:
+            raise ValueError("the reader is closed")
         try:
-            return self._joined().next(timeout, copy, False)
+            return ring.next(timeout, copy, False)
         except Disconnected:
             if not self.reconnect:
                 raise
@@ -321,6 +346,15 @@ class PacketReader(Receiver[Packet]):
 
     def _take(self, timeout: float | None) -> Packet:
         return self._joined().next(timeout, True, True)
+
+    def __next__(self) -> Packet:
+        ring = self._ring
+        if ring is not None:  # the shortest way to a packet; whatever else there is to do, the base class does
+            try:
+                return ring.next(None, True, True)
+            except Disconnected:
+                pass
+        return super().__next__()
 
     def _joined(self) -> PacketRing:
         if self._ring is None:

@@ -1,5 +1,6 @@
 """Packets to files, as they are: remuxing through PyAV."""
 
+import contextlib
 import io
 from fractions import Fraction
 from pathlib import Path
@@ -7,14 +8,16 @@ from typing import Any, Self
 
 import av
 
+from cuframes._mapped import monotonic_ns
 from cuframes.codecs import NS
-from cuframes.errors import NoCodecParameters
+from cuframes.errors import Disconnected, NoCodecParameters, PacketOverrun, Timeout
 from cuframes.packets import Packet, PacketFlags, PacketReader
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "backlog"]
 
-# A fragment for every keyframe makes an MP4 readable after a crash; on close it becomes a plain one. Its index is written
-# late, since only then an edit list can say that the first picture is shown at zero although B-frames begin before it.
+# A fragment for every keyframe makes an MP4 readable after a crash; on close it becomes a plain one. Its index is
+# written late, since only then an edit list can say that the first picture is shown at zero although B-frames begin
+# before it.
 MP4 = {"movflags": "hybrid_fragmented+frag_keyframe+delay_moov", "flush_packets": "1"}
 OPTIONS = {
     ".mp4": MP4,
@@ -34,6 +37,27 @@ RAW_DEMUXERS = {
     "mjpeg": "mjpeg",
     "av1": "obu",
 }
+
+
+def backlog(reader: PacketReader, seconds: float) -> list[Packet]:
+    """What is in the ring already: the packets from the newest keyframe on that is at least so many seconds old.
+
+    Parameters
+    ----------
+    reader : PacketReader
+        Just opened, with ``start="oldest"``. It goes on behind these packets.
+    seconds : float
+        When the ring does not go back so far, all that it has.
+    """
+    packets: list[Packet] = []
+    with contextlib.suppress(Timeout, Disconnected):
+        while True:
+            with contextlib.suppress(PacketOverrun):
+                packets.append(reader.next(0))
+    since_ns = monotonic_ns() - int(seconds * 1e9)
+    keys = [at for at, packet in enumerate(packets) if packet.keyframe]
+    first = max((at for at in keys if packets[at].published_ns <= since_ns), default=keys[0] if keys else 0)
+    return packets[first:]
 
 
 class Recording:

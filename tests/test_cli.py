@@ -49,7 +49,7 @@ def published(key, clip):
 
 def test_help_names_every_command():
     out = run("--help").stdout
-    for name in ("demo", "publish", "watch", "ls", "info", "snapshot", "pipe", "gc"):
+    for name in ("demo", "publish", "watch", "ls", "info", "snapshot", "pipe", "record", "gc"):
         assert name in out
     assert run("--version").stdout.strip()
 

@@ -74,6 +74,22 @@ def test_what_goes_in_comes_out(publisher, key):
         assert reader.codec_id == 27
 
 
+def test_several_at_once(key):
+    with PacketPublisher(key, "h264", **SMALL) as publisher, PacketReader(key, "live") as reader:
+        assert publisher.publish_packets([(b"a", 1, None, PacketFlags.KEY), (b"b", 2, 0, 0)]) == 2
+        assert publisher.publish_packets(iter([])) == 2
+        with pytest.raises(cuframes.PacketOversized):
+            publisher.publish_packets((bytes(size), size, None, 0) for size in (1, 2, 49, 3))
+        found = [reader.next(0) for _ in range(4)]
+        assert [(p.data, p.pts_ns, p.dts_ns, p.keyframe) for p in found[:2]] == [
+            (b"a", 1, None, True),
+            (b"b", 2, 0, False),
+        ]
+        assert [p.pts_ns for p in found[2:]] == [1, 2]
+        with pytest.raises(cuframes.Timeout):
+            reader.next(0)
+
+
 def test_packets_can_be_pickled_and_shown(publisher, key):
     publisher.publish_packet(b"abc", pts_ns=1, keyframe=True)
     with PacketReader(key) as reader:
@@ -105,7 +121,9 @@ def test_a_reader_waits_for_the_first_keyframe(publisher, key):
 def test_a_packet_over_the_limit_changes_nothing(key):
     with PacketPublisher(key, "h264", **SMALL) as publisher, PacketReader(key, "live") as reader:
         publisher.publish_packet(b"a", pts_ns=1)
-        with pytest.raises(cuframes.PacketOversized, match=r"49 bytes.*max_packet_size"):
+        with pytest.raises(
+            cuframes.PacketOversized, match=r"49 bytes, more than the ring's limit of 48.*max_packet_size"
+        ):
             publisher.publish_packet(bytes(49), pts_ns=2)
         assert publisher.publish_packet(bytes(48), pts_ns=3) == 2
         assert numbers(reader) == [1, 2]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from harness import eventually, python_path
@@ -170,7 +172,7 @@ def test_frames_and_packets_have_the_same_pts(key, encoded):
             assert decoding == sorted(set(decoding))  # also where the file begins again
             known = {p.pts_ns for p in packets}
             assert len(known.intersection(frames)) > 80
-            steps = {round((b - a) / 1e6) for a, b in zip(frames, frames[1:], strict=False)}
+            steps = {round((b - a) / 1e6) for a, b in pairwise(frames)}
             assert steps == {40}
             listed = json.loads(subprocess.check_output(command("ls", "--json")))
             mine = next(entry for entry in listed if entry["key"] == key)
@@ -343,3 +345,27 @@ def test_flags_of_a_damaged_source(key):
     with PacketPublisher(key, "h264") as publisher, PacketReader(key) as reader:
         publisher.publish_packet(b"", pts_ns=0, keyframe=True, flags=PacketFlags.CORRUPT | PacketFlags.DISCONTINUITY)
         assert cuframes.PacketFlags(reader.next(0).flags) == PacketFlags(7)
+
+
+def test_the_example_records_around_events(key, clip, tmp_path):
+    """One publisher, a detector on its frames, and its packets on disk."""
+    child = subprocess.Popen(
+        command("publish", key, "--source", clip, "--packets", "--loop", "--size", "320x180", "--memory", "host"),
+        stderr=subprocess.DEVNULL,
+    )
+    example = Path(__file__).parent.parent / "examples" / "record_events.py"
+    try:
+        with PacketReader(key, connect_timeout=20) as reader:
+            reader.next(10)
+        detector = subprocess.Popen([sys.executable, example, key, tmp_path, "--threshold", "0.001"])
+        eventually(lambda: [path for path in tmp_path.glob("*.mp4") if path.stat().st_size], timeout=20)
+        time.sleep(1)
+        detector.send_signal(signal.SIGINT)
+        assert detector.wait(20) == 0
+    finally:
+        child.terminate()
+        child.wait(20)
+    for path in tmp_path.glob("*.mp4"):
+        found, frames = probe(path)
+        assert found[0][3]
+        assert frames == len(found) > 10

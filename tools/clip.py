@@ -12,7 +12,9 @@ def clip_path() -> Path:
 
 
 def encode_clip(source: str, codec: str, path: Path, frames: int = 96) -> str:
-    """The clip's first frames, small, with a keyframe every 12 and B-frames between: in `codec`, at 25 fps, as `path`."""
+    """The clip's first frames, small, with a keyframe every 12 and B-frames between: in `codec`, at 25 fps, as
+    `path`.
+    """
     import av
 
     options = {

@@ -11,8 +11,8 @@ import typer
 
 from cuframes.cli import Stopped, stop_on_signals
 from cuframes.errors import Disconnected, NotFound, PacketOverrun, Timeout
-from cuframes.packets import Packet, PacketReader
-from cuframes.recording import Recording
+from cuframes.packets import PacketReader
+from cuframes.recording import Recording, backlog
 
 __all__ = ["record"]
 
@@ -37,7 +37,7 @@ def record(
     with Recording(out, reader, overwrite=overwrite) as recording, contextlib.suppress(Stopped):
         if not json_:
             print(f"recording {reader.codec} of {key} to {out}", file=sys.stderr)
-        for packet in _backlog(reader, pre):
+        for packet in backlog(reader, pre) if pre else ():
             recording.write(packet)
         end = time.monotonic() + (1e9 if seconds is None else seconds)
         with contextlib.suppress(NotFound):  # the publisher ended, and did not come back in time
@@ -71,18 +71,3 @@ def _copy(reader: PacketReader, recording: Recording, end: float) -> str:
             except Disconnected:
                 return "ended"
     return "time is up"
-
-
-def _backlog(reader: PacketReader, seconds: float) -> list[Packet]:
-    """What is in the ring already, from the newest keyframe that is at least so many seconds old."""
-    if not seconds:
-        return []
-    packets: list[Packet] = []
-    with contextlib.suppress(Timeout, Disconnected):
-        while True:
-            with contextlib.suppress(PacketOverrun):
-                packets.append(reader.next(0))
-    since = time.monotonic_ns() - int(seconds * NS)
-    keys = [at for at, packet in enumerate(packets) if packet.keyframe]
-    first = max((at for at in keys if packets[at].published_ns <= since), default=keys[0] if keys else 0)
-    return packets[first:]
