@@ -2,6 +2,7 @@
 #
 #   make demo   real decoded video, shared between processes, every frame checked
 #   make test   build sdist and wheel, install the wheel, test what was installed
+#   make abi3   the wheel for every CPython from 3.11: build it, test its core
 #   make lint   ruff, cython-lint, mypy
 #
 # PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo or to pytest.
@@ -11,7 +12,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: test demo lint build clean
+.PHONY: test demo abi3 lint build clean
 
 test: build
 	$(PIP) --group test
@@ -19,6 +20,13 @@ test: build
 
 demo: build
 	$(BIN)/cuframes demo --source "$$($(BIN)/python tools/clip.py)" $(ARGS)
+
+abi3: build
+	CUFRAMES_ABI3=1 $(BIN)/python -m build --wheel --outdir dist/abi3 . >build.log 2>&1 || { cat build.log >&2; exit 1; }
+	rm -rf $(VENV)/abi3
+	$(PIP) --group test
+	$(PIP) --no-deps --target $(VENV)/abi3 dist/abi3/*-abi3-*.whl
+	PYTHONPATH=$(VENV)/abi3 $(BIN)/pytest -q tests/test_ring.py tests/test_frame.py tests/test_packets.py
 
 lint: $(VENV)/ready
 	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14"

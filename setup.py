@@ -1,14 +1,16 @@
 """Builds the extension modules. Everything else about the package is in pyproject.toml."""
 
+import os
 import sysconfig
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-# One wheel for every CPython from 3.11 (buffers joined the limited API then). A free-threaded interpreter has no
-# limited API before 3.15, so its wheel is its own.
+# With CUFRAMES_ABI3=1 one wheel for every CPython from 3.11 (buffers joined the limited API then). Built for one
+# version, as by default, calls take about half the time; installers prefer such a wheel where there is one. A
+# free-threaded interpreter has no limited API before 3.15.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-LIMITED_API = not FREE_THREADED
+LIMITED_API = os.environ.get("CUFRAMES_ABI3") == "1" and not FREE_THREADED
 
 MODULES = ["_status", "_cuda", "_mapped", "_core", "_views", "_source", "_frame", "_packets"]
 HEADERS = ["_copy", "_shm", "_status", "_ring", "_packets", "_dlpack", "_cuda"]

@@ -156,7 +156,8 @@ cdef class FrameWriter:
         return self.slots.address[self.slot()]
 
     cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes, void* stream) except? 0:
-        cdef int64_t pts = cf_now_ns() if pts_ns is None else pts_ns
+        cdef int64_t now = cf_now_ns()
+        cdef int64_t pts = now if pts_ns is None else pts_ns
         cdef uint64_t seq
         cdef int k = self.slot()
         cdef int result
@@ -170,9 +171,9 @@ cdef class FrameWriter:
                 check_driver(result, "recording the frame's event failed")
             self.last_stream[k] = stream
         if cf_writer_quiet(&self.ring):
-            return cf_writer_commit(&self.ring, pts, written_bytes)
+            return cf_writer_commit(&self.ring, now, pts, written_bytes)
         with nogil:
-            seq = cf_writer_commit(&self.ring, pts, written_bytes)
+            seq = cf_writer_commit(&self.ring, now, pts, written_bytes)
         return seq
 
     cdef void abandon(self, void* stream) noexcept:
@@ -360,7 +361,7 @@ cdef class FrameReader:
 
     cdef Hold take(self, object timeout):
         """Take the next frame, waiting without the GIL."""
-        cdef int64_t deadline = 0 if timeout == 0 else deadline_after(timeout)
+        cdef int64_t deadline = deadline_after(timeout)
         cdef Hold hold = Hold.__new__(Hold)
         cdef int status
         check_generation(self.generation)

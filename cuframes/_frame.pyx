@@ -1,11 +1,12 @@
 """Frames: what a subscriber takes, what a publisher fills, and copying an array-like into the ring."""
 
 cimport cython
+from cpython.buffer cimport PyBuffer_Release
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of
 from cuframes._ring cimport cf_copy_rows, cf_reader_valid
-from cuframes._source cimport Source, source_of
+from cuframes._source cimport Rows, Source, plain_rows, source_of
 from cuframes._status cimport nanoseconds_of
 from cuframes._views cimport Plane, View
 
@@ -37,6 +38,10 @@ cdef class FrameLayout:
         for i in range(self.planes):
             fill_geometry(&self.plane[i], shape.planes[i], self.item_bytes)
             self.tight_bytes += self.plane[i].row_bytes * self.plane[i].rows
+        self.array_ndim = len(shape.array_shape)
+        for i in range(self.array_ndim):
+            self.array_extent[i] = shape.array_shape[i]
+        self.one_pitch = self.planes == 1 or self.plane[1].row_bytes == self.plane[0].row_bytes
         self.matrix.ndim = 0
         if shape.matrix is not None:
             fill_geometry(&self.matrix, shape.matrix, self.item_bytes)
@@ -284,6 +289,25 @@ cdef class WritableFrame(View):
 # ---- copying an array-like in
 # -----------------------------------------------------------------------------------------
 
+cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GIL; getting it back can take a while
+
+
+cdef void copy_planes(FrameLayout layout, const Rows* rows, char* target) noexcept nogil:
+    cdef Geometry* g
+    cdef int i
+    for i in range(layout.planes):
+        g = &layout.plane[i]
+        cf_copy_rows(target + g.offset, g.step[0], rows[i].address, rows[i].pitch, g.row_bytes, g.rows)
+
+
+cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept:
+    if layout.tight_bytes < LARGE:
+        copy_planes(layout, rows, target)
+    else:
+        with nogil:
+            copy_planes(layout, rows, target)
+
+
 cdef int fill(FrameWriter writer, Source source, char* target, void* stream) except -1:
     """Copy the rows into the begun slot; on a GPU, queue the copy."""
     cdef FrameLayout layout = source.layout
@@ -291,11 +315,7 @@ cdef int fill(FrameWriter writer, Source source, char* target, void* stream) exc
     cdef Geometry* g
     cdef int i, result = 0
     if gpu is None:
-        with nogil:
-            for i in range(layout.planes):
-                g = &layout.plane[i]
-                cf_copy_rows(target + g.offset, g.step[0], source.rows[i].address, source.rows[i].pitch, g.row_bytes,
-                             g.rows)
+        copy_frame(layout, source.rows, target)
         return 0
     cdef char* staging = NULL if source.on_gpu else writer.staging()
     with nogil:
@@ -323,6 +343,17 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
 
     Everything that can be wrong with the arguments is found before a slot is taken.
     """
+    cdef Py_buffer buffer
+    cdef Rows[3] rows
+    if writer.slots.device is None and stream is None and plain_rows(layout, src, &buffer, rows):
+        try:
+            if pts_ns is not None:
+                pts_ns = nanoseconds_of(pts_ns)
+            writer.begin(timeout, -1, NULL)
+            copy_frame(layout, rows, writer.begun())
+        finally:
+            PyBuffer_Release(&buffer)
+        return writer.commit(pts_ns, layout.nbytes, NULL)
     cdef void* handle = writer_stream(writer, stream)
     cdef Source source = source_of(layout, writer.slots.device, handle, src)
     if pts_ns is not None:

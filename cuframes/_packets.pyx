@@ -248,7 +248,7 @@ cdef class PacketRing:
 
     def next(self, timeout, bint copy, bint skip):
         """See :meth:`take`; `timeout` is in seconds or None."""
-        return self.take(0 if timeout == 0 else deadline_after(timeout), copy, skip)
+        return self.take(deadline_after(timeout), copy, skip)
 
     @property
     def codec_id(self):
@@ -308,6 +308,7 @@ cdef Borrowed Borrowed_make(PacketRing ring, const char* address, Py_ssize_t siz
     return borrowed
 
 
+@cython.freelist(64)
 @cython.no_gc  # it is in no cycle but that of a ring and the packet ahead of it, which ends when that is taken
 cdef class Packet:
     """One encoded packet: ``(seq, pts_ns, dts_ns, flags, keyframe, data)``.

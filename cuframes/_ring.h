@@ -142,8 +142,8 @@ static inline int cf_writer_begin(cf_writer *w, int wanted, int64_t deadline) {
 
 static inline uint32_t cf_writer_slot(const cf_writer *w) { return (uint32_t)(w->pending_seq % w->ring_size); }
 
-/* Publish the frame that was begun; returns its sequence number. */
-static inline uint64_t cf_writer_commit(cf_writer *w, int64_t pts_ns, uint64_t written_bytes) {
+/* Publish the frame that was begun; returns its sequence number. `now_ns` is CLOCK_MONOTONIC. */
+static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pts_ns, uint64_t written_bytes) {
     cf_frame_header *h = w->shared;
     uint64_t seq = w->pending_seq;
     uint32_t k = cf_writer_slot(w);
@@ -151,7 +151,7 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t pts_ns, uint64_t w
     cf_store_relaxed_i64(&slot->pts_ns, pts_ns);
     cf_store_relaxed(&slot->written_bytes, written_bytes);
     cf_store_relaxed(&slot->frame_no, w->frames + 1);
-    cf_store_relaxed_i64(&slot->published_ns, cf_now_ns());
+    cf_store_relaxed_i64(&slot->published_ns, now_ns);
     cf_store_relaxed(&slot->ack_bitmap, 0);
 
     pthread_mutex_lock(&w->lock);

@@ -19,7 +19,7 @@ cdef extern from "_ring.h" nogil:
     void cf_writer_init(cf_writer* w, cf_frame_header* shared, uint32_t ring_size, uint32_t policy)
     int cf_writer_begin(cf_writer* w, int wanted, int64_t deadline)
     uint32_t cf_writer_slot(const cf_writer* w)
-    uint64_t cf_writer_commit(cf_writer* w, int64_t pts_ns, uint64_t written_bytes)
+    uint64_t cf_writer_commit(cf_writer* w, int64_t now_ns, int64_t pts_ns, uint64_t written_bytes)
     bint cf_writer_quiet(const cf_writer* w)
     void cf_writer_abandon(cf_writer* w)
     void cf_writer_drop(cf_writer* w)

@@ -38,4 +38,5 @@ cdef class Source:
     cdef int video(self, object src) except -1
 
 
+cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1
 cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src)

@@ -170,6 +170,53 @@ cdef tuple device_of(object array):
     return int(kind), int(ordinal)
 
 
+cdef void lay_out(FrameLayout layout, const char* address, bint strided, Py_ssize_t pitch, bint on_gpu,
+                  Rows* rows) noexcept:
+    """The planes below one another in one array: with one pitch, or each without padding."""
+    cdef int i
+    for i in range(layout.planes):
+        rows[i].address = address
+        rows[i].pitch = pitch if strided else layout.plane[i].row_bytes
+        rows[i].on_gpu = on_gpu
+        address += rows[i].pitch * layout.plane[i].rows
+
+
+cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1:
+    """The usual case, without making an object: a host array of the frame's shape, or its bytes.
+
+    True: `buffer` is the caller's to release. Anything else is for :func:`source_of`, which also says what is wrong.
+    Types are remembered that it found to be buffers and nothing more (no video frames, nothing on a GPU).
+    """
+    cdef Py_ssize_t expected
+    cdef bint fits, strided = False
+    cdef char sample
+    cdef int i
+    if layout.plain_type is not type(src):
+        return False
+    PyObject_GetBuffer(src, buffer, PyBUF_STRIDES | PyBUF_FORMAT)
+    sample = b"B" if buffer.format == NULL else buffer.format[0]
+    fits = buffer.itemsize == layout.item_bytes and (buffer.format == NULL or buffer.format[1] == 0)
+    fits = fits and (sample in (c"B", c"b", c"c") if layout.item_bytes == 1 else sample in (c"H", c"h"))
+    if fits and buffer.ndim == 1:
+        fits = buffer.len == layout.tight_bytes and buffer.strides[0] == buffer.itemsize
+    elif fits:
+        fits = buffer.ndim == layout.array_ndim
+        expected = layout.item_bytes
+        for i in range(buffer.ndim - 1, -1, -1):
+            if not fits or buffer.shape[i] != layout.array_extent[i]:
+                fits = False
+                break
+            if buffer.strides[i] != expected:
+                fits = i == 0 and layout.one_pitch and buffer.ndim == layout.plane[0].ndim
+                strided = fits
+            expected *= buffer.shape[i]
+    if not fits:
+        PyBuffer_Release(buffer)
+        return False
+    lay_out(layout, <const char*>buffer.buf, strided, buffer.strides[0], False, rows)
+    return True
+
+
 cdef class Source:
     """The rows of each plane of a frame to be published. Keeps what they lie in until it is dropped."""
 
@@ -223,27 +270,18 @@ cdef class Source:
         """All planes from one array: the frame's array_shape, or its bytes without padding."""
         cdef FrameLayout layout = self.layout
         cdef Array found = self.find(array)
-        cdef const char* address
-        cdef Py_ssize_t pitch
-        cdef int i
         flat = found.ndim == 1 and found.nbytes() == layout.tight_bytes
         if not flat and found.shape != layout.shape.array_shape:
             raise ValueError(
                 f"a {layout.format} frame of {layout.shape.width}x{layout.shape.height} is an array of shape "
                 f"{layout.shape.array_shape}, {layout.tight_bytes} bytes, or {layout.planes} planes; "
                 f"not {found.shape}")
-        # One pitch for the whole array serves when every plane has rows of that length (all but i420).
-        one_pitch = layout.planes == 1 or layout.plane[1].row_bytes == layout.plane[0].row_bytes
-        strided = not flat and one_pitch and found.ndim == layout.plane[0].ndim and found.rows_contiguous()
+        strided = not flat and layout.one_pitch and found.ndim == layout.plane[0].ndim and found.rows_contiguous()
         if not strided and not found.contiguous():
             found = self.with_contiguous_rows(found, array)
-        address = found.address
-        for i in range(layout.planes):
-            pitch = found.step[0] if strided else layout.plane[i].row_bytes
-            self.rows[i].address = address
-            self.rows[i].pitch = pitch
-            self.rows[i].on_gpu = found.on_gpu
-            address += pitch * layout.plane[i].rows
+        lay_out(layout, found.address, strided, found.step[0], found.on_gpu, self.rows)
+        if not found.on_gpu and PyObject_CheckBuffer(array):
+            layout.plain_type = type(array)
         return 0
 
     cdef int video(self, object src) except -1:

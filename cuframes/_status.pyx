@@ -94,6 +94,8 @@ cdef int64_t deadline_after(object timeout) except? -1:
     if timeout is None:
         return INT64_MAX
     cdef double seconds = timeout
+    if seconds == 0:
+        return 0  # over already, without looking at the clock
     if not seconds >= 0:
         raise ValueError(f"timeout must be None or seconds >= 0, not {timeout!r}")
     if seconds > 1e9:

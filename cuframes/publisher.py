@@ -168,7 +168,7 @@ class Publisher:
             try:
                 features = PINS | FUTEX | OWNER_LOCK | self._pool.features
                 epoch = int.from_bytes(os.urandom(8), "little") | 1
-                self._writer = FrameWriter(
+                self._writer: FrameWriter | None = FrameWriter(
                     self._segment.mapping,
                     self._pool.memory,
                     meta=shape.meta,
@@ -257,7 +257,10 @@ class Publisher:
         ValueError, TypeError
             `src` does not fit; nothing was published.
         """
-        return _frame.publish(self._open_writer(), self._layout, src, pts_ns, stream, timeout)
+        writer = self._writer
+        if writer is None:
+            raise self._refusal()
+        return _frame.publish(writer, self._layout, src, pts_ns, stream, timeout)
 
     def acquire(self, *, stream: Any = None, timeout: float | None = None, slot: int | None = None) -> WritableFrame:
         """A slot to write in place, as a context manager.
@@ -332,11 +335,14 @@ class Publisher:
         return self._packets.publish_packet(data, pts_ns=pts_ns, dts_ns=dts_ns, keyframe=keyframe, flags=flags)
 
     def _open_writer(self) -> FrameWriter:
-        if self._inherited:
-            raise RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
-        if self._closed:
-            raise ValueError("the publisher is closed")
+        if self._writer is None:
+            raise self._refusal()
         return self._writer
+
+    def _refusal(self) -> Exception:
+        if self._inherited:
+            return RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
+        return ValueError("the publisher is closed")
 
     @property
     def subscribers(self) -> tuple[SubscriberInfo, ...]:
@@ -350,7 +356,7 @@ class Publisher:
         """Counters so far; those of the end once it is closed."""
         if self._final is not None:
             return self._final
-        seq, published, dropped = self._writer.counters
+        seq, published, dropped = self._open_writer().counters
         return PublisherStats(published, dropped, seq, len(self.subscribers))
 
     def close(self) -> None:
@@ -364,12 +370,14 @@ class Publisher:
         self._closed = True
         if self._packets is not None:
             self._packets.close()
-        self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
         self._server.close()
         self._pool.close()
         self._segment.close()
         # Whoever still uses the memory has a reference of its own; ours would keep it for as long as this object lives.
-        del self._writer, self._pool, self._server, self._segment.mapping
+        del writer, self._pool, self._server, self._segment.mapping
 
     def _forget(self) -> None:
         self._closed = True

@@ -292,6 +292,7 @@ def test_decoder_errors_are_logged_and_survived(clip, caplog):
     class Refusing:
         def __init__(self, packet):
             self.packet = packet
+            self.size, self.dts, self.time_base = packet.size, None, packet.time_base
 
         def decode(self):
             raise av.error.InvalidDataError(1094995529, "Invalid data found when processing input")

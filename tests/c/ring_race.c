@@ -65,7 +65,7 @@ static void *write_all(void *unused) {
         if (frames % 97 == 0) {
             cf_writer_abandon(&writer);
         } else {
-            cf_writer_commit(&writer, 0, sizeof pixels[0]);
+            cf_writer_commit(&writer, cf_now_ns(), 0, sizeof pixels[0]);
         }
         frames--;
     }
