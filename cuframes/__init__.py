@@ -35,6 +35,7 @@ from cuframes.listing import PacketRingInfo, PublisherInfo, list_packet_rings, l
 from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
 from cuframes.publisher import Publisher, PublisherStats, SubscriberInfo
 from cuframes.subscriber import Subscriber, SubscriberStats
+from cuframes.waiting import wait_any
 
 __all__ = [
     "AlreadyExists",
@@ -71,4 +72,5 @@ __all__ = [
     "list_packet_rings",
     "list_publishers",
     "monotonic_ns",
+    "wait_any",
 ]

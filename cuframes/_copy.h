@@ -1,11 +1,13 @@
 /* Copying bytes of video.
  *
- * For blocks of some KiB glibc's memcpy uses `rep movsb`, which is slow on many processors when the destination is not
- * aligned to a cache line, as the inside of a Python object never is; and it reads every line of the destination before
- * overwriting it. Both functions here store whole aligned vectors instead. docs/benchmarks.md has what that brings. */
+ * For blocks of some KiB glibc's memcpy uses `rep movsb`, and for very large ones stores past the cache; both are
+ * slower on the machines we measured than storing whole aligned vectors, and `rep movsb` much so where the
+ * destination is not aligned to a cache line, as the inside of a Python object never is. docs/benchmarks.md has the
+ * figures. */
 #ifndef CUFRAMES_COPY_H
 #define CUFRAMES_COPY_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -15,7 +17,6 @@
 
 #define CF_COPY_SMALL 2048 /* below this, memcpy is as good */
 
-/* Copy bytes that somebody will read soon, so that they should stay in the cache. */
 static inline void cf_copy(char *dst, const char *src, size_t size) {
 #if defined(__SSE2__)
     if (size >= CF_COPY_SMALL) {
@@ -35,6 +36,13 @@ static inline void cf_copy(char *dst, const char *src, size_t size) {
     }
 #endif
     memcpy(dst, src, size);
+}
+
+/* Copy rows of pixels from one pitch to another. */
+static inline void cf_copy_rows(char *dst, ptrdiff_t dst_pitch, const char *src, ptrdiff_t src_pitch, size_t row_bytes,
+                                size_t rows) {
+    if (dst_pitch == src_pitch && (size_t)dst_pitch == row_bytes) row_bytes *= rows, rows = 1;
+    for (size_t i = 0; i < rows; i++) cf_copy(dst + (ptrdiff_t)i * dst_pitch, src + (ptrdiff_t)i * src_pitch, row_bytes);
 }
 
 #endif

@@ -7,6 +7,10 @@ class _Connection(Protocol):
     def heard(self) -> bool: ...
     def close(self) -> None: ...
 
+BLOCK: int
+SPIN: int
+PREDICT: int
+
 class FrameWriter:
     def __init__(
         self,
@@ -36,7 +40,7 @@ class FrameReader:
         slots: Slots,
         connection: _Connection,
         *,
-        ring: tuple[int, int, bool, bool, bool, bool],
+        ring: tuple[int, int, bool, int, bool, bool],
         position: tuple[int, int | None],
         stream: Any = None,
     ) -> None: ...

@@ -29,6 +29,10 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
+BLOCK = CF_BLOCK
+SPIN = CF_SPIN
+PREDICT = CF_PREDICT
+
 cdef int64_t GPU_POLL_NS = 100_000  # the GPU gives no sign when an event is over
 
 
@@ -324,7 +328,7 @@ cdef class FrameReader:
         has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame
         released.
     ring : tuple
-        (bit, max_held, ordered, spin, pins, strict)
+        (bit, max_held, ordered, wait, pins, strict); wait is BLOCK, SPIN or PREDICT
     position : tuple
         (last seq, its frame_no or None when what lies before the first frame is not to be counted)
     stream
@@ -341,7 +345,7 @@ cdef class FrameReader:
         self.epoch = self.ring.shared.epoch
         self.generation = current_generation()
         self.ring.ring_size = slots.count
-        self.ring.bit, self.ring.max_held, ordered, self.ring.spin, self.ring.pins, self.ring.strict = ring
+        self.ring.bit, self.ring.max_held, ordered, self.ring.wait, self.ring.pins, self.ring.strict = ring
         self.ring.mode = CF_ORDERED if ordered else CF_NEWEST
         self.ring.last_seq, last_frame_no = position
         self.ring.counted = last_frame_no is not None
@@ -476,6 +480,11 @@ cdef class FrameReader:
             with nogil:
                 self.reap(True)
         self.hang_up_if_idle()
+
+    @property
+    def pace(self):
+        """What predictive waiting knows: (interval, jitter, how late the kernel wakes us), in nanoseconds."""
+        return self.ring.pace.interval_ns, self.ring.pace.jitter_ns, self.ring.pace.late_ns
 
     @property
     def counters(self):

@@ -3,6 +3,11 @@ from cuframes._ring cimport cf_taken
 from cuframes._views cimport View
 
 
+cdef extern from "_copy.h" nogil:
+    void cf_copy_rows(char* dst, Py_ssize_t dst_pitch, const char* src, Py_ssize_t src_pitch, size_t row_bytes,
+                      size_t rows)
+
+
 cdef struct Geometry:
     Py_ssize_t offset
     int ndim

@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBuffer_Release
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of
-from cuframes._ring cimport cf_copy_rows, cf_reader_valid
+from cuframes._ring cimport cf_reader_valid
 from cuframes._source cimport Rows, Source, plain_rows, source_of
 from cuframes._status cimport nanoseconds_of
 from cuframes._views cimport Plane, View

@@ -1,13 +1,14 @@
 /* The packet ring: encoded packets of any size, one writer, any number of readers.
  *
- * Plain C over mapped bytes, without Python. Readers map the segment read-only and leave no trace in it; the writer never
- * waits for them: a slow reader loses the oldest packets, and is told how many.
+ * Plain C over mapped bytes, without Python. Readers map the segment read-only and leave no trace in it; the writer
+ * never waits for them: a slow reader loses the oldest packets, and is told how many.
  *
  * HOW A READER KNOWS THAT A COPY IS WHOLE
  *
  * Packet s is described in slot s % ring_slots; its bytes lie in a data area that is a ring of its own. Either may be
- * reused while a reader copies, and large packets lap the data area long before the slots are. The writer announces both
- * before it touches a byte, the reader looks at both after it has copied (a seqlock for each, Lameter 2005, Boehm 2012):
+ * reused while a reader copies, and large packets lap the data area long before the slots are. The writer announces
+ * both before it touches a byte, the reader looks at both after it has copied (a seqlock for each, Lameter 2005,
+ * Boehm 2012):
  *
  *     writer put                                    reader
  *     P1  slot seq = INVALID                        G1  slot seq is s? read the slot
@@ -18,7 +19,8 @@
  *
  * A reader that copied a byte of P3 sees P1 in G3 or P2 in G4.
  *
- * Nothing that a reader finds in the segment is used as a length or an offset before it was compared with the mapping. */
+ * Nothing that a reader finds in the segment is used as a length or an offset before it was compared with the
+ * mapping. */
 #ifndef CUFRAMES_PACKETS_H
 #define CUFRAMES_PACKETS_H
 
@@ -152,6 +154,8 @@ typedef struct {
     uint32_t closing; /* atomic */
     uint64_t at;       /* the packet wanted next */
     uint64_t expected; /* what is missing from here on counts as lost; 0: nothing does before the first packet */
+    uint64_t seen;     /* newer packets than this are worth a look */
+    int64_t looked_ns; /* when wait_any last asked whether the publisher is alive */
     uint64_t received;
     uint64_t lost;
 } cf_packet_reader;
@@ -238,6 +242,7 @@ static inline uint64_t cf_packets_entry(const cf_packet_reader *r) {
 
 /* The next packet to read, without waiting. */
 static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
+    r->seen = cf_load_acquire(&r->shared->global_seq);
     while (!r->seeking) {
         int rc = cf_packets_look(r, r->at, p);
         if (rc == CF_OK && r->scanning && !(p->flags & CF_PKT_KEY)) r->at++;
@@ -258,6 +263,7 @@ static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
 static inline uint64_t cf_packets_took(cf_packet_reader *r, const cf_packet *p) {
     uint64_t lost = r->expected ? p->seq - r->expected : 0;
     r->at = r->expected = p->seq + 1;
+    r->seen = p->seq;
     r->seeking = r->scanning = false;
     r->received += 1;
     r->lost += lost;

@@ -31,10 +31,12 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "_pace.h"
 #include "_shm.h"
 #include "_status.h"
 
 enum { CF_NEWEST = 0, CF_ORDERED = 1 };
+enum { CF_BLOCK = 0, CF_SPIN = 1, CF_PREDICT = 2 };
 
 #define CF_STRICT_SLICE_NS 5000000 /* a waiting writer looks again this often: plain version 3 readers wake nobody */
 #define CF_FIRST_BIT 1u        /* bit 0 is never given out */
@@ -254,7 +256,7 @@ typedef struct {
     uint32_t bit;
     uint32_t max_held;
     int mode;            /* CF_NEWEST or CF_ORDERED */
-    bool spin;
+    int wait;            /* CF_BLOCK, CF_SPIN or CF_PREDICT */
     bool pins;           /* the publisher honours pins; without them a frame is checked when it is released */
     bool strict;         /* the publisher waits for acknowledgements, also of frames that were passed over */
     bool counted;        /* last_frame_no is known, so what is missing between it and the next frame can be counted */
@@ -270,6 +272,8 @@ typedef struct {
     uint64_t lost;
     uint64_t skipped;
     uint64_t overwritten; /* atomic */
+    int64_t looked_ns;   /* when wait_any last asked whether the publisher is alive */
+    cf_pace pace;        /* CF_PREDICT */
 } cf_reader;
 
 typedef struct {
@@ -341,6 +345,7 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
         }
         cf_reader_let_go(r);
     }
+    if (r->wait == CF_PREDICT) cf_pace_note(&r->pace, t->published_ns ? t->published_ns : cf_now_ns(), t->frame_no);
     r->last_seq = seq;
     r->last_frame_no = t->frame_no;
     r->counted = true;
@@ -389,7 +394,7 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
             uint64_t count;
             if (read(r->event_fd, &count, sizeof count) > 0) continue;
         }
-        if (r->spin && turn % CF_SPIN_BATCH) {
+        if (r->wait == CF_SPIN && turn % CF_SPIN_BATCH) {
             cf_cpu_relax();
             continue;
         }
@@ -397,8 +402,21 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         if (!slice_end) slice_end = now + CF_SLICE_NS;
         if (now >= deadline) return cf_reader_heard(r) ? CF_PEER : CF_TIMED_OUT;
         if (now >= slice_end) return cf_reader_heard(r) ? CF_PEER : CF_AGAIN;
-        if (r->spin) continue;
-        if (cf_reader_sleep(r, seen, cf_min_i64(deadline, slice_end) - now) == EINTR) return CF_AGAIN;
+        if (r->wait == CF_SPIN) continue;
+        int64_t until = cf_min_i64(deadline, slice_end);
+        cf_window due = {0, 0};
+        if (r->wait == CF_PREDICT) {
+            due = cf_pace_window(&r->pace);
+            if (now >= due.from_ns && now < due.until_ns) {
+                cf_cpu_relax();
+                continue;
+            }
+            if (now < due.from_ns) until = cf_min_i64(until, due.from_ns);
+        }
+        int rest = cf_reader_sleep(r, seen, until - now);
+        if (rest == EINTR) return CF_AGAIN;
+        /* Also when a frame woke us that came before we were to: had we been awake in time, we had seen it. */
+        if (until == due.from_ns) cf_pace_woke(&r->pace, cf_now_ns() - until);
     }
 }
 
@@ -454,16 +472,5 @@ static inline void cf_reader_close(cf_reader *r) {
 static inline void cf_reader_hangup(cf_reader *r) { cf_store_seq_cst_u32(&r->gone, 1); }
 
 static inline uint32_t cf_reader_held(const cf_reader *r) { return cf_load_seq_cst_u32(&r->held); }
-
-/* ---- copying into the pool ------------------------------------------------------------------------------------------ */
-
-static inline void cf_copy_rows(char *dst, ptrdiff_t dst_pitch, const char *src, ptrdiff_t src_pitch, size_t row_bytes,
-                                size_t rows) {
-    if (dst_pitch == src_pitch && (size_t)dst_pitch == row_bytes) {
-        memcpy(dst, src, row_bytes * rows);
-        return;
-    }
-    for (size_t i = 0; i < rows; i++) memcpy(dst + (ptrdiff_t)i * dst_pitch, src + (ptrdiff_t)i * src_pitch, row_bytes);
-}
 
 #endif

@@ -6,8 +6,16 @@ from cuframes._shm cimport cf_frame_header
 
 cdef extern from "_ring.h" nogil:
     enum:
+        CF_BLOCK
+        CF_SPIN
+        CF_PREDICT
         CF_NEWEST
         CF_ORDERED
+
+    ctypedef struct cf_pace:
+        int64_t interval_ns
+        int64_t jitter_ns
+        int64_t late_ns
 
     ctypedef struct cf_writer:
         uint32_t ring_size
@@ -34,7 +42,8 @@ cdef extern from "_ring.h" nogil:
         uint32_t bit
         uint32_t max_held
         int mode
-        bint spin
+        int wait
+        cf_pace pace
         bint pins
         bint strict
         bint counted
@@ -66,6 +75,3 @@ cdef extern from "_ring.h" nogil:
     void cf_reader_close(cf_reader* r)
     void cf_reader_hangup(cf_reader* r)
     uint32_t cf_reader_held(const cf_reader* r)
-
-    void cf_copy_rows(char* dst, Py_ssize_t dst_pitch, const char* src, Py_ssize_t src_pitch, size_t row_bytes,
-                      size_t rows)

@@ -19,6 +19,7 @@ enum {
     CF_NO_BIT = -11,     /* 31 subscribers are active */
     CF_OVERSIZED = -12,  /* a packet larger than the ring's limit */
     CF_OVERRUN = -13,    /* packets were overwritten before they were read */
+    CF_NO_WAITV = -15,   /* the kernel cannot wait for several futexes */
     CF_CORRUPT = -14,    /* the segment holds what no writer would write */
 };
 

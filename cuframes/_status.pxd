@@ -19,6 +19,7 @@ cdef extern from "_status.h" nogil:
         CF_OVERSIZED
         CF_OVERRUN
         CF_CORRUPT
+        CF_NO_WAITV
 
 
 cdef int check(int status, object context=*) except -1

@@ -412,6 +412,10 @@ class PacketReader(Receiver[Packet]):
         name = f"cuframes:{self.key}-packets"
         threading.Thread(target=_feed, args=(ring, event), name=name, daemon=True).start()
 
+    def ring(self) -> PacketRing:
+        """What :func:`wait_any` waits on."""
+        return self._joined()
+
     def stats(self) -> PacketReaderStats:
         """Counters so far; those of the end once it is closed."""
         ring = self._ring

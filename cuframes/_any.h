@@ -1,0 +1,88 @@
+/* Waiting for the first of several rings. One system call sleeps on all of them (futex_waitv, Linux 5.16). */
+#ifndef CUFRAMES_ANY_H
+#define CUFRAMES_ANY_H
+
+#include <poll.h>
+
+#include "_packets.h"
+#include "_ring.h"
+
+#define CF_ANY_MAX 128 /* as many as futex_waitv takes */
+
+/* As in linux/futex.h, which older systems have without it. */
+typedef struct {
+    uint64_t val;
+    uint64_t uaddr;
+    uint32_t flags;
+    uint32_t reserved;
+} cf_futex_waitv;
+
+#define CF_FUTEX_32 2u
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+
+/* One of the rings: a frame reader or a packet reader. */
+typedef struct {
+    cf_reader *frames;
+    cf_packet_reader *packets;
+} cf_any;
+
+static inline const uint64_t *cf_any_seq(const cf_any *a) {
+    return a->frames ? &a->frames->shared->global_seq : &a->packets->shared->global_seq;
+}
+
+/* Whether taking without waiting has something to say: a frame or packet, or the end. Whether the other side is still alive
+ * costs a system call; it is asked once in a slice, also while other rings keep us busy. */
+static inline bool cf_any_ready(const cf_any *a, int64_t now_ns) {
+    if (a->frames) {
+        cf_reader *r = a->frames;
+        if (cf_load_acquire(&r->shared->global_seq) > r->last_seq || cf_load_acquire(&r->shared->shutdown_flag)) return true;
+        if (cf_load_seq_cst_u32(&r->gone) || cf_load_seq_cst_u32(&r->closing)) return true;
+        if (now_ns - r->looked_ns < CF_SLICE_NS) return false;
+        r->looked_ns = now_ns;
+        return cf_reader_heard(r);
+    }
+    cf_packet_reader *r = a->packets;
+    if (cf_load_acquire(&r->shared->global_seq) > r->seen || cf_load_acquire(&r->shared->shutdown_flag)) return true;
+    if (cf_load_seq_cst_u32(&r->closing)) return true;
+    if (now_ns - r->looked_ns < CF_SLICE_NS) return false;
+    r->looked_ns = now_ns;
+    return cf_packets_check(r) != CF_OK;
+}
+
+/* Wait until one of the rings is ready, at most until `deadline`. CF_OK, and those that are ready marked; CF_TIMED_OUT;
+ * CF_AGAIN after a slice: look at signals, and call again; CF_NO_WAITV: the kernel cannot. */
+static inline int cf_any_wait(const cf_any *rings, uint32_t count, int *ready, int64_t deadline) {
+    cf_futex_waitv waits[CF_ANY_MAX];
+    int64_t now = cf_now_ns(), slice_end = now + CF_SLICE_NS;
+    for (;;) {
+        bool found = false;
+        for (uint32_t i = 0; i < count; i++) found |= ready[i] = cf_any_ready(&rings[i], now);
+        if (found) return CF_OK;
+        if (now >= deadline) return CF_TIMED_OUT;
+        if (now >= slice_end) return CF_AGAIN;
+        int64_t end = cf_min_i64(deadline, slice_end);
+        struct timespec until = {.tv_sec = end / 1000000000, .tv_nsec = end % 1000000000};
+        uint32_t asleep = 0;
+        bool news = false;
+        for (; asleep < count && !news; asleep++) {
+            const cf_any *a = &rings[asleep];
+            /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
+            if (a->frames) cf_fetch_add_u32(&a->frames->shared->waiters, 1);
+            uint64_t seen = cf_load_seq_cst(cf_any_seq(a));
+            waits[asleep] = (cf_futex_waitv){
+                .val = (uint32_t)seen, .uaddr = (uint64_t)(uintptr_t)cf_low_half(cf_any_seq(a)), .flags = CF_FUTEX_32};
+            news = cf_any_ready(a, now);
+        }
+        long rc = news ? 0 : syscall(SYS_futex_waitv, waits, count, 0, &until, CLOCK_MONOTONIC);
+        int problem = rc < 0 ? errno : 0;
+        for (uint32_t i = 0; i < asleep; i++)
+            if (rings[i].frames) cf_fetch_add_u32(&rings[i].frames->shared->waiters, (uint32_t)-1);
+        if (problem == ENOSYS || problem == EPERM) return CF_NO_WAITV;
+        if (problem == EINTR) return CF_AGAIN;
+        now = cf_now_ns();
+    }
+}
+
+#endif

@@ -1,0 +1,188 @@
+"""Waiting for several rings, and for a frame that is due."""
+
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from harness import Worker, eventually
+
+import cuframes
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any, waiting
+from cuframes.listing import collect_garbage
+
+HERE = Path(__file__).parent
+FRAME = bytes(64 * 48)
+
+
+@pytest.fixture(params=["futex_waitv", "descriptors"])
+def way(request, monkeypatch):
+    """Both ways of waiting: the kernel's own, and what older kernels get."""
+    if request.param == "descriptors":
+        monkeypatch.setattr(waiting, "wait_rings", lambda rings, timeout: None)
+    return request.param
+
+
+def drain(receivers):
+    """Bring descriptors to rest: they are readable until next() has found nothing."""
+    for receiver in receivers:
+        with pytest.raises(cuframes.Timeout):
+            receiver.next(0)
+
+
+def test_whoever_has_something_is_found(key, way):
+    with (
+        Publisher(f"{key}-a", 64, 48, "gray8") as a,
+        Publisher(f"{key}-b", 64, 48, "gray8") as b,
+        PacketPublisher(f"{key}-c", "h264") as c,
+        Subscriber(f"{key}-a") as first,
+        Subscriber(f"{key}-b") as second,
+        PacketReader(f"{key}-c") as third,
+    ):
+        everybody = [first, second, third]
+        wait_any(everybody, 0)
+        drain(everybody)
+        assert wait_any(everybody, 0) == []
+        assert wait_any(everybody, 0.05) == []
+        b.publish(FRAME)
+        assert wait_any(everybody, 10) == [second]
+        assert second.next(0).seq == 1
+        c.publish_packet(b"", pts_ns=0, keyframe=True)
+        a.publish(FRAME)
+        eventually(
+            lambda: wait_any(everybody, 10) == [first, third] or (second in wait_any(everybody, 0) and drain([second]))
+        )
+        assert (first.next(0).seq, third.next(0).seq) == (1, 1)
+        drain(everybody)
+        b.close()
+        eventually(lambda: second in wait_any(everybody, 10))
+        with pytest.raises(cuframes.Disconnected):
+            second.next(0)
+
+
+def test_a_wait_ends_when_a_frame_comes(key, way):
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key) as subscriber:
+        wait_any([subscriber], 0)
+        drain([subscriber])
+        timer = threading.Timer(0.1, publisher.publish, (FRAME,))
+        timer.start()
+        assert wait_any([subscriber]) == [subscriber]
+        assert subscriber.next(0).seq == 1
+        timer.join()
+
+
+def test_a_killed_publisher_ends_a_wait_while_another_is_busy(key):
+    with (
+        Worker("producer.py", f"{key}-a", "--delay", 0.0005) as busy,
+        Worker("packet_producer.py", f"{key}-b") as killed,
+    ):
+        with Subscriber(f"{key}-a") as noise, PacketReader(f"{key}-b", "live") as reader:
+            killed.kill()
+            ended = False
+            end = time.monotonic() + 20
+            while not ended and time.monotonic() < end:
+                for receiver in wait_any([noise, reader], 5):
+                    try:
+                        receiver.next(0)
+                    except cuframes.Timeout:
+                        pass
+                    except cuframes.PacketOverrun:
+                        pass
+                    except cuframes.Disconnected:
+                        ended = receiver is reader
+            assert ended
+        busy.kill()
+    collect_garbage()
+
+
+def test_what_was_read_ahead_is_there(key):
+    with PacketPublisher(key, "h264") as publisher:
+        publisher.publish_packet(b"", pts_ns=0, keyframe=True)
+        with PacketReader(key) as reader:
+            assert wait_any([reader]) == [reader]
+            reader.next(0)
+            assert wait_any([reader], 0) == []
+
+
+def test_a_reader_that_looks_for_a_keyframe_does_not_keep_everybody_awake(key):
+    with PacketPublisher(key, "h264", slots=4, data_size=4096) as publisher, PacketReader(key, "live") as reader:
+        publisher.publish_packet(b"", pts_ns=0, keyframe=True)
+        for _ in range(10):
+            publisher.publish_packet(b"", pts_ns=0)
+        assert wait_any([reader], 0) == [reader]
+        drain([reader])
+        assert wait_any([reader], 0.01) == []
+
+
+def test_bad_arguments(key):
+    with pytest.raises(ValueError, match="at least one"):
+        wait_any([])
+    with Publisher(key, 64, 48, "gray8"):
+        subscriber = Subscriber(key)
+        subscriber.close()
+        with pytest.raises(ValueError, match="closed"):
+            wait_any([subscriber])
+
+
+def test_more_than_one_call_can_wait_for(key):
+    with Publisher(key, 64, 48, "gray8") as publisher, PacketPublisher(key, "h264") as packets:
+        readers = [PacketReader(key, "live") for _ in range(140)]
+        with Subscriber(key) as subscriber:
+            everybody = [*readers, subscriber]
+            wait_any(everybody, 0)
+            drain(everybody)
+            packets.publish_packet(b"", pts_ns=0)
+            publisher.publish(FRAME)
+            eventually(lambda: len(wait_any(everybody, 10)) == 141)
+        for reader in readers:
+            reader.close()
+
+
+# ---- a frame that is due
+
+
+def test_predictive_waiting_takes_every_frame(key):
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key, mode="ordered", wait="predictive") as subscriber:
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(frame.frame_no for frame in subscriber))
+        thread.start()
+        for number in range(60):
+            publisher.publish(FRAME)
+            time.sleep(0.01 if number < 40 else (0.001, 0.03)[number % 2])  # steady, then not
+        publisher.close()
+        thread.join(20)
+    assert found == list(range(1, 61))
+
+
+@pytest.fixture(scope="module")
+def pace(tmp_path_factory):
+    """Runs the predictor on made-up timestamps: (interval, jitter, how far off) -> windows."""
+    out = tmp_path_factory.mktemp("pace") / "pace"
+    include = Path(cuframes.__file__).parent
+    subprocess.run(["gcc", "-std=c11", f"-I{include}", str(HERE / "c" / "pace.c"), "-o", str(out)], check=True)
+
+    def run(*arguments):
+        lines = subprocess.check_output([out, *map(str, arguments)], text=True).splitlines()
+        return [tuple(map(int, line.split())) for line in lines]
+
+    return run
+
+
+def test_a_steady_source_is_predicted(pace):
+    windows = pace(20_000_000, 20_000, 0)[10:]
+    assert all(begin <= due <= end for begin, due, end in windows)
+    assert all(end - begin < 20_000_000 // 32 for begin, _, end in windows)
+
+
+def test_lost_frames_do_not_disturb_the_prediction(pace):
+    assert all(begin <= due <= end for begin, due, end in pace(20_000_000, 0, 3)[10:])
+
+
+def test_an_irregular_source_is_not_predicted(pace):
+    assert all(end == 0 for _, _, end in pace(20_000_000, 8_000_000, 0)[10:])
+
+
+def test_a_new_rate_is_learnt(pace):
+    windows = pace(20_000_000, 0, 0, 40_000_000)
+    assert all(begin <= due <= end for begin, due, end in windows[-10:])
