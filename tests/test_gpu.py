@@ -13,7 +13,7 @@ import pytest
 from harness import Worker, eventually
 from test_device import FAKE, free_bytes, gray
 
-from cuframes import FrameDropped, Publisher, Subscriber
+from cuframes import FrameDropped, PacketReader, Publisher, Subscriber
 from cuframes.listing import collect_garbage
 from cuframes.memory import driver
 
@@ -190,3 +190,20 @@ def test_nvdec_frames_are_those_of_the_cpu_decoder(key, clip):
     out, _ = child.communicate(timeout=60)
     report = json.loads(out)
     assert (count, report["decoder"], report["memory"], report["dropped"]) == (132, "nvdec", "cuda", 0)
+
+
+def test_frames_decoded_by_nvdec_have_the_pts_of_their_packets(key, clip):
+    """The source is read once; what the decoder was probed with is passed on as well."""
+    pytest.importorskip("typer")
+    command = [sys.executable, "-m", "cuframes", "publish", key, "--source", clip, "--packets", "--memory", "cuda"]
+    child = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True)
+    with PacketReader(key, "oldest", connect_timeout=60) as reader, Subscriber(key, mode="ordered") as subscriber:
+        frames = [frame.pts_ns for frame in subscriber]
+        packets = list(reader)
+    report = json.loads(child.communicate(timeout=60)[0])
+    assert child.returncode == 0
+    assert (report["decoder"], report["packets"]) == ("nvdec", 132)
+    assert [packet.seq for packet in packets] == list(range(1, 133))
+    assert packets[0].keyframe
+    assert len(frames) > 60
+    assert set(frames) <= {packet.pts_ns for packet in packets}

@@ -1,0 +1,90 @@
+/* The floors of host memory, from C: a futex hand-over and a spinning one between two processes, and memcpy of a frame.
+ * Prints JSON, microseconds.
+ *
+ *   floor_host RATE_HZ COUNT FRAME_BYTES */
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+#include "_copy.h"
+#include "_shm.h"
+
+typedef struct {
+    uint64_t seq;
+    int64_t sent;
+    int64_t took[1 << 16];
+} shared;
+
+static int order(const void *a, const void *b) { return (*(const int64_t *)a > *(const int64_t *)b) - (*(const int64_t *)a < *(const int64_t *)b); }
+
+static void hand_over(const char *name, int spin, int64_t interval_ns, int count) {
+    shared *s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    pid_t child = fork();
+    if (child == 0) {
+        for (uint64_t n = 1; n <= (uint64_t)count; n++) {
+            uint64_t seen;
+            while ((seen = cf_load_seq_cst(&s->seq)) < n) {
+                if (spin) cf_cpu_relax();
+                else cf_futex_wait(cf_low_half(&s->seq), (uint32_t)seen, 1000000000);
+            }
+            s->took[n - 1] = cf_now_ns() - cf_load_relaxed_i64(&s->sent);
+        }
+        _exit(0);
+    }
+    cf_sleep_ns(50000000);
+    for (uint64_t n = 1; n <= (uint64_t)count; n++) {
+        cf_store_relaxed_i64(&s->sent, cf_now_ns());
+        cf_store_seq_cst(&s->seq, n);
+        if (!spin) cf_futex_wake_all(cf_low_half(&s->seq));
+        cf_sleep_ns(interval_ns);
+    }
+    waitpid(child, NULL, 0);
+    qsort(s->took, (size_t)count, sizeof s->took[0], order);
+    printf("\"%s_p50_us\": %.2f, \"%s_p99_us\": %.2f, ", name, (double)s->took[count / 2] / 1e3, name,
+           (double)s->took[count * 99 / 100] / 1e3);
+    munmap(s, sizeof *s);
+}
+
+typedef void (*copy)(char *, const char *, size_t);
+static void with_memcpy(char *to, const char *from, size_t size) { memcpy(to, from, size); }
+static void with_ours(char *to, const char *from, size_t size) { cf_copy(to, from, size); }
+static void past_the_cache(char *to, const char *from, size_t size) {
+#if defined(__SSE2__)
+    for (; size >= 16; size -= 16, to += 16, from += 16)
+        _mm_stream_si128((__m128i *)(void *)to, _mm_loadu_si128((const __m128i *)(const void *)from));
+    _mm_sfence();
+#endif
+    memcpy(to, from, size);
+}
+
+static void measure_copy(const char *name, copy function, size_t size, const char *end) {
+    size_t stride = (size + 4095) / 4096 * 4096, slots = 8;
+    char *pool = mmap(NULL, stride * slots, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    char *source = malloc(size);
+    memset(source, 1, size);
+    int64_t took[120];
+    for (int i = 0; i < 120; i++) {
+        int64_t begin = cf_now_ns();
+        function(pool + (size_t)i % slots * stride, source, size);
+        took[i] = cf_now_ns() - begin;
+    }
+    qsort(took, 120, sizeof took[0], order);
+    printf("\"%s_us\": %.1f%s", name, (double)took[60] / 1e3, end);
+    free(source);
+    munmap(pool, stride * slots);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 4) return 2;
+    int64_t interval = 1000000000 / atoll(argv[1]);
+    int count = atoi(argv[2]);
+    size_t size = (size_t)atoll(argv[3]);
+    printf("{");
+    hand_over("spin", 1, interval, count);
+    hand_over("futex", 0, interval, count);
+    measure_copy("memcpy", with_memcpy, size, ", ");
+    measure_copy("vectors", with_ours, size, ", ");
+    measure_copy("past_the_cache", past_the_cache, size, "}\n");
+    return 0;
+}
