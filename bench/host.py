@@ -3,8 +3,8 @@
     python bench/host.py [--json FILE] [--markdown FILE] [--plot FILE] [--quick] [CASE ...]
     python bench/host.py --compare BEFORE.json AFTER.json
 
-Cases: latency calls fanout streams steady small (all of them when none is named). Needs gcc; the peers are in the dependency
-group ``bench``, and those that are not installed are left out.
+Cases: latency calls fanout streams steady small (all of them when none is named). Needs gcc; the peers are in the extra
+``bench``, and those that are not installed are left out.
 """
 
 import argparse
@@ -81,12 +81,13 @@ def calls(quick: bool) -> Result:
             publisher.publish(block)
             subscriber.next().release()
 
+        buffer = bytearray(64)
         cases: dict[str, Callable[[], Any]] = {
             "nothing": lambda: None,
             "publish": lambda: publisher.publish(block),
             "publish, next, release": no_view,
             "publish, next, view, release": ours,
-            "view of a bytearray": lambda buffer=bytearray(64): numpy.asarray(buffer),
+            "view of a bytearray": lambda: numpy.asarray(buffer),
         }
         try:
             node, service, _ = Iceoryx.service(key)
@@ -165,7 +166,7 @@ print(json.dumps([received, time.process_time() - begin, sum(s.stats().lost for 
 
 
 def streams(quick: bool) -> Result:
-    """64 cameras at 25 fps from one process, two processes that take all of them with one thread each: CPU of all three."""
+    """64 cameras at 25 fps from one process; two others take all of them, with one thread each: CPU of all three."""
     count, fps, seconds = (4, 25, 0.5) if quick else (64, 25, 5.0)
     key = f"bench-{os.getpid()}"
     publishers = [cuframes.Publisher(f"{key}-{n}", 64, 48, "gray8", memory="host") for n in range(count)]

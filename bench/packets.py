@@ -2,7 +2,8 @@
 
     python bench/packets.py [--json FILE] [--quick]
 
-Needs gcc, and pyzmq for that peer. Everything is measured in this one run, the cases in turn, several times over.
+Needs gcc; pyzmq, if it is installed, is that peer. Everything is measured in this one run, the cases in turn, several
+times over.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import statistics
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from measure import Child, Floor, alternate, conditions, percentiles
@@ -217,6 +219,7 @@ def main() -> None:
     rounds = 1 if options.quick else 7
     few = 20 if options.quick else 1
     floor = Floor("floor_packets")
+    zmq = find_spec("zmq") is not None
     result = {"conditions": conditions("pyzmq", ring=RING, latency_rate_hz=round(1 / INTERVAL), rounds=rounds)}
     for size in SIZES:
         count = (400_000 if size == 64 else 40_000) // few
@@ -233,14 +236,14 @@ def main() -> None:
             min(rounds, 3),
             cuframes=lambda size=size, count=count: ring_throughput(size, count),
             pipe=lambda size=size, count=count: pipe_throughput(size, count),
-            zmq=lambda size=size, count=count: zmq_throughput(size, count),
+            **({"zmq": lambda size=size, count=count: zmq_throughput(size, count)} if zmq else {}),
         )
         found["latency"] = alternate(
             min(rounds, 5),
             cuframes_spin=lambda size=size: ring_latency("spin", size, 2000 // few),
             cuframes_block=lambda size=size: ring_latency("block", size, 2000 // few),
             pipe=lambda size=size: pipe_latency(size, 2000 // few),
-            zmq=lambda size=size: zmq_latency(size, 2000 // few),
+            **({"zmq": lambda size=size: zmq_latency(size, 2000 // few)} if zmq else {}),
         )
         result[f"{size} bytes"] = found
     print(json.dumps(result, indent=2))

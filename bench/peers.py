@@ -1,8 +1,8 @@
 """What Python programs use to hand frames over, each through its own API as its documentation says is fastest.
 
-A peer sends blocks of bytes from this process to another. Every block begins with CLOCK_MONOTONIC at the moment before it
-was sent; the other process takes a view of the block (a copy where the peer gives nothing else), reads that, and notes how
-long it took.
+A peer sends blocks of bytes from this process to another. Every block begins with CLOCK_MONOTONIC at the moment
+before it was sent; the other process takes a view of the block (a copy where the peer gives nothing else), reads
+that, and notes how long it took.
 """
 
 import multiprocessing
@@ -28,7 +28,9 @@ FRAMES = {
 
 
 class Peer:
-    """One way to hand blocks over. ``start`` makes both ends, ``send`` is what is timed, ``stop`` gives the latencies."""
+    """One way to hand blocks over. ``start`` makes both ends, ``send`` is what is timed, ``stop`` gives the
+    latencies.
+    """
 
     name = ""
     copies = "in"  # what is copied: into shared memory ("in"), and out of it again ("in, out")

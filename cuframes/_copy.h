@@ -1,12 +1,14 @@
 /* Copying bytes of video.
  *
- * For blocks of some KiB glibc's memcpy uses `rep movsb`, and for very large ones stores past the cache; both are
- * slower on the machines we measured than storing whole aligned vectors, and `rep movsb` much so where the
- * destination is not aligned to a cache line, as the inside of a Python object never is. docs/benchmarks.md has the
- * figures. */
+ * For blocks of some KiB glibc's memcpy uses `rep movsb`, which is slow on many processors where the destination is
+ * not aligned to a cache line, as the inside of a Python object never is. Whole aligned vectors are stored here
+ * instead. Frames that would push everything else out of the cache may be stored past it (non-temporal): that saves
+ * reading every line before it is overwritten, and is half as slow again on one of our machines and twice as fast on
+ * another. So cf_copier measures both as it goes, and takes the faster. docs/benchmarks.md has the figures. */
 #ifndef CUFRAMES_COPY_H
 #define CUFRAMES_COPY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -15,7 +17,10 @@
 #include <emmintrin.h>
 #endif
 
-#define CF_COPY_SMALL 2048 /* below this, memcpy is as good */
+#define CF_COPY_SMALL 2048      /* below this, memcpy is as good */
+#define CF_COPY_LARGE (1 << 20) /* from here on a frame may be stored past the cache */
+#define CF_COPY_TRIALS 8        /* frames that are copied either way in turn, at first */
+#define CF_COPY_REVISIT 256     /* every so many frames, the slower way is tried again */
 
 static inline void cf_copy(char *dst, const char *src, size_t size) {
 #if defined(__SSE2__)
@@ -38,11 +43,62 @@ static inline void cf_copy(char *dst, const char *src, size_t size) {
     memcpy(dst, src, size);
 }
 
+/* Copy bytes past the cache. cf_copy_fence() has to follow before anybody is told of them. */
+static inline void cf_copy_past(char *dst, const char *src, size_t size) {
+#if defined(__SSE2__)
+    size_t head = -(uintptr_t)dst & 63;
+    if (size >= head + 64) {
+        memcpy(dst, src, head);
+        dst += head, src += head, size -= head;
+        for (; size >= 64; size -= 64, dst += 64, src += 64) {
+            const __m128i *from = (const __m128i *)(const void *)src;
+            __m128i *to = (__m128i *)(void *)dst;
+            __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1);
+            __m128i c = _mm_loadu_si128(from + 2), d = _mm_loadu_si128(from + 3);
+            _mm_stream_si128(to, a);
+            _mm_stream_si128(to + 1, b);
+            _mm_stream_si128(to + 2, c);
+            _mm_stream_si128(to + 3, d);
+        }
+    }
+#endif
+    memcpy(dst, src, size);
+}
+
+/* Non-temporal stores before it, before everything after it: release stores alone do not order them. */
+static inline void cf_copy_fence(void) {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
 /* Copy rows of pixels from one pitch to another. */
 static inline void cf_copy_rows(char *dst, ptrdiff_t dst_pitch, const char *src, ptrdiff_t src_pitch, size_t row_bytes,
-                                size_t rows) {
+                                size_t rows, bool past) {
     if (dst_pitch == src_pitch && (size_t)dst_pitch == row_bytes) row_bytes *= rows, rows = 1;
-    for (size_t i = 0; i < rows; i++) cf_copy(dst + (ptrdiff_t)i * dst_pitch, src + (ptrdiff_t)i * src_pitch, row_bytes);
+    for (size_t i = 0; i < rows; i++, dst += dst_pitch, src += src_pitch) {
+        if (past) cf_copy_past(dst, src, row_bytes);
+        else cf_copy(dst, src, row_bytes);
+    }
+    if (past) cf_copy_fence();
+}
+
+/* Which way of copying large frames is the faster here. */
+typedef struct {
+    int64_t mean_ns[2]; /* through the cache, past it */
+    uint32_t copies;
+} cf_copier;
+
+static inline bool cf_copier_choose(const cf_copier *c) {
+    bool faster = c->mean_ns[1] < c->mean_ns[0];
+    if (c->copies < CF_COPY_TRIALS) return c->copies & 1;
+    return c->copies % CF_COPY_REVISIT ? faster : !faster;
+}
+
+static inline void cf_copier_note(cf_copier *c, bool past, int64_t took_ns) {
+    int64_t *mean = &c->mean_ns[past];
+    *mean += *mean ? (took_ns - *mean) / 4 : took_ns;
+    c->copies++;
 }
 
 #endif

@@ -1,11 +1,19 @@
+from libc.stdint cimport int64_t
+
 from cuframes._core cimport FrameReader, FrameWriter, WriteLease
 from cuframes._ring cimport cf_taken
 from cuframes._views cimport View
 
 
 cdef extern from "_copy.h" nogil:
+    enum:
+        CF_COPY_LARGE
+    ctypedef struct cf_copier:
+        pass
     void cf_copy_rows(char* dst, Py_ssize_t dst_pitch, const char* src, Py_ssize_t src_pitch, size_t row_bytes,
-                      size_t rows)
+                      size_t rows, bint past)
+    bint cf_copier_choose(const cf_copier* c)
+    void cf_copier_note(cf_copier* c, bint past, int64_t took_ns)
 
 
 cdef struct Geometry:
@@ -30,6 +38,7 @@ cdef class FrameLayout:
     cdef int array_ndim
     cdef Py_ssize_t[3] array_extent
     cdef bint one_pitch
+    cdef cf_copier copier
     cdef object plain_type  # a type whose instances were found to be plain buffers
 
 

@@ -6,6 +6,7 @@ from cpython.buffer cimport PyBuffer_Release
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of
 from cuframes._ring cimport cf_reader_valid
+from cuframes._shm cimport cf_now_ns
 from cuframes._source cimport Rows, Source, plain_rows, source_of
 from cuframes._status cimport nanoseconds_of
 from cuframes._views cimport Plane, View
@@ -293,11 +294,16 @@ cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GI
 
 
 cdef void copy_planes(FrameLayout layout, const Rows* rows, char* target) noexcept nogil:
+    cdef bint large = layout.tight_bytes >= CF_COPY_LARGE
+    cdef bint past = large and cf_copier_choose(&layout.copier)
+    cdef int64_t begin = cf_now_ns() if large else 0
     cdef Geometry* g
     cdef int i
     for i in range(layout.planes):
         g = &layout.plane[i]
-        cf_copy_rows(target + g.offset, g.step[0], rows[i].address, rows[i].pitch, g.row_bytes, g.rows)
+        cf_copy_rows(target + g.offset, g.step[0], rows[i].address, rows[i].pitch, g.row_bytes, g.rows, past)
+    if large:
+        cf_copier_note(&layout.copier, past, cf_now_ns() - begin)
 
 
 cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept:
@@ -324,7 +330,7 @@ cdef int fill(FrameWriter writer, Source source, char* target, void* stream) exc
             if staging != NULL:
                 # Pinned memory between: the copy to the GPU then needs no waiting, and the caller's array is free.
                 cf_copy_rows(staging + g.offset, g.step[0], source.rows[i].address, source.rows[i].pitch, g.row_bytes,
-                             g.rows)
+                             g.rows, False)
                 result = gpu.copy(target + g.offset, g.step[0], True, staging + g.offset, g.step[0], False, g.row_bytes,
                                   g.rows, stream)
             else:

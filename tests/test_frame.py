@@ -346,3 +346,19 @@ def test_bad_publishers_leave_nothing_behind(arguments, options, error, said, ru
 def test_bad_subscribers(options, error, said):
     with pytest.raises(error, match=said):
         Subscriber("cam", **{"connect_timeout": 0, **options})
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "height"), [("nv12", 1922, 1080), ("i420", 1926, 1082), ("rgb24", 1001, 700)]
+)
+def test_large_frames_are_whole_whichever_way_they_are_copied(key, kind, width, height):
+    """Publishers measure two ways of copying, and go on with the faster."""
+    random = numpy.random.default_rng(1)
+    with Publisher(key, width, height, kind) as publisher, Subscriber(key, mode="ordered") as subscriber:
+        for number in range(20):
+            size = sum(int(numpy.prod(plane.shape)) for plane in subscriber._layout.shape.planes)
+            tight = random.integers(0, 256, size + 64, dtype=numpy.uint8)[number : number + size]  # at any alignment
+            publisher.publish(tight)
+            with subscriber.next(1) as frame:
+                found = b"".join(numpy.ascontiguousarray(plane).tobytes() for plane in frame.planes)
+            assert found == tight.tobytes()

@@ -3,7 +3,7 @@
 import typer
 
 from cuframes._version import __version__
-from cuframes.cli import demo, host, pipe, publish, record, snapshot, watch
+from cuframes.cli import bench, demo, host, pipe, publish, record, snapshot, watch
 
 __all__ = ["app"]
 
@@ -41,3 +41,6 @@ app.command()(snapshot.snapshot)
 app.command()(pipe.pipe)
 app.command()(record.record)
 app.command()(host.gc)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
+    bench.bench
+)

@@ -1,0 +1,27 @@
+"""``cuframes bench``: the benchmarks of the source tree."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import typer
+
+import cuframes
+from cuframes.errors import NotFound
+
+__all__ = ["bench"]
+
+BENCHMARKS = ("host", "packets", "gpu")
+
+
+def bench(context: typer.Context) -> None:
+    """Run a benchmark: host (the default), packets or gpu. Further arguments are its own; --help shows them."""
+    arguments = context.args
+    name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS else "host"
+    places = [Path.cwd(), Path(cuframes.__file__).parent.parent]
+    script = next((path for place in places if (path := place / "bench" / f"{name}.py").exists()), None)
+    if script is None:
+        raise NotFound("the benchmarks are not installed with the library; run this in a checkout of its source")
+    sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
