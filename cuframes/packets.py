@@ -352,7 +352,7 @@ class PacketReader(Receiver[Packet]):
         if ring is not None:  # the shortest way to a packet; whatever else there is to do, the base class does
             try:
                 return ring.next(None, True, True)
-            except Disconnected:
+            except (Disconnected, ValueError):  # not suppress(): it would cost as much as the packet
                 pass
         return super().__next__()
 

@@ -385,6 +385,17 @@ def test_closing_ends_a_wait(publisher, key, wait):
     assert caught == ["the reader is closed"]
 
 
+def test_closing_ends_a_loop(publisher, key):
+    reader = PacketReader(key)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(list(reader)))
+    thread.start()
+    time.sleep(0.05)
+    reader.close()
+    thread.join(10)
+    assert found == [[]]
+
+
 def test_a_descriptor_to_poll(publisher, key):
     before = descriptors()
     with PacketReader(key, "oldest") as reader:
