@@ -160,8 +160,7 @@ cdef class FrameWriter:
         return self.slots.address[self.slot()]
 
     cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes, void* stream) except? 0:
-        cdef int64_t now = cf_now_ns()
-        cdef int64_t pts = now if pts_ns is None else pts_ns
+        cdef int64_t now, pts
         cdef uint64_t seq
         cdef int k = self.slot()
         cdef int result
@@ -174,6 +173,8 @@ cdef class FrameWriter:
                 cf_writer_abandon(&self.ring)
                 check_driver(result, "recording the frame's event failed")
             self.last_stream[k] = stream
+        now = cf_now_ns()
+        pts = now if pts_ns is None else pts_ns
         if cf_writer_quiet(&self.ring):
             return cf_writer_commit(&self.ring, now, pts, written_bytes)
         with nogil:
