@@ -693,13 +693,12 @@ def test_a_stopped_reader_reports_exactly_what_it_missed(key):
     with PacketPublisher(key, "h264", slots=16, data_size=1 << 16) as publisher:
         with Worker("packet_consumer.py", key) as worker:
             publisher.publish_packet(b"", pts_ns=0, keyframe=True)
-            time.sleep(0.2)
+            assert worker.read() == "begun"
             worker.signal(signal.SIGSTOP)
-            time.sleep(0.05)
+            eventually(lambda: Path(f"/proc/{worker.process.pid}/stat").read_text().rsplit(")")[1].split()[0] == "T")
             for number in range(2, 2000):
                 publisher.publish_packet(b"", pts_ns=0, keyframe=number % 7 == 0)
             worker.signal(signal.SIGCONT)
-            time.sleep(0.2)
             publisher.close()
             report = worker.result()
         newest_key = 1999 - 1999 % 7

@@ -31,7 +31,10 @@ with cuframes.PacketReader(options.key, options.start, wait=options.wait) as rea
             torn += not good
         else:
             invalid += 1
-        first, last = first or packet.seq, packet.seq
+        if not first:
+            first = packet.seq
+            print(json.dumps("begun"), flush=True)
+        last = packet.seq
         if options.delay:
             time.sleep(options.delay)
     received, lost = reader.stats()
