@@ -21,10 +21,10 @@ test: build
 demo: build
 	$(BIN)/cuframes demo --source "$$($(BIN)/python tools/clip.py)" $(ARGS)
 
-abi3: build
+abi3: $(VENV)/ready
 	CUFRAMES_ABI3=1 $(BIN)/python -m build --wheel --outdir dist/abi3 . >build.log 2>&1 || { cat build.log >&2; exit 1; }
 	rm -rf $(VENV)/abi3
-	$(PIP) --group test
+	$(PIP) --group test numpy posix_ipc
 	$(PIP) --no-deps --target $(VENV)/abi3 dist/abi3/*-abi3-*.whl
 	PYTHONPATH=$(VENV)/abi3 $(BIN)/pytest -q tests/test_ring.py tests/test_frame.py tests/test_packets.py
 

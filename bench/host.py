@@ -27,9 +27,15 @@ import cuframes
 Result = dict[str, Any]
 
 
-def send_all(peer: Peer, size: int, rate_hz: float, count: int) -> list[int]:
-    """Latencies of `count` blocks, sent at a steady rate, in nanoseconds."""
+def send_all(peer: Peer, size: int, rate_hz: float, count: int, *, pin: bool = False) -> list[int]:
+    """Latencies of `count` blocks, sent at a steady rate, in nanoseconds; with `pin`, sender and receiver on a core
+    each.
+    """
     peer.start(size)
+    cores = sorted(os.sched_getaffinity(0))
+    if pin:
+        peer.pin(cores[-1])
+        os.sched_setaffinity(0, {cores[0]})
     block = numpy.zeros(size, numpy.uint8)
     due = time.monotonic()
     for _ in range(count):
@@ -38,6 +44,7 @@ def send_all(peer: Peer, size: int, rate_hz: float, count: int) -> list[int]:
         STAMP.pack_into(block, 0, time.monotonic_ns())
         peer.send(block)
     time.sleep(0.05)
+    os.sched_setaffinity(0, cores)
     return peer.stop(block)[count // 10 :]
 
 
@@ -198,16 +205,16 @@ def streams(quick: bool) -> Result:
 def steady(quick: bool) -> Result:
     """A steady source: latency and the subscriber's CPU by way of waiting."""
     result: Result = {}
-    for fps in (50, 60):
+    for fps, pin in ((50, False), (50, True), (60, False)):
         for kind in (CuframesBlock, CuframesSpin, CuframesPredictive):
             peer: Cuframes = kind()
             count = 20 if quick else 6 * fps
-            took = send_all(peer, 64, fps, count)
+            took = send_all(peer, 64, fps, count, pin=pin)
             # Starting Python and importing are in it too; they are measured, and taken off, with a very short run.
             start = kind()
             send_all(start, 64, 1000, 1)
             cpu = max(0.0, peer.child_cpu_s - start.child_cpu_s)
-            result[f"{fps} fps, {kind.wait}"] = percentiles(took) | {
+            result[f"{fps} fps, {kind.wait}{', a core each' if pin else ''}"] = percentiles(took) | {
                 "percent_of_a_core": round(100 * cpu * fps / count, 2)
             }
     return result

@@ -49,6 +49,10 @@ class Peer:
             raise RuntimeError(f"{self.name}: the receiver did not start")
         self._results.recv()
 
+    def pin(self, core: int) -> None:
+        """Keep the other process on one core."""
+        os.sched_setaffinity(self._child.pid, {core})
+
     def open(self) -> tuple[Any, ...]:
         """This end, before the other exists; what the other needs besides the address."""
         return ()

@@ -22,48 +22,31 @@
 #define CF_COPY_TRIALS 8        /* frames that are copied either way in turn, at first */
 #define CF_COPY_REVISIT 256     /* every so many frames, the slower way is tried again */
 
-static inline void cf_copy(char *dst, const char *src, size_t size) {
+static inline void cf_copy_vectors(char *dst, const char *src, size_t size, bool past) {
 #if defined(__SSE2__)
     if (size >= CF_COPY_SMALL) {
         size_t head = -(uintptr_t)dst & 63;
         memcpy(dst, src, head);
         dst += head, src += head, size -= head;
         for (; size >= 64; size -= 64, dst += 64, src += 64) {
-            const __m128i *from = (const __m128i *)(const void *)src;
-            __m128i *to = (__m128i *)(void *)dst;
-            __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1);
-            __m128i c = _mm_loadu_si128(from + 2), d = _mm_loadu_si128(from + 3);
-            _mm_store_si128(to, a);
-            _mm_store_si128(to + 1, b);
-            _mm_store_si128(to + 2, c);
-            _mm_store_si128(to + 3, d);
+            for (int i = 0; i < 4; i++) {
+                __m128i v = _mm_loadu_si128((const __m128i *)(const void *)src + i);
+                if (past) _mm_stream_si128((__m128i *)(void *)dst + i, v);
+                else _mm_store_si128((__m128i *)(void *)dst + i, v);
+            }
         }
     }
+#else
+    (void)past;
 #endif
     memcpy(dst, src, size);
 }
 
+/* Copy bytes through the cache. */
+static inline void cf_copy(char *dst, const char *src, size_t size) { cf_copy_vectors(dst, src, size, false); }
+
 /* Copy bytes past the cache. cf_copy_fence() has to follow before anybody is told of them. */
-static inline void cf_copy_past(char *dst, const char *src, size_t size) {
-#if defined(__SSE2__)
-    size_t head = -(uintptr_t)dst & 63;
-    if (size >= head + 64) {
-        memcpy(dst, src, head);
-        dst += head, src += head, size -= head;
-        for (; size >= 64; size -= 64, dst += 64, src += 64) {
-            const __m128i *from = (const __m128i *)(const void *)src;
-            __m128i *to = (__m128i *)(void *)dst;
-            __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1);
-            __m128i c = _mm_loadu_si128(from + 2), d = _mm_loadu_si128(from + 3);
-            _mm_stream_si128(to, a);
-            _mm_stream_si128(to + 1, b);
-            _mm_stream_si128(to + 2, c);
-            _mm_stream_si128(to + 3, d);
-        }
-    }
-#endif
-    memcpy(dst, src, size);
-}
+static inline void cf_copy_past(char *dst, const char *src, size_t size) { cf_copy_vectors(dst, src, size, true); }
 
 /* Non-temporal stores before it, before everything after it: release stores alone do not order them. */
 static inline void cf_copy_fence(void) {
