@@ -336,3 +336,26 @@ def test_demo_stops_on_sigint(tmp_path):
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 0
     assert json.loads(out)["torn"] == 0
+
+
+def test_packets_of_a_failed_trial_on_the_gpu_come_once(clip, monkeypatch, caplog):
+    """Whether NVDEC can decode a stream shows after demuxing some of it; then the CPU begins again at the beginning."""
+    import contextlib
+
+    from cuframes.cli import source
+
+    real = av.open
+    real(clip).close()
+    monkeypatch.setattr(source, "current", lambda gpu: contextlib.nullcontext())
+    monkeypatch.setattr(source, "gpu", lambda ordinal: None)
+    monkeypatch.setattr("av.codec.hwaccel.HWAccel", lambda *arguments, **options: None)
+    monkeypatch.setattr(av, "open", lambda *arguments, **options: real(*arguments))  # decodes, but not on a GPU
+    video = source.Source(clip, fps=0, gpu=0)
+    assert video.decoder == "cpu"
+    assert "decoding on the CPU" in caplog.text
+    seen = []
+    video.on_packet = lambda packet: seen.append((packet.pts, packet.dts))
+    assert sum(1 for _ in video.frames()) == 132
+    video.close()
+    with real(clip) as container:
+        assert seen == [(p.pts, p.dts) for p in container.demux(video=0) if p.size]

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from fractions import Fraction
 from typing import Any
 
@@ -101,6 +102,7 @@ class Source:
         if self._size is not None or self.format not in ("nv12", "p010"):
             log.warning("%s: decoding on the CPU, since frames are converted to %s there", self.url, self.format)
             return None
+        clock, demuxed = copy(self._clock), list(self._demuxed)
         try:
             from av.codec.hwaccel import HWAccel
 
@@ -122,6 +124,8 @@ class Source:
             self.decoder = "nvdec"
             return container
         except NO_NVDEC as problem:
+            # What was demuxed for the trial comes again.
+            self._clock, self._demuxed = clock, demuxed
             log.warning("%s: decoding on the CPU, not on cuda:%d: %s", self.url, ordinal, problem)
             return None
 
