@@ -483,11 +483,6 @@ cdef class FrameReader:
         self.hang_up_if_idle()
 
     @property
-    def pace(self):
-        """What predictive waiting knows: (interval, jitter, how late the kernel wakes us), in nanoseconds."""
-        return self.ring.pace.interval_ns, self.ring.pace.jitter_ns, self.ring.pace.late_ns
-
-    @property
     def counters(self):
         """(received, lost, skipped, held, overwritten)"""
         if self.pending_mask and not is_inherited(self.generation):

@@ -7,8 +7,8 @@
  * Due time and interval follow the publisher's timestamps as a phase-locked loop follows a clock: each frame moves
  * the due time by a part of how far it was off, and the interval by a smaller one. The mean of how far frames are off
  * is the jitter (as TCP estimates round trips, Jacobson 1988). How late the kernel wakes us is measured as well.
- * While the two together would burn more than 1/CF_PACE_SHARE of the time, the source counts as irregular and there
- * is no window: the caller sleeps as usual. */
+ * While the look-out before a frame is due would take more than 1/CF_PACE_SHARE of the time, the source counts as
+ * irregular and there is no window: the caller sleeps as usual. */
 #ifndef CUFRAMES_PACE_H
 #define CUFRAMES_PACE_H
 

@@ -12,11 +12,6 @@ cdef extern from "_ring.h" nogil:
         CF_NEWEST
         CF_ORDERED
 
-    ctypedef struct cf_pace:
-        int64_t interval_ns
-        int64_t jitter_ns
-        int64_t late_ns
-
     ctypedef struct cf_writer:
         uint32_t ring_size
         uint32_t policy
@@ -43,7 +38,6 @@ cdef extern from "_ring.h" nogil:
         uint32_t max_held
         int mode
         int wait
-        cf_pace pace
         bint pins
         bint strict
         bint counted

@@ -68,8 +68,8 @@ class Subscriber(Receiver[Frame]):
         Views taken by DLPack are ordered on the consumer's stream as well.
     wait : {"block", "spin", "predictive"}
         Sleep until a frame comes; or burn a core for the last microseconds of latency; or, for a source with a steady
-        rate, sleep until just before the next frame is due and burn at most 3 % of a core. While the source is
-        irregular the last is like ``block``.
+        rate, sleep until just before the next frame is due and look for it then, for 2 % of the time, or 4 % when it
+        is late. While the source is irregular the last is like ``block``.
     max_held : int, optional
         Frames that may be out at a time; default: half the ring, at least 1.
     connect_timeout : float, optional
