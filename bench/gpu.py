@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy
+from measure import percentiles
 
 import cuframes
 from cuframes.memory import driver
@@ -43,11 +43,6 @@ with stream, cuframes.Subscriber(key, mode="ordered", wait=wait, stream=stream) 
         frame.release(stream)
 print(json.dumps([taken[100:], launched[100:]]))
 """
-
-
-def percentiles(values):
-    p50, p99 = numpy.percentile(values, [50, 99]) / 1000
-    return {"p50_us": round(float(p50), 2), "p99_us": round(float(p99), 2), "n": len(values)}
 
 
 def floor():
