@@ -10,6 +10,8 @@ One process publishes, any number of others subscribe and see the same memory::
             luma, chroma = map(numpy.asarray, frame.planes)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from cuframes._frame import Frame, WritableFrame
 from cuframes._mapped import monotonic_ns
 from cuframes._version import __version__
@@ -36,6 +38,9 @@ from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader,
 from cuframes.publisher import Publisher, PublisherStats, SubscriberInfo
 from cuframes.subscriber import Subscriber, SubscriberStats
 from cuframes.waiting import wait_any
+
+if TYPE_CHECKING:
+    from cuframes import framecache as framecache
 
 __all__ = [
     "AlreadyExists",
@@ -69,8 +74,17 @@ __all__ = [
     "TooManyHeld",
     "WritableFrame",
     "__version__",
+    "framecache",
     "list_packet_rings",
     "list_publishers",
     "monotonic_ns",
     "wait_any",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "framecache":  # on first use, since it imports NumPy, which takes longer than all the rest
+        import importlib
+
+        return importlib.import_module("cuframes.framecache")
+    raise AttributeError(f"module 'cuframes' has no attribute {name!r}")

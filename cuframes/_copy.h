@@ -45,6 +45,16 @@ static inline void cf_copy_vectors(char *dst, const char *src, size_t size, bool
 /* Copy bytes through the cache. */
 static inline void cf_copy(char *dst, const char *src, size_t size) { cf_copy_vectors(dst, src, size, false); }
 
+/* Copy bytes that the other side may be writing, or reading, at the same time. Such a copy may be torn, which is found out
+ * afterwards; the thread sanitizer is told to look away. */
+#if defined(__SANITIZE_THREAD__)
+__attribute__((no_sanitize("thread"), noinline)) static void cf_copy_racing(char *dst, const char *src, size_t size) {
+    for (size_t i = 0; i < size; i++) ((volatile char *)dst)[i] = ((const volatile char *)src)[i];
+}
+#else
+static inline void cf_copy_racing(char *dst, const char *src, size_t size) { cf_copy(dst, src, size); }
+#endif
+
 /* Copy bytes past the cache. cf_copy_fence() has to follow before anybody is told of them. */
 static inline void cf_copy_past(char *dst, const char *src, size_t size) { cf_copy_vectors(dst, src, size, true); }
 

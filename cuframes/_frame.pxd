@@ -1,19 +1,11 @@
-from libc.stdint cimport int64_t
-
 from cuframes._core cimport FrameReader, FrameWriter, WriteLease
 from cuframes._ring cimport cf_taken
 from cuframes._views cimport View
 
 
 cdef extern from "_copy.h" nogil:
-    enum:
-        CF_COPY_LARGE
     ctypedef struct cf_copier:
         pass
-    void cf_copy_rows(char* dst, Py_ssize_t dst_pitch, const char* src, Py_ssize_t src_pitch, size_t row_bytes,
-                      size_t rows, bint past)
-    bint cf_copier_choose(const cf_copier* c)
-    void cf_copier_note(cf_copier* c, bint past, int64_t took_ns)
 
 
 cdef struct Geometry:

@@ -6,8 +6,7 @@ from cpython.buffer cimport PyBuffer_Release
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of
 from cuframes._ring cimport cf_reader_valid
-from cuframes._shm cimport cf_now_ns
-from cuframes._source cimport Rows, Source, plain_rows, source_of
+from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
 from cuframes._status cimport nanoseconds_of
 from cuframes._views cimport Plane, View
 
@@ -287,32 +286,7 @@ cdef class WritableFrame(View):
         return f"<WritableFrame {self.format} {self.width}x{self.height}>"
 
 
-# ---- copying an array-like in
-# -----------------------------------------------------------------------------------------
-
-cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GIL; getting it back can take a while
-
-
-cdef void copy_planes(FrameLayout layout, const Rows* rows, char* target) noexcept nogil:
-    cdef bint large = layout.tight_bytes >= CF_COPY_LARGE
-    cdef bint past = large and cf_copier_choose(&layout.copier)
-    cdef int64_t begin = cf_now_ns() if large else 0
-    cdef Geometry* g
-    cdef int i
-    for i in range(layout.planes):
-        g = &layout.plane[i]
-        cf_copy_rows(target + g.offset, g.step[0], rows[i].address, rows[i].pitch, g.row_bytes, g.rows, past)
-    if large:
-        cf_copier_note(&layout.copier, past, cf_now_ns() - begin)
-
-
-cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept:
-    if layout.tight_bytes < LARGE:
-        copy_planes(layout, rows, target)
-    else:
-        with nogil:
-            copy_planes(layout, rows, target)
-
+# ---- copying an array-like in --------------------------------------------------------------------------------------
 
 cdef int fill(FrameWriter writer, Source source, char* target, void* stream) except -1:
     """Copy the rows into the begun slot; on a GPU, queue the copy."""

@@ -11,6 +11,16 @@ cdef class Mapping:
     cdef readonly bint writable
 
 
+cdef class Borrowed:
+    cdef object keeper
+    cdef const char* address
+    cdef Py_ssize_t size
+    cdef bint readonly
+
+
+cdef Borrowed Borrowed_make(object keeper, const char* address, Py_ssize_t size, bint readonly)
+
+
 cdef class Slots:
     cdef char* address[16]
     cdef void* event[16]

@@ -3,6 +3,7 @@
 Nothing here takes part in a ring; ``_core`` does.
 """
 
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
@@ -53,6 +54,22 @@ cdef class Mapping:
     def __dealloc__(self):
         if self.address != NULL:
             c_munmap(self.address, <size_t>self.size)
+
+
+cdef class Borrowed:
+    """Bytes of a mapping, as a buffer that keeps them mapped."""
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, <void*>self.address, self.size, self.readonly, flags)
+
+
+cdef Borrowed Borrowed_make(object keeper, const char* address, Py_ssize_t size, bint readonly):
+    cdef Borrowed borrowed = Borrowed.__new__(Borrowed)
+    borrowed.keeper = keeper
+    borrowed.address = address
+    borrowed.size = size
+    borrowed.readonly = readonly
+    return borrowed
 
 
 def monotonic_ns():

@@ -38,16 +38,6 @@ static inline uint64_t cf_packet_segment_size(uint32_t ring_slots, uint32_t data
     return sizeof(cf_packet_header) + (uint64_t)ring_slots * sizeof(cf_packet_slot) + data_size;
 }
 
-/* The one place where bytes are written and read that the other side may be reading and writing. Such a copy may be torn,
- * which is found out afterwards; the thread sanitizer is told to look away. */
-#if defined(__SANITIZE_THREAD__)
-__attribute__((no_sanitize("thread"), noinline)) static void cf_packet_copy(char *dst, const char *src, size_t size) {
-    for (size_t i = 0; i < size; i++) ((volatile char *)dst)[i] = ((const volatile char *)src)[i];
-}
-#else
-static inline void cf_packet_copy(char *dst, const char *src, size_t size) { cf_copy(dst, src, size); }
-#endif
-
 /* ---- the writer --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -66,7 +56,7 @@ static inline void cf_packet_writer_extradata(cf_packet_writer *w, const char *b
     cf_packet_header *h = w->shared;
     cf_store_relaxed_u32(&h->codec_extradata_size, 0); /* PAIRS WITH: reader extradata */
     cf_fence_full();
-    cf_packet_copy((char *)h->codec_extradata, bytes, size);
+    cf_copy_racing((char *)h->codec_extradata, bytes, size);
     cf_store_release_u32(&h->codec_extradata_size, size);
 }
 
@@ -109,8 +99,8 @@ static inline int cf_packet_writer_put(cf_packet_writer *w, const char *bytes, u
     cf_store_relaxed(&slot->seq, CF_SEQ_INVALID);  /* P1. PAIRS WITH: reader, G3 */
     cf_store_relaxed(&h->write_offset, offset + size); /* P2. PAIRS WITH: reader, G4 */
     cf_fence_full();
-    cf_packet_copy(w->data + at, bytes, first); /* P3 */
-    cf_packet_copy(w->data, bytes + first, size - first);
+    cf_copy_racing(w->data + at, bytes, first); /* P3 */
+    cf_copy_racing(w->data, bytes + first, size - first);
     cf_store_relaxed_i64(&slot->pts_ns, pts_ns);
     cf_store_relaxed_i64(&slot->dts_ns, dts_ns);
     cf_store_relaxed(&slot->data_offset, offset);
@@ -229,8 +219,8 @@ static inline const char *cf_packet_bytes(const cf_packet_reader *r, const cf_pa
 static inline bool cf_packet_read(const cf_packet_reader *r, const cf_packet *p, char *out) {
     size_t at = p->offset % r->data_size;
     size_t first = p->size < r->data_size - at ? p->size : r->data_size - at;
-    cf_packet_copy(out, r->data + at, first);
-    cf_packet_copy(out + first, r->data, p->size - first);
+    cf_copy_racing(out, r->data + at, first);
+    cf_copy_racing(out + first, r->data, p->size - first);
     return cf_packet_whole(r, p);
 }
 
@@ -372,9 +362,9 @@ static inline uint32_t cf_packets_extradata(const cf_packet_reader *r, char *out
     for (int tries = 0; tries < 1000; tries++) {
         uint32_t size = cf_load_acquire_u32(&h->codec_extradata_size);
         if (size > CF_PKT_EXTRADATA_MAX) return size; /* for the caller to complain about */
-        cf_packet_copy(out, (const char *)h->codec_extradata, size);
+        cf_copy_racing(out, (const char *)h->codec_extradata, size);
         cf_fence_acquire();
-        cf_packet_copy(again, (const char *)h->codec_extradata, size);
+        cf_copy_racing(again, (const char *)h->codec_extradata, size);
         cf_fence_acquire();
         if (cf_load_acquire_u32(&h->codec_extradata_size) != size) continue;
         if (size == 0 && tries < 3 && cf_load_acquire(&h->global_seq)) { /* perhaps it is just being changed */

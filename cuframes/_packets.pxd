@@ -109,9 +109,3 @@ cdef class Packet:
     cdef PacketRing ring
     cdef readonly object data
     cdef readonly uint64_t lost
-
-
-cdef class Borrowed:
-    cdef PacketRing ring
-    cdef const char* address
-    cdef Py_ssize_t size

@@ -4,12 +4,12 @@ The algorithm is C (``_packets.h``) and runs without the GIL wherever it waits o
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
-from cuframes._mapped cimport Mapping
+from cuframes._mapped cimport Borrowed_make, Mapping
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_store_release_u32
 from cuframes._status cimport *
 
@@ -227,7 +227,7 @@ cdef class PacketRing:
             there = cf_packet_bytes(&self.ring, found)
         if there != NULL:
             packet.ring = self
-            packet.data = memoryview(Borrowed_make(self, there, found.size))
+            packet.data = memoryview(Borrowed_make(self, there, found.size, True))
         else:
             packet.data = PyBytes_FromStringAndSize(NULL, found.size)
             out = PyBytes_AsString(packet.data)
@@ -291,21 +291,6 @@ cdef class PacketRing:
     def counters(self):
         """(received, lost)"""
         return self.ring.received, self.ring.lost
-
-
-cdef class Borrowed:
-    """Bytes in the ring, as a read-only buffer that keeps them mapped."""
-
-    def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, <void*>self.address, self.size, True, flags)
-
-
-cdef Borrowed Borrowed_make(PacketRing ring, const char* address, Py_ssize_t size):
-    cdef Borrowed borrowed = Borrowed.__new__(Borrowed)
-    borrowed.ring = ring
-    borrowed.address = address
-    borrowed.size = size
-    return borrowed
 
 
 @cython.freelist(64)

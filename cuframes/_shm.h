@@ -68,6 +68,8 @@
 
 #define CF_CACHE_VERSION 1u
 #define CF_CACHE_HEADER_SIZE 4096u
+#define CF_CACHE_DEFAULT_DEPTH 120u /* what C clients assume */
+#define CF_CACHE_MIN_DEPTH 2u       /* with one entry, a frame would be overwritten as soon as it is there */
 
 /* cf_frame_header.ext_flags; the same bits travel in the handshake */
 #define CF_EXT_PINS 1u          /* readers pin slots, the publisher honours it */
@@ -233,13 +235,17 @@ typedef struct {
     uint32_t pixel_format;
     uint32_t frame_size;
     uint32_t ring_depth;
-    uint32_t futex; /* reserved; 1: the writer also wakes the low half of write_cursor */
-    uint64_t write_cursor;   /* atomic */
-    uint64_t dropped_frames; /* atomic */
+    uint32_t futex; /* reserved; atomic; 1: the writer also wakes the low half of write_cursor */
+    uint64_t write_cursor;   /* atomic; frames ever written, which is the number of the next one */
+    uint64_t dropped_frames; /* atomic; the writer's own */
     char source_type[32];
     char slot_id[64];
-    uint8_t pad[3944];
+    /* behind what the format names, up to the first entry */
+    uint64_t writer_pid; /* whoever holds the writer's lock; means nothing when nobody does */
+    uint8_t pad[3936];
 } cf_cache_header;
+
+/* Not always aligned: the next one comes 24 + frame_size bytes later. */
 
 typedef struct {
     uint64_t pts_us;
@@ -355,6 +361,7 @@ typedef struct {
     X(cf_cache_header, dropped_frames, 48, 8)              \
     X(cf_cache_header, source_type, 56, 32)                \
     X(cf_cache_header, slot_id, 88, 64)                    \
+    X(cf_cache_header, writer_pid, 152, 8)                 \
     X(cf_cache_entry, pts_us, 0, 8)                        \
     X(cf_cache_entry, wall_us, 8, 8)                       \
     X(cf_cache_entry, size, 16, 4)                         \

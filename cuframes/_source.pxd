@@ -2,6 +2,11 @@ from cuframes._cuda cimport Device
 from cuframes._frame cimport FrameLayout
 
 
+cdef extern from "_copy.h" nogil:
+    void cf_copy_rows(char* dst, Py_ssize_t dst_pitch, const char* src, Py_ssize_t src_pitch, size_t row_bytes,
+                      size_t rows, bint past)
+
+
 cdef struct Rows:
     const char* address
     Py_ssize_t pitch
@@ -40,3 +45,4 @@ cdef class Source:
 
 cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1
 cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src)
+cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept

@@ -1,19 +1,28 @@
 """Array-likes as rows of planes: where the bytes of a frame to be published are, on the host or on a GPU.
 
-Everything that can be wrong with an array is found here, before a slot of the ring is taken. Nothing is copied, except
-for arrays whose rows are not contiguous.
+Everything that can be wrong with an array is found here, before a slot of the ring is taken. Nothing is copied while
+looking, except for arrays whose rows are not contiguous; :func:`copy_frame` then copies the rows into a slot.
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.buffer cimport PyBuffer_Release
 from cpython.object cimport PyObject
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 
 from cuframes._cuda cimport CF_CUDA_STREAM_LEGACY, Device, check_driver
 from cuframes._dlpack cimport PyCapsule_GetPointer, PyCapsule_SetName, cf_dl_managed, cf_dl_tensor
-from cuframes._frame cimport FrameLayout
+from cuframes._frame cimport FrameLayout, Geometry, cf_copier
+from cuframes._shm cimport cf_now_ns
 
 from cuframes.formats import ALIASES
+
+
+cdef extern from "_copy.h" nogil:
+    enum:
+        CF_COPY_LARGE
+    bint cf_copier_choose(const cf_copier* c)
+    void cf_copier_note(cf_copier* c, bint past, int64_t took_ns)
+
 
 cdef int DL_CUDA = 2
 cdef int DL_CUDA_MANAGED = 13
@@ -346,6 +355,30 @@ cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src):
     else:
         source.frame(src)
     return source
+
+
+cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GIL; getting it back can take a while
+
+
+cdef void copy_planes(FrameLayout layout, const Rows* rows, char* target) noexcept nogil:
+    cdef bint large = layout.tight_bytes >= CF_COPY_LARGE
+    cdef bint past = large and cf_copier_choose(&layout.copier)
+    cdef int64_t begin = cf_now_ns() if large else 0
+    cdef Geometry* g
+    cdef int i
+    for i in range(layout.planes):
+        g = &layout.plane[i]
+        cf_copy_rows(target + g.offset, g.step[0], rows[i].address, rows[i].pitch, g.row_bytes, g.rows, past)
+    if large:
+        cf_copier_note(&layout.copier, past, cf_now_ns() - begin)
+
+
+cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept:
+    if layout.tight_bytes < LARGE:
+        copy_planes(layout, rows, target)
+    else:
+        with nogil:
+            copy_planes(layout, rows, target)
 
 
 def dlpack_pointer(buffer):

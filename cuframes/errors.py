@@ -91,10 +91,12 @@ class NoCodecParameters(CuframesError):
 
 
 class OutOfSharedMemory(CuframesError, OSError):
-    """The memory for a segment could not be reserved; the message says how much was needed and how much is free."""
+    """The memory for a segment could not be reserved: ``needed`` and ``free`` bytes, None where that is not known."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, needed: int | None = None, free: int | None = None) -> None:
         OSError.__init__(self, errno.ENOSPC, message)
+        self.needed = needed
+        self.free = free
 
     def __str__(self) -> str:
         return str(self.strerror)

@@ -1,7 +1,6 @@
 """Encoded packets: share them beside frames or alone, and read them in other processes."""
 
 import os
-import threading
 import time
 from collections.abc import Iterable
 from enum import IntFlag
@@ -22,7 +21,7 @@ from cuframes._packets import (
 from cuframes.codecs import codec_id, codec_name
 from cuframes.errors import Disconnected, NoCodecParameters, NoPacketRing, NotFound, ProtocolError
 from cuframes.names import check_key, group_id, packets_name
-from cuframes.receiver import Receiver
+from cuframes.receiver import WatchedReceiver
 from cuframes.segment import OwnedSegment, inspect, open_segment
 from cuframes.session import client
 
@@ -219,7 +218,7 @@ class PacketReaderStats(NamedTuple):
         return PacketReaderStats(self.received + other[0], self.lost + other[1])
 
 
-class PacketReader(Receiver[Packet]):
+class PacketReader(WatchedReceiver[Packet]):
     """Read the packets of a key, each publisher's in order.
 
     Parameters
@@ -271,7 +270,6 @@ class PacketReader(Receiver[Packet]):
         self.reconnect = reconnect
         self._spin = wait == "spin"
         self._past = PacketReaderStats(0, 0)
-        self._event_fd = -1
         self._join(STARTS[start], connect_timeout, rejoined=False)
         self._closed = False
         lifetime.register(self)
@@ -306,8 +304,7 @@ class PacketReader(Receiver[Packet]):
         if old is not None:
             old.close()
             self._past = self._past.plus(old.counters)
-        if self._event_fd >= 0:
-            self._watch()
+        self._watch()
 
     def next(self, timeout: float | None = None, *, copy: bool = True) -> Packet:
         """The next packet. Waits without the GIL.
@@ -361,6 +358,9 @@ class PacketReader(Receiver[Packet]):
             raise ValueError("the reader is closed")
         return self._ring
 
+    def _watched(self) -> PacketRing:
+        return self._joined()
+
     @property
     def codec_id(self) -> int:
         """FFmpeg's AVCodecID of the stream."""
@@ -388,30 +388,6 @@ class PacketReader(Receiver[Packet]):
             )
         return extradata
 
-    def fileno(self) -> int:
-        """A descriptor for ``select``, ``poll`` and event loops: readable when ``next(timeout=0)`` has something to
-        say.
-
-        It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. The first call starts a thread that
-        sleeps on the ring.
-        """
-        if self._closed:
-            raise ValueError("the reader is closed")
-        if self._event_fd < 0:
-            self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._watch()
-        return self._event_fd
-
-    def _watch(self) -> None:
-        os.eventfd_write(self._event_fd, 1)  # for packets that are there already
-        ring = self._joined()
-        ring.set_event(self._event_fd)
-        # The thread has a descriptor of its own, and no reference to us: we may be closed, and collected, while it
-        # sleeps.
-        event = os.dup(self._event_fd)
-        name = f"cuframes:{self.key}-packets"
-        threading.Thread(target=_feed, args=(ring, event), name=name, daemon=True).start()
-
     def ring(self) -> PacketRing:
         """What :func:`wait_any` waits on."""
         return self._joined()
@@ -430,25 +406,11 @@ class PacketReader(Receiver[Packet]):
         self._past = self.stats()
         self._ring = None  # a thread in next() still has it, and packets that were not copied do
         ring.close()
-        if self._event_fd >= 0:
-            ring.set_event(-1)
-            os.close(self._event_fd)
-            self._event_fd = -1
-
-    def _forget(self) -> None:
-        self._closed = True
-        if self._event_fd >= 0:
-            os.close(self._event_fd)
+        ring.set_event(-1)
+        self._forget()
 
     def __repr__(self) -> str:
         return f"<PacketReader of {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"
-
-
-def _feed(ring: PacketRing, event: int) -> None:
-    try:
-        ring.watch(event)
-    finally:
-        os.close(event)
 
 
 def _open(key: str) -> int:

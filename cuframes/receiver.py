@@ -1,10 +1,12 @@
-"""What subscribers and packet readers have in common: iterating, waiting in an event loop, and reconnecting."""
+"""What subscribers and readers have in common: iterating, waiting in an event loop, and reconnecting."""
 
 import contextlib
+import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from cuframes.errors import Disconnected, Timeout
 from cuframes.session.client import POLL_SECONDS
@@ -12,7 +14,7 @@ from cuframes.session.client import POLL_SECONDS
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Receiver"]
+__all__ = ["Receiver", "WatchedReceiver"]
 
 T = TypeVar("T")
 
@@ -29,6 +31,7 @@ class Receiver(Generic[T]):
     reconnect: bool
     _closed: bool = True
     _what = "receiver"
+    _source = "publisher of"
 
     def _take(self, timeout: float | None) -> T:
         """The next thing, within `timeout` seconds. Raises Timeout, and Disconnected when the publisher has ended."""
@@ -52,7 +55,7 @@ class Receiver(Generic[T]):
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._rejoin(left):
-                raise Timeout(f"no publisher of {self.key!r} came back in time")
+                raise Timeout(f"no {self._source} {self.key!r} came back in time")
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             with contextlib.suppress(Disconnected):
                 return take(left)
@@ -137,3 +140,61 @@ class Receiver(Generic[T]):
 def _wake(ready: "asyncio.Future[None]") -> None:
     if not ready.done():  # it is cancelled when the iteration is
         ready.set_result(None)
+
+
+class Watched(Protocol):
+    """A ring that a thread can watch."""
+
+    def set_event(self, fd: int) -> None:
+        """Drain this eventfd when nothing is left."""
+
+    def watch(self, fd: int) -> None:
+        """Feed this eventfd, until the end."""
+
+
+class WatchedReceiver(Receiver[T]):
+    """One whose publisher does not know it, and so cannot feed a descriptor: a thread that sleeps on the ring does."""
+
+    _event_fd = -1
+
+    def _watched(self) -> Watched:
+        """The ring that is joined now. Raises ValueError when closed."""
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        """A descriptor for ``select``, ``poll`` and event loops: readable when there may be something to take.
+
+        It stays readable until a call with ``timeout=0`` has raised :class:`Timeout`. The first call starts a thread
+        that sleeps on the ring.
+        """
+        if self._closed:
+            raise ValueError(f"the {self._what} is closed")
+        if self._event_fd < 0:
+            self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._watch()
+        return self._event_fd
+
+    def _watch(self) -> None:
+        """Watch the ring that is joined now, if anybody polls."""
+        if self._event_fd < 0:
+            return
+        os.eventfd_write(self._event_fd, 1)  # for what is there already
+        ring = self._watched()
+        ring.set_event(self._event_fd)
+        # The thread has a descriptor of its own, and no reference to us: we may be closed, and collected, while it
+        # sleeps.
+        event = os.dup(self._event_fd)
+        threading.Thread(target=_feed, args=(ring, event), name=f"cuframes:{self.key}", daemon=True).start()
+
+    def _forget(self) -> None:
+        self._closed = True
+        if self._event_fd >= 0:
+            os.close(self._event_fd)
+            self._event_fd = -1
+
+
+def _feed(ring: Watched, event: int) -> None:
+    try:
+        ring.watch(event)
+    finally:
+        os.close(event)

@@ -55,15 +55,23 @@ def reserve(fd: int, size: int, what: str) -> None:
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+        # EFBIG: more than any file of this file system can have.
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
             raise
-        free = os.fstatvfs(fd)
-        available = free.f_bavail * free.f_frsize if free.f_blocks else 0
-        where = f"; {available} bytes are free there" if available or free.f_blocks else ""
+        free = free_bytes(fd)
+        where = "" if free is None else f"; {free} bytes are free there"
         raise OutOfSharedMemory(
             f"{what} needs {size} bytes of shared memory{where}. Free some (cuframes gc), use a smaller ring, or give "
-            "the container more (docker run --shm-size)"
+            "the container more (docker run --shm-size)",
+            size,
+            free,
         ) from error
+
+
+def free_bytes(fd: int) -> int | None:
+    """Bytes that are free on the file system of an open file; None where it has no limit of its own."""
+    there = os.fstatvfs(fd)
+    return there.f_bavail * there.f_frsize if there.f_blocks else None
 
 
 def create_memfd(name: str, size: int) -> tuple[int, Mapping]:

@@ -1,5 +1,6 @@
 import itertools
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -38,6 +39,27 @@ def key():
     for path in left:
         path.unlink()
     assert not left
+
+
+@pytest.fixture
+def slots(monkeypatch):
+    """A directory for framecache slots of its own, in shared memory, also for the processes that the test starts."""
+    path = Path(f"/dev/shm/framecache-test-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+    monkeypatch.setenv("CUFRAMES_FRAMECACHE_DIR", str(path))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def slot_id(slots):
+    """A fresh name for a slot; semaphores that are there without one are an error."""
+    name = f"t{os.getpid()}-{next(_numbers)}-{uuid.uuid4().hex[:6]}"
+    yield name
+    left = list(Path("/dev/shm").glob(f"sem.framecache-{name}*"))
+    orphans = [path.name for path in left if not (slots / path.name[len("sem.framecache-") : -len("-write")]).exists()]
+    for path in left:
+        path.unlink()
+    assert not orphans
 
 
 @pytest.fixture(scope="session")

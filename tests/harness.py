@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 
 WORKERS = Path(__file__).parent / "workers"
+PROGRAMS = Path(__file__).parent / "c"
 
 
 class Worker:
-    """A script of tests/workers in a process of its own. It prints JSON lines; the first says that it is ready."""
+    """A script of tests/workers, or a program, in a process of its own. It prints JSON lines; the first says that it is
+    ready.
+    """
 
     def __init__(self, script, *arguments, wait_ready=True):
-        command = [sys.executable, "-W", "error", str(WORKERS / script), *map(str, arguments)]
+        program = [script] if isinstance(script, Path) else [sys.executable, "-W", "error", str(WORKERS / script)]
+        command = [*program, *map(str, arguments)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if wait_ready:
             assert self.read() == "ready"
@@ -93,3 +97,11 @@ def in_namespace(script, shm_bytes):
     if probe.returncode:
         pytest.skip("mount namespaces are not available here")
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def compile_program(name, folder, *options):
+    """A program of tests/c, compiled; its path."""
+    out = folder / name
+    command = ["gcc", "-std=c11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror", *options]
+    subprocess.run([*command, str(PROGRAMS / f"{name}.c"), "-pthread", "-o", str(out)], check=True, timeout=120)
+    return out

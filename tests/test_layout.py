@@ -69,6 +69,7 @@ def test_additions_lie_where_other_programs_look_for_them():
     assert ROWS["cf_slot", "pin_bitmap"] == (128, 8)
     assert ROWS["cf_slot", "frame_no"] == (136, 8)
     assert ROWS["cf_slot", "published_ns"] == (144, 8)
+    assert ROWS["cf_cache_header", "writer_pid"] == (152, 8)
     assert [ROWS["cf_subscriber", f][0] for f in ("received", "lost", "skipped", "held")] == [64, 72, 80, 88]
 
 

@@ -4,10 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from harness import compile_program
 
 import cuframes
 
-HERE = Path(__file__).parent
 SANITIZERS = {
     "thread": ["-O1", "-fsanitize=thread", "-fno-sanitize-recover=all"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -22,12 +22,9 @@ def build(tmp_path_factory):
 
     def program(name, sanitizer):
         if (name, sanitizer) not in built:
-            out = tmp_path_factory.mktemp("race") / name
-            include = Path(cuframes.__file__).parent
-            command = ["gcc", "-std=c11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror", f"-I{include}"]
-            command += [*SANITIZERS[sanitizer], "-pthread", str(HERE / "c" / f"{name}.c"), "-o", str(out)]
-            subprocess.run(command, check=True, timeout=120)
-            built[name, sanitizer] = out
+            include = f"-I{Path(cuframes.__file__).parent}"
+            folder = tmp_path_factory.mktemp("race")
+            built[name, sanitizer] = compile_program(name, folder, include, *SANITIZERS[sanitizer])
         return built[name, sanitizer]
 
     return program
@@ -57,3 +54,9 @@ def test_no_race_and_no_torn_frame(build, sanitizer, policy, readers, frames):
 )
 def test_no_overwritten_byte_is_delivered(build, sanitizer, readers, packets, largest):
     run(build("packet_race", sanitizer), readers, packets, largest)
+
+
+@pytest.mark.parametrize("sanitizer", ["none", "thread", "address"])
+@pytest.mark.parametrize(("readers", "frame_size", "depth"), [(4, 512, 2), (4, 4096, 3), (5, 24, 5)])
+def test_no_torn_frame_out_of_a_tiny_slot(build, sanitizer, readers, frame_size, depth):
+    run(build("cache_race", sanitizer), readers, 100_000, frame_size, depth)

@@ -1,0 +1,129 @@
+# What _cache.h declares, and a slot's two ends for Python.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from cuframes._frame cimport FrameLayout
+from cuframes._mapped cimport Mapping
+
+
+cdef extern from "_shm.h" nogil:
+    const uint32_t CF_CACHE_MAGIC
+    const uint32_t CF_CACHE_VERSION
+    const uint32_t CF_CACHE_DEFAULT_DEPTH
+    const uint32_t CF_CACHE_MIN_DEPTH
+
+    ctypedef struct cf_cache_header:
+        uint32_t magic
+        uint32_t version
+        uint32_t width
+        uint32_t height
+        uint32_t fps_num
+        uint32_t fps_den
+        uint32_t pixel_format
+        uint32_t frame_size
+        uint32_t ring_depth
+        uint32_t futex
+        uint64_t write_cursor
+        uint64_t dropped_frames
+        char[32] source_type
+        char[64] slot_id
+        uint64_t writer_pid
+
+
+cdef extern from "_cache.h" nogil:
+    enum:
+        CF_CACHE_NEXT
+        CF_CACHE_LATEST
+        CF_CACHE_OLDEST
+
+    ctypedef struct cf_cache_shape:
+        uint32_t frame_size
+        uint32_t depth
+
+    ctypedef struct cf_cache_writer:
+        cf_cache_shape shape
+        uint64_t cursor
+
+    ctypedef struct cf_cache_reader:
+        cf_cache_shape shape
+        bint newest
+        bint unlocked
+        int event_fd
+        uint64_t received
+        uint64_t dropped
+        uint64_t lapped
+
+    ctypedef struct cf_cache_frame:
+        uint64_t seq
+        uint64_t pts_us
+        uint64_t wall_us
+        uint32_t size
+        const char* pixels
+
+    uint64_t cf_cache_size(uint32_t frame_size, uint32_t depth)
+    void cf_cache_format(cf_cache_header* h, uint32_t frame_size, uint32_t depth)
+
+    int cf_cache_writer_init(cf_cache_writer* w, void* segment, uint64_t size, int fd, uint64_t pid)
+    int cf_cache_begin(cf_cache_writer* w, char** pixels)
+    void cf_cache_commit(cf_cache_writer* w, uint32_t size, uint64_t pts_us, uint64_t wall_us)
+    void cf_cache_abandon(cf_cache_writer* w)
+    void cf_cache_drop(cf_cache_writer* w, uint64_t count)
+    void cf_cache_writer_leave(cf_cache_writer* w)
+
+    int cf_cache_reader_init(cf_cache_reader* r, const void* segment, uint64_t size, int fd, int start)
+    uint64_t cf_cache_cursor(const cf_cache_reader* r)
+    int cf_cache_look(const cf_cache_reader* r, uint64_t seq, cf_cache_frame* f)
+    int cf_cache_find(cf_cache_reader* r, cf_cache_frame* f)
+    bint cf_cache_whole(const cf_cache_reader* r, uint64_t seq)
+    bint cf_cache_read(const cf_cache_reader* r, const cf_cache_frame* f, char* out)
+    uint64_t cf_cache_took(cf_cache_reader* r, const cf_cache_frame* f)
+    void cf_cache_lapped(cf_cache_reader* r)
+    int cf_cache_check(cf_cache_reader* r)
+    int cf_cache_wait(cf_cache_reader* r, int64_t deadline)
+    void cf_cache_watch(const cf_cache_reader* r, int event_fd)
+    void cf_cache_close(cf_cache_reader* r)
+
+
+cdef class CacheWriter:
+    cdef cf_cache_writer ring
+    cdef Mapping mapping
+    cdef FrameLayout layout
+    cdef object semaphore
+    cdef int generation
+    cdef bint closed
+
+    cdef int begin(self, char** pixels) except -1
+    cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0
+    cdef object write_bytes(self, Py_buffer* buffer, object pts_us, object wall_us)
+
+
+cdef class CacheRing:
+    cdef cf_cache_reader ring
+    cdef Mapping mapping
+    cdef FrameLayout layout
+    cdef uint32_t busy
+    cdef int fd  # plus 1; ours to close
+    cdef int generation
+
+    cdef SlotFrame take(self, int64_t deadline, bint copy, object out)
+    cdef SlotFrame read(self, const cf_cache_frame* found, bint copy, object out)
+    cdef int refuse(self, int status) except -1
+
+
+cdef class SlotFrame:
+    cdef cf_cache_frame found
+    cdef CacheRing ring
+    cdef FrameLayout layout
+    cdef readonly object data
+    cdef readonly uint64_t dropped
+
+
+cdef class WritableSlotFrame:
+    cdef CacheWriter writer
+    cdef char* pixels
+    cdef bint begun
+    cdef readonly object data
+    cdef readonly object seq
+    cdef public object pts_us
+    cdef public object wall_us
+
+    cdef void give_up(self) noexcept

@@ -1,0 +1,34 @@
+"""Framecache: raw frames in host memory, written once and read by any number of processes at their own pace.
+
+A slot is a file in /dev/shm that outlives its writers::
+
+    with cuframes.framecache.SlotWriter("sdi0", 1920, 1080, fps=(60000, 1001)) as writer:
+        writer.write(uyvy)
+
+    with cuframes.framecache.SlotReader("sdi0") as reader:
+        for frame in reader:
+            record(frame.data, frame.pts_us)
+
+Nothing here needs the service (``cuframes framecache serve``), which creates, lists and removes slots over HTTP.
+"""
+
+from cuframes._cache import SlotFrame, WritableSlotFrame
+from cuframes.framecache.client import Client
+from cuframes.framecache.reader import SlotReader, SlotReaderStats
+from cuframes.framecache.slots import SlotInfo, SlotParameters, create_slot, find_slot, list_slots, remove_slot
+from cuframes.framecache.writer import SlotWriter
+
+__all__ = [
+    "Client",
+    "SlotFrame",
+    "SlotInfo",
+    "SlotParameters",
+    "SlotReader",
+    "SlotReaderStats",
+    "SlotWriter",
+    "WritableSlotFrame",
+    "create_slot",
+    "find_slot",
+    "list_slots",
+    "remove_slot",
+]

@@ -1,0 +1,195 @@
+"""Reading a slot."""
+
+import time
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from cuframes import lifetime
+from cuframes._cache import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
+from cuframes.errors import Disconnected, NotFound
+from cuframes.framecache.slots import SlotInfo, attach, check_slot_id, info
+from cuframes.receiver import WatchedReceiver
+from cuframes.session.client import POLL_SECONDS
+
+__all__ = ["SlotReader", "SlotReaderStats"]
+
+STARTS = {"next": START_NEXT, "latest": START_LATEST, "oldest": START_OLDEST}
+
+
+class SlotReaderStats(NamedTuple):
+    """Frames ``read``, ``dropped`` because they were overwritten or passed over before they were read, and copies that
+    were ``lapped``: torn by the writer, thrown away, and made again. ``read`` and ``dropped`` add up to the frames that
+    went by; over all slots of the name with ``reconnect=True``.
+    """
+
+    read: int
+    dropped: int
+    lapped: int
+
+    def plus(self, other: tuple[int, int, int]) -> "SlotReaderStats":
+        """These and other counters together."""
+        return SlotReaderStats(self.read + other[0], self.dropped + other[1], self.lapped + other[2])
+
+
+class SlotReader(WatchedReceiver[SlotFrame]):
+    """Read the frames of a slot, at one's own pace.
+
+    Parameters
+    ----------
+    slot_id : str
+    start : {"next", "latest", "oldest"}
+        The first frame: the next one to be written, the newest that is there (if any), or the oldest that is still
+        whole.
+    mode : {"ordered", "newest"}
+        Every frame in order, as far as the slot still has them, or always the newest: what was passed over is counted
+        in ``dropped`` then, too.
+    connect_timeout : float, optional
+        Seconds to wait for the slot to appear; None waits for ever.
+    reconnect : bool
+        When the slot is removed, wait for one of its name instead of raising :class:`Disconnected`, and read that from
+        its oldest frame on.
+
+    Attributes
+    ----------
+    slot_id : str
+    width, height : int
+        Pixels.
+    format : str
+        Pixel format, FFmpeg's name.
+    fps : Fraction
+        Nominal frames per second.
+    ring_depth : int
+        Frames that the slot holds; ``ring_depth - 1`` of them can be read at any time.
+
+    Raises
+    ------
+    NotFound
+        There is no such slot.
+    ProtocolError, PermissionError, ValueError, TypeError
+
+    Notes
+    -----
+    A reader leaves no trace in the slot, which it maps read-only; any number may read. ``for`` and ``async for`` end
+    when the slot is removed. A slot whose writer has gone is still a slot: :meth:`read` waits for the next writer.
+    """
+
+    _what = "reader"
+    _source = "slot"
+
+    def __init__(
+        self,
+        slot_id: str,
+        *,
+        start: str = "next",
+        mode: str = "ordered",
+        connect_timeout: float | None = 5.0,
+        reconnect: bool = False,
+    ) -> None:
+        if start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}; not {start!r}")
+        if mode not in ("ordered", "newest"):
+            raise ValueError(f"mode must be ordered or newest, not {mode!r}")
+        self.slot_id = self.key = check_slot_id(slot_id)
+        self.reconnect = reconnect
+        self._newest = mode == "newest"
+        self._past = SlotReaderStats(0, 0, 0)
+        self._join(STARTS[start], connect_timeout)
+        self._closed = False
+        lifetime.register(self)
+
+    def _join(self, start: int, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                self._ring: CacheRing | None = attach(self.slot_id, start=start, newest=self._newest)
+                break
+            except NotFound:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+            time.sleep(POLL_SECONDS)
+        slot = info(self._ring)
+        self.width, self.height, self.format = slot.width, slot.height, slot.pixel_format
+        self.fps = Fraction(slot.fps_num, slot.fps_den or 1)
+        self.ring_depth = slot.ring_depth
+
+    def _join_next(self, timeout: float) -> None:
+        old = self._joined()
+        self._join(START_OLDEST, timeout)
+        old.close()
+        self._past = self._past.plus(old.counters)
+        self._watch()
+
+    def read(self, timeout: float | None = None, copy: bool = True, *, out: Any = None) -> SlotFrame:
+        """The next frame. Waits without the GIL.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; 0 looks once, None waits as long as it takes.
+        copy : bool
+            False leaves the pixels where they are: ``frame.data`` is a read-only view of the slot, and ``frame.valid``
+            says, after use, whether what was read is the frame.
+        out : writable buffer, optional
+            Where to copy the pixels, instead of a new array: contiguous, of the frame's size in bytes. It is
+            ``frame.data`` then.
+
+        Returns
+        -------
+        SlotFrame
+            ``dropped`` says how many were missed before it.
+
+        Raises
+        ------
+        Timeout
+            No frame came in time.
+        Disconnected
+            The slot was removed and everything in it has been read (never with ``reconnect=True``).
+        ProtocolError
+            The slot is damaged.
+        ValueError
+            The reader is closed, or `out` does not fit; the frame can be read with another one.
+        """
+        if out is not None and not copy:
+            raise ValueError("out= is for copies; leave copy=False out")
+        try:
+            return self._joined().next(timeout, copy, out)
+        except Disconnected:
+            if not self.reconnect:
+                raise
+        return self._take_reconnecting(lambda left: self._joined().next(left, copy, out), timeout)
+
+    def _take(self, timeout: float | None) -> SlotFrame:
+        return self._joined().next(timeout, True, None)
+
+    def _joined(self) -> CacheRing:
+        if self._ring is None:
+            raise ValueError("the reader is closed")
+        return self._ring
+
+    def _watched(self) -> CacheRing:
+        return self._joined()
+
+    def info(self) -> SlotInfo:
+        """The slot as it is now: frames written, measured rate, its writer."""
+        return info(self._joined())
+
+    def stats(self) -> SlotReaderStats:
+        """Counters so far; those of the end once it is closed."""
+        ring = self._ring
+        return self._past if ring is None else self._past.plus(ring.counters)
+
+    def close(self) -> None:
+        """Read no more. A thread that waits in :meth:`read` gets ValueError. Closing twice is fine."""
+        ring = self._ring
+        if self._closed or ring is None:
+            return
+        self._closed = True
+        self._past = self.stats()
+        self._ring = None  # a thread in read() still has it, and frames that were not copied do
+        ring.close()
+        ring.set_event(-1)
+        self._forget()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<SlotReader of {self.slot_id!r}, {self.format} {self.width}x{self.height}{state}>"

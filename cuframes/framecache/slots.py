@@ -1,0 +1,469 @@
+"""Slots as files: what they are called, and creating, opening, describing, listing and removing them.
+
+A slot is a file in the slots' directory, and a semaphore that C programs wait on. The file outlives its writers: it is
+there from creation to removal, whoever writes or reads. A new one is sized and formatted before it gets its name, so
+that nobody ever sees half of one, and a process that dies while creating leaves nothing behind.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import posix_ipc
+
+from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH, START_NEXT, CacheRing, format_slot, slot_size
+from cuframes._frame import FrameLayout
+from cuframes._mapped import Mapping
+from cuframes.errors import AlreadyExists, CuframesError, NotFound, ProtocolError
+from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format
+from cuframes.names import SEGMENT_DIR, group_id
+from cuframes.segment import reserve
+
+__all__ = [
+    "Rate",
+    "SlotInfo",
+    "SlotParameters",
+    "create_slot",
+    "find_slot",
+    "list_slots",
+    "remove_slot",
+    "slots_dir",
+]
+
+Rate = Fraction | int | float | str | tuple[int, int]
+
+# The number that stands for a pixel format in a slot's header; 0 is the format's own, the others are ours.
+CODES = {
+    name: code
+    for code, name in enumerate(
+        "uyvy422 yuyv422 nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra rgbp".split()  # noqa: SIM905
+    )
+}
+NAMES = {code: name for name, code in CODES.items()}
+REGISTRY = "registry.json"  # the service's list, in the same directory
+MAX_DEPTH = 4096
+MAX_FPS_PART = 10_000_000
+MEASURED_SECONDS = 2  # fps is that of the last so many seconds
+
+_SLOT_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,62}", re.ASCII)
+
+
+def slots_dir() -> Path:
+    """Where slots are: ``/dev/shm/framecache``, or what ``CUFRAMES_FRAMECACHE_DIR`` says."""
+    return Path(os.environ.get("CUFRAMES_FRAMECACHE_DIR") or SEGMENT_DIR / "framecache")
+
+
+def check_slot_id(slot_id: str) -> str:
+    """Return `slot_id`, or raise before it becomes part of a path.
+
+    Raises
+    ------
+    ValueError
+        Unless it is 1 to 63 characters of ``A-Z a-z 0-9 . _ -`` and begins with none of the dots; and
+        ``registry.json``, which is the name of the service's own list.
+    """
+    if not isinstance(slot_id, str):
+        raise TypeError(f"a slot_id is a str, not {type(slot_id).__name__}")
+    if not _SLOT_ID.fullmatch(slot_id):
+        raise ValueError(f"slot_id must be 1 to 63 characters of A-Z a-z 0-9 . _ -, the first no dot; not {slot_id!r}")
+    if slot_id == REGISTRY:
+        raise ValueError(f"{REGISTRY} is the service's own list; call the slot otherwise")
+    return slot_id
+
+
+def semaphore_name(slot_id: str) -> str:
+    """POSIX name of the semaphore that C programs wait on."""
+    return f"/framecache-{check_slot_id(slot_id)}-write"
+
+
+def rate(fps: Rate) -> Fraction:
+    """Frames per second as a fraction: ``25``, ``59.94``, ``(60000, 1001)``, ``"60000/1001"``."""
+    try:
+        given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(fps)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(f"fps is a number or a fraction, not {fps!r}") from None
+    return given.limit_denominator(1001) if isinstance(fps, float) else given
+
+
+class SlotParameters(NamedTuple):
+    """What a slot is created with, and keeps. ``pixel_format`` is FFmpeg's name, ``ring_depth`` counts frames."""
+
+    slot_id: str
+    width: int
+    height: int
+    fps_num: int
+    fps_den: int
+    pixel_format: str
+    source_type: str = ""
+    ring_depth: int = DEFAULT_DEPTH
+
+    def checked(self) -> "SlotParameters":
+        """These, with the format's own name for its aliases; raises ValueError or TypeError if they make no slot."""
+        check_slot_id(self.slot_id)
+        name = ALIASES.get(self.pixel_format, self.pixel_format)
+        FrameShape(pixel_format(name), self.width, self.height, align=1)
+        for what, value, least, most in (
+            ("ring_depth", self.ring_depth, MIN_DEPTH, MAX_DEPTH),
+            ("fps_num", self.fps_num, 1, MAX_FPS_PART),
+            ("fps_den", self.fps_den, 1, MAX_FPS_PART),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{what} must be an int, not {value!r}")
+            if not least <= value <= most:
+                raise ValueError(f"{what} must be {least} to {most}, not {value}")
+        if not isinstance(self.source_type, str) or "\0" in self.source_type:
+            raise ValueError(f"source_type must be text without NUL, not {self.source_type!r}")
+        if len(self.source_type.encode()) > 31:
+            raise ValueError(f"source_type has room for 31 bytes of UTF-8, not for {self.source_type!r}")
+        return self._replace(pixel_format=name)
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes of a frame."""
+        return FrameShape(FORMATS[self.pixel_format], self.width, self.height, align=1).nbytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the slot's file."""
+        return slot_size(self.frame_size, self.ring_depth)
+
+
+class SlotInfo(NamedTuple):
+    """A slot as its file shows it.
+
+    Attributes
+    ----------
+    slot_id, width, height, fps_num, fps_den, pixel_format, source_type, ring_depth
+        As for :func:`create_slot`. A pixel format that is not known here is ``"unknown (code)"``.
+    frame_size, size : int
+        Bytes of a frame, and of the whole file.
+    write_cursor : int
+        Frames ever written, which is the number of the next one.
+    fps : float or None
+        As measured over the last 2 seconds; 0 when none came in that time. None: unknown, since there were never two
+        frames, or their writer does not say when they were captured.
+    last_frame_age_s : float or None
+        Seconds since the newest frame was captured; None when that is unknown.
+    writer_pid : int or None
+        The writer, a pid of its own namespace; None when no process holds the slot's lock. (A C program that knows no
+        lock may be writing all the same: look at ``last_frame_age_s``.)
+    dropped_frames : int
+        Frames that the source lost, as the writer counts them.
+    """
+
+    slot_id: str
+    width: int
+    height: int
+    fps_num: int
+    fps_den: int
+    pixel_format: str
+    source_type: str
+    ring_depth: int
+    frame_size: int
+    size: int
+    write_cursor: int
+    fps: float | None
+    last_frame_age_s: float | None
+    writer_pid: int | None
+    dropped_frames: int
+
+    @property
+    def parameters(self) -> SlotParameters:
+        """What it was created with."""
+        return SlotParameters(*(getattr(self, name) for name in SlotParameters._fields))
+
+
+@contextlib.contextmanager
+def directory(*, create: bool = False) -> Iterator[int]:
+    """The slots' directory, open. Whoever creates must trust its owner: links in it could lead anywhere.
+
+    Raises
+    ------
+    NotFound
+        There is none, and so no slot.
+    PermissionError
+    """
+    path = slots_dir()
+    if create:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"there are no slots on this host: {path} does not exist") from None
+    except OSError as problem:
+        if problem.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise PermissionError(f"{path} is no directory of its own; remove it, or set CUFRAMES_FRAMECACHE_DIR") from None
+    try:
+        owner = os.fstat(fd).st_uid
+        if create and owner not in (0, os.getuid()):
+            raise PermissionError(
+                f"{path} belongs to uid {owner}; create slots as that user, or set CUFRAMES_FRAMECACHE_DIR"
+            )
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_slot(slot_id: str, *, writable: bool = False) -> int:
+    """A descriptor of a slot's file.
+
+    Raises
+    ------
+    NotFound, ProtocolError, PermissionError
+    """
+    check_slot_id(slot_id)
+    with directory() as folder:
+        mode = os.O_RDWR if writable else os.O_RDONLY
+        try:
+            fd = os.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except FileNotFoundError:
+            raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
+        except PermissionError:
+            raise PermissionError(f"the slot {slot_id!r} belongs to another user; create it with group=") from None
+        except OSError as problem:
+            if problem.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            raise ProtocolError(f"{slots_dir() / slot_id} is no regular file; remove it") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ProtocolError(f"{slots_dir() / slot_id} is no regular file; remove it")
+    return fd
+
+
+def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> CacheRing:
+    """A reader's end of a slot. Maps it read-only, and leaves no trace.
+
+    Raises
+    ------
+    NotFound, ProtocolError, PermissionError
+    """
+    fd = open_slot(slot_id)
+    try:
+        ring = CacheRing(fd, os.fstat(fd).st_size, start=start, newest=newest)
+    except OSError:
+        os.close(fd)
+        raise ProtocolError(f"{slots_dir() / slot_id} is empty, so it is no framecache slot; remove it") from None
+    except BaseException:
+        os.close(fd)
+        raise
+    ring.set_layout(layout_of(info(ring)))
+    return ring
+
+
+def layout_of(slot: SlotInfo | SlotParameters) -> FrameLayout | None:
+    """How the pixels of a slot lie in memory; None when its format is not known."""
+    try:
+        return FrameLayout(FrameShape(pixel_format(slot.pixel_format), slot.width, slot.height, align=1))
+    except ValueError:
+        return None
+
+
+def info(ring: CacheRing) -> SlotInfo:
+    """What a slot shows of itself."""
+    header = ring.describe()
+    code = header.pop("pixel_format")
+    writer_pid = header.pop("writer_pid")
+    header["pixel_format"] = NAMES.get(code, f"unknown ({code})")
+    header["writer_pid"] = writer_pid if ring.check()[1] else None
+    header["size"] = slot_size(header["frame_size"], header["ring_depth"])
+    header["fps"], header["last_frame_age_s"] = _measured(ring, header)
+    return SlotInfo(**{name: header[name] for name in SlotInfo._fields})
+
+
+def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, float | None]:
+    """Frames per second, and the newest frame's age in seconds, from the times of capture in the slot itself."""
+    cursor, depth = header["write_cursor"], header["ring_depth"]
+    if not cursor or (newest := ring.entry(cursor - 1)) is None or not newest[1]:
+        return None, None
+    age = round(max(0.0, time.time() - newest[1] / 1e6), 3)
+    nominal = header["fps_num"] / max(header["fps_den"], 1)
+    # The oldest entry is about to be overwritten, and the one after it by the time we look.
+    back = min(cursor - 1, depth - 3, max(1, int(nominal * MEASURED_SECONDS)))
+    older = ring.entry(cursor - 1 - back) if back > 0 else None
+    if older is None or not older[1] or newest[1] <= older[1]:
+        return None, age
+    return (0.0 if age > MEASURED_SECONDS else round(back * 1e6 / (newest[1] - older[1]), 2)), age
+
+
+def open_semaphore(slot_id: str, fd: int) -> posix_ipc.Semaphore:
+    """A slot's semaphore, created if need be, for the same users as its file, `fd`."""
+    name = semaphore_name(slot_id)
+    like = os.fstat(fd)
+    mode = stat.S_IMODE(like.st_mode)
+    try:
+        semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=mode, initial_value=0)
+    except posix_ipc.ExistentialError:
+        try:
+            return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
+        except (posix_ipc.PermissionsError, PermissionError):
+            raise PermissionError(
+                f"the semaphore {name} belongs to another user; remove it, or write as them"
+            ) from None
+    path = SEGMENT_DIR / f"sem.{name[1:]}"
+    with contextlib.suppress(FileNotFoundError):  # removed again already
+        if (os.stat(path).st_gid, mode) != (like.st_gid, stat.S_IMODE(os.stat(path).st_mode)):
+            os.chown(path, -1, like.st_gid)
+            os.chmod(path, mode)  # the mode given at creation is subject to umask
+    return semaphore
+
+
+def ensure_semaphore(slot_id: str, fd: int) -> None:
+    """Create a slot's semaphore if it is missing."""
+    open_semaphore(slot_id, fd).close()
+
+
+def make_slot(wanted: SlotParameters, gid: int | None = None) -> bool:
+    """Create a slot, unless there is one already: False.
+
+    Raises
+    ------
+    OutOfSharedMemory, PermissionError
+    """
+    with directory(create=True) as folder:
+        # Nameless until it is complete; the kernel frees it if we die before.
+        fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            if gid is not None:
+                os.fchown(fd, -1, gid)
+            os.fchmod(fd, 0o600 if gid is None else 0o660)
+            reserve(fd, wanted.size, f"the slot {wanted.slot_id}")
+            format_slot(
+                Mapping(fd, 4096, writable=True),
+                width=wanted.width,
+                height=wanted.height,
+                fps_num=wanted.fps_num,
+                fps_den=wanted.fps_den,
+                pixel_format=CODES[wanted.pixel_format],
+                frame_size=wanted.frame_size,
+                depth=wanted.ring_depth,
+                source_type=wanted.source_type.encode(),
+                slot_id=wanted.slot_id.encode(),
+            )
+            try:
+                # A directory descriptor, so that this is linkat, which can follow the link to the nameless file.
+                os.link(f"/proc/self/fd/{fd}", wanted.slot_id, dst_dir_fd=folder, follow_symlinks=True)
+            except FileExistsError:
+                return False
+            ensure_semaphore(wanted.slot_id, fd)
+        finally:
+            os.close(fd)
+    return True
+
+
+def compare(slot: SlotInfo, wanted: SlotParameters) -> None:
+    """Raise AlreadyExists if a slot has other parameters than are wanted."""
+    differing = [
+        f"{name} is {ours!r}, not {theirs!r}"
+        for name, ours, theirs in zip(SlotParameters._fields, slot.parameters, wanted, strict=True)
+        if ours != theirs
+    ]
+    if differing:
+        raise AlreadyExists(
+            f"the slot {slot.slot_id!r} exists with other parameters ({', '.join(differing)}); use those, or remove it "
+            "first"
+        )
+
+
+def create_slot(
+    slot_id: str,
+    width: int,
+    height: int,
+    format: str = "uyvy422",
+    *,
+    fps: Rate = 25,
+    ring_depth: int = DEFAULT_DEPTH,
+    source_type: str = "",
+    group: str | int | None = None,
+) -> SlotInfo:
+    """Create a slot, without the service.
+
+    Parameters
+    ----------
+    slot_id : str
+        1 to 63 characters of ``A-Z a-z 0-9 . _ -``, not beginning with a dot.
+    width, height : int
+        Pixels.
+    format : str
+        Pixel format, FFmpeg's name: uyvy422, nv12, rgb24, …
+    fps : number, str or (int, int)
+        Nominal frames per second: ``25``, ``59.94``, ``(60000, 1001)``.
+    ring_depth : int
+        Frames that the slot holds, 2 to 4096. C clients assume 120; another depth is an extension of this library.
+    source_type : str
+        What it comes from, for people: ``"sdi"``, ``"srt"``. At most 31 bytes.
+    group : str or int, optional
+        Members of this group may read and write. Default: our own user and root.
+
+    Raises
+    ------
+    AlreadyExists
+        There is a slot of that name.
+    OutOfSharedMemory
+        With the bytes ``needed`` and ``free``.
+    ValueError, TypeError, PermissionError
+    """
+    per_second = rate(fps)
+    wanted = SlotParameters(
+        slot_id, width, height, per_second.numerator, per_second.denominator, format, source_type, ring_depth
+    ).checked()
+    if not make_slot(wanted, group_id(group)):
+        raise AlreadyExists(f"the slot {slot_id!r} exists already; remove it first, or use it")
+    return find_slot(slot_id)
+
+
+def find_slot(slot_id: str) -> SlotInfo:
+    """One slot. Reads only.
+
+    Raises
+    ------
+    NotFound, ProtocolError, PermissionError
+    """
+    return info(attach(slot_id))
+
+
+def slot_names() -> list[str]:
+    """Names of files that may be slots."""
+    try:
+        with directory() as folder:
+            names = os.listdir(folder)
+    except NotFound:
+        return []
+    return sorted(name for name in names if _SLOT_ID.fullmatch(name) and name != REGISTRY)
+
+
+def list_slots() -> list[SlotInfo]:
+    """Every slot on this host that we may read, by slot_id. Reads only, and needs no service."""
+    found = []
+    for name in slot_names():
+        with contextlib.suppress(CuframesError, PermissionError):
+            found.append(find_slot(name))
+    return found
+
+
+def remove_slot(slot_id: str) -> None:
+    """Remove a slot and its semaphore, without the service. Its writer gets Disconnected with the next frame, and
+    readers when they have read what is there.
+
+    Raises
+    ------
+    NotFound, PermissionError
+    """
+    check_slot_id(slot_id)
+    with directory() as folder:
+        if not os.access(slot_id, os.F_OK, dir_fd=folder, follow_symlinks=False):
+            raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls")
+        # In this order: a slot without its semaphore gets it back from whoever comes next.
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_semaphore(semaphore_name(slot_id))
+        try:
+            os.unlink(slot_id, dir_fd=folder)
+        except FileNotFoundError:
+            raise NotFound(f"the slot {slot_id!r} was just removed by somebody else") from None

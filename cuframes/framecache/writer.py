@@ -1,0 +1,194 @@
+"""Writing a slot."""
+
+import os
+from types import TracebackType
+from typing import Any, Self
+
+from cuframes import lifetime
+from cuframes._cache import DEFAULT_DEPTH, CacheWriter, WritableSlotFrame
+from cuframes._mapped import Mapping
+from cuframes.errors import AlreadyExists, NotFound, ProtocolError
+from cuframes.framecache.slots import (
+    Rate,
+    SlotInfo,
+    SlotParameters,
+    attach,
+    check_slot_id,
+    compare,
+    info,
+    layout_of,
+    make_slot,
+    open_semaphore,
+    open_slot,
+    rate,
+)
+from cuframes.names import group_id
+from cuframes.segment import lock_owner
+
+__all__ = ["SlotWriter"]
+
+
+class SlotWriter:
+    """Write the frames of a slot: its one writer.
+
+    Parameters
+    ----------
+    slot_id : str
+    width, height : int, optional
+        Pixels. Without them the slot must exist, and is written as it is.
+    format, fps, ring_depth, source_type, group
+        As for :func:`create_slot`. A slot that is not there is created; one that is there must have these parameters,
+        and goes on with the frame after its last one.
+
+    Raises
+    ------
+    AlreadyExists
+        The slot has a living writer, or other parameters.
+    NotFound
+        There is no such slot, and width and height were not given.
+    OutOfSharedMemory, ProtocolError, PermissionError, ValueError, TypeError
+
+    Notes
+    -----
+    Writing never waits for readers. One thread at a time may write. Close it, or use it as a context manager; the slot
+    stays, for the next writer, until :func:`remove_slot` or the service removes it. The kernel frees the place of a
+    writer that dies. After a fork it is usable in the parent only.
+    """
+
+    def __init__(
+        self,
+        slot_id: str,
+        width: int | None = None,
+        height: int | None = None,
+        format: str = "uyvy422",
+        *,
+        fps: Rate = 25,
+        ring_depth: int = DEFAULT_DEPTH,
+        source_type: str = "",
+        group: str | int | None = None,
+    ) -> None:
+        self._closed = True  # until everything below has worked
+        self.slot_id = check_slot_id(slot_id)
+        self._fd = -1
+        wanted = None
+        if width is not None and height is not None:
+            per_second = rate(fps)
+            wanted = SlotParameters(
+                slot_id, width, height, per_second.numerator, per_second.denominator, format, source_type, ring_depth
+            ).checked()
+            make_slot(wanted, group_id(group))
+        elif width is not None or height is not None:
+            raise ValueError("give width and height, or neither to write a slot that exists")
+        try:
+            self._open(wanted)
+        except BaseException:
+            self._forget()
+            raise
+        self._closed = False
+        lifetime.register(self)
+
+    def _open(self, wanted: SlotParameters | None) -> None:
+        ring = attach(self.slot_id)  # which also refuses what is no slot
+        found = info(ring)
+        if wanted is not None:
+            compare(found, wanted)
+        # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
+        self._fd = open_slot(self.slot_id, writable=True)
+        if not lock_owner(self._fd):
+            raise AlreadyExists(f"the slot {self.slot_id!r} has a writer (pid {found.writer_pid}); a slot has only one")
+        if os.fstat(self._fd).st_nlink == 0 or not ring.check()[0]:
+            raise NotFound(f"the slot {self.slot_id!r} was just removed; try again")
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if size < found.size:
+                raise ProtocolError(f"the slot {self.slot_id!r} was cut off; remove it")
+            mapping = Mapping(fd, size, writable=True, populate=True)
+        finally:
+            os.close(fd)
+        self._semaphore = open_semaphore(self.slot_id, self._fd)
+        self._writer = CacheWriter(mapping, self._fd, layout_of(found), os.getpid(), self._semaphore)
+        self.parameters = found.parameters
+
+    def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:
+        """Copy one frame in and publish it. Waits for nobody; the copy runs without the GIL.
+
+        Parameters
+        ----------
+        src : array-like, PyAV frame, sequence of planes, or bytes-like
+            As for :meth:`Publisher.publish`. Bytes of another size are written as they are, and keep their size.
+        pts_us : int, optional
+            Presentation time in microseconds; default CLOCK_MONOTONIC.
+        wall_us : int, optional
+            Time of capture in microseconds since 1970; default now.
+
+        Returns
+        -------
+        int
+            The frame's number in the life of the slot: 0, 1, 2, …
+
+        Raises
+        ------
+        ValueError
+            It is larger than the slot's frames, or does not have their shape, or the writer is closed.
+        TypeError
+        Disconnected
+            The slot was removed.
+        """
+        return self._writer.write(src, pts_us, wall_us)
+
+    def acquire(self) -> WritableSlotFrame:
+        """The next frame, to be filled in place: ``with writer.acquire() as frame: frame.data[...] = pixels``.
+
+        It is published on a clean exit and abandoned when the block raises. Errors are those of :meth:`write`.
+        """
+        if self._closed:
+            raise ValueError("the writer is closed")
+        return WritableSlotFrame(self._writer)
+
+    def drop(self, count: int = 1) -> None:
+        """Count frames that the source lost before they came here, in the slot's ``dropped_frames``."""
+        if count < 0:
+            raise ValueError(f"frames that were lost do not come back: {count}")
+        self._writer.drop(count)
+
+    def info(self) -> SlotInfo:
+        """The slot as others see it."""
+        return info(attach(self.slot_id))
+
+    @property
+    def frames_written(self) -> int:
+        """Frames in the life of the slot, by this writer and those before it."""
+        return self._writer.cursor
+
+    def close(self) -> None:
+        """Leave the slot to the next writer. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._writer.close()
+        self._semaphore.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._closed = True
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __repr__(self) -> str:
+        p = self.parameters
+        state = "closed" if self._closed else f"{self.frames_written} frames"
+        return f"<SlotWriter {self.slot_id!r}, {p.pixel_format} {p.width}x{p.height}, {state}>"
