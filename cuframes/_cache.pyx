@@ -248,11 +248,23 @@ cdef class WritableSlotFrame:
         finally:
             self.give_up()
 
+    def copy_from(self, src):
+        """Copy a whole frame in: what :meth:`SlotWriter.write` takes."""
+        cdef Source source
+        self.check_begun()
+        if self.writer.layout is None:
+            raise ValueError("the slot's pixel format is not known; fill data")
+        source = source_of(self.writer.layout, None, NULL, src)
+        copy_frame(self.writer.layout, source.rows, self.pixels)
+
+    def check_begun(self):
+        if not self.begun:
+            raise ValueError("a writable frame is valid inside its with block only")
+
     @property
     def planes(self):
         """The planes as a tuple of writable arrays: ``frame.planes[0][...] = luma``."""
-        if not self.begun:
-            raise ValueError("a writable frame is valid inside its with block only")
+        self.check_begun()
         return planes_of(self.data, self.writer.layout)
 
     cdef void give_up(self) noexcept:
@@ -438,8 +450,8 @@ cdef class SlotFrame:
     data : numpy.ndarray
         The pixels, of ``uint8`` (``uint16`` for p010 and gray16), in the shape that one array of the format has, as in
         OpenCV and FFmpeg: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height, width, 3) for RGB.
-        Flat bytes if the frame is smaller than the format's, or the format is not known. With ``read(copy=False)`` it is
-        read-only and the slot's own memory, which may be overwritten at any time; look at :attr:`valid` after use.
+        Flat bytes if the frame is smaller than the format's, or the format is not known. With ``read(copy=False)`` it
+        is read-only and the slot's own memory, which may be overwritten at any time; look at :attr:`valid` after use.
     dropped : int
         Frames that were missed between this one and the one read before.
     """
@@ -489,6 +501,12 @@ cdef class SlotFrame:
     def valid(self):
         """Whether what was read from :attr:`data` so far is the frame. Always true of a copy."""
         return self.ring is None or cf_cache_whole(&self.ring.ring, self.found.seq)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        """Nothing: a frame of a slot is never held. It lets code take this for a :class:`Frame`."""
 
     def __array__(self, dtype=None, copy=None):
         if copy is None:  # as NumPy 1 has it, which knows no such argument

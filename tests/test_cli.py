@@ -99,7 +99,7 @@ def test_demo_says_what_is_wrong(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_stamps_in_every_format_with_padded_rows(key, format):
-    from cuframes import Subscriber
+    from cuframes import Subscriber, pictures
     from cuframes.cli import pixels
 
     with Publisher(key, 60, 40, format) as publisher, Subscriber(key) as subscriber:
@@ -109,7 +109,7 @@ def test_stamps_in_every_format_with_padded_rows(key, format):
             assert pixels.read_stamp(frame) == 0x0123456789ABCDEF
         with publisher.acquire() as slot:
             pixels.stamp(slot.planes, 5)
-            pixels.rows(slot.planes[-1])[-1, 7] += 1
+            pictures.rows(slot.planes[-1])[-1, 7] += 1
         with subscriber.next(1) as frame:
             assert pixels.read_stamp(frame) is None
 

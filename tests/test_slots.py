@@ -21,7 +21,8 @@ import cuframes
 from cuframes import AlreadyExists, Disconnected, NotFound, ProtocolError, Timeout
 from cuframes.formats import FORMATS, FrameShape
 from cuframes.framecache import SlotReader, SlotWriter, create_slot, find_slot, list_slots, remove_slot
-from cuframes.framecache.slots import CODES, semaphore_name
+from cuframes.framecache.parameters import CODES
+from cuframes.framecache.slots import semaphore_name
 
 ENTRY = struct.Struct("<QQII")
 

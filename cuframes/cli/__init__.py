@@ -13,14 +13,18 @@ EXIT_STALE = 4
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM asked a command that runs until told otherwise to end."""
+    """SIGINT or SIGTERM (``number``) asked a command that runs until told otherwise to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def stop_on_signals() -> None:
     """From here on SIGINT and SIGTERM raise :class:`Stopped`, so that ``with`` blocks clean up."""
 
-    def stop(*_: Any) -> NoReturn:
-        raise Stopped
+    def stop(number: int, _: Any) -> NoReturn:
+        raise Stopped(number)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

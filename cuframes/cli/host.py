@@ -21,10 +21,10 @@ from cuframes.listing import (
     list_publishers,
 )
 
-__all__ = ["gc", "info", "ls"]
+__all__ = ["gc", "info", "ls", "print_table"]
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
     """A table as wide as it has to be when nobody looks at it through a terminal."""
     Console(width=None if sys.stdout.isatty() else 300).print(table)
 
@@ -70,7 +70,7 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = 
         table.add_row(info.key, _state(info), str(info.pid), video, info.memory, *numbers, codec)
     for ring in packets.values():
         table.add_row(ring.key, _state(ring), str(ring.pid), *"-----", _codec(ring))
-    _print(table)
+    print_table(table)
 
 
 def info(
@@ -99,7 +99,7 @@ def info(
         for subscriber in found.subscribers:
             table.add_row(subscriber.name, *map(str, subscriber[1:]))
         if found.subscribers:
-            _print(table)
+            print_table(table)
         else:
             print("  no subscribers")
     if not found.alive:

@@ -2,19 +2,24 @@
 
 import contextlib
 import os
+import select
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from cuframes.cli import Stopped, pixels, stop_on_signals
-from cuframes.errors import Disconnected
+from cuframes import pictures
+from cuframes.cli import EXIT_STALE, Stopped, fail, stop_on_signals
+from cuframes.errors import Disconnected, Timeout
+from cuframes.formats import FORMATS
 from cuframes.subscriber import Subscriber
 
 __all__ = ["pipe"]
 
 NS = 1_000_000_000
+LOOK_SECONDS = 0.2  # so often, while no frame comes, whether the reader has gone
 # What YUV4MPEG2 can say: the colour space of its header, and FFmpeg's name of the planar format behind it.
 Y4M = {
     "nv12": ("420jpeg", "yuv420p"),
@@ -29,45 +34,92 @@ Y4M_RGB = ("444", "yuv444p")
 
 
 def pipe(
-    key: Annotated[str, typer.Argument(help="Publisher to join.")],
+    key: Annotated[str, typer.Argument(help="Publisher to join, or with --slot a framecache slot.")],
+    slot: Annotated[bool, typer.Option("--slot", help="KEY is a framecache slot.")] = False,
     format: Annotated[str, typer.Option(help="y4m (with a header) or raw (the publisher's own format).")] = "y4m",
     fps: Annotated[float | None, typer.Option(min=0.1, help="Rate for the y4m header; default: measured.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many.")] = None,
 ) -> None:
-    """Write frames to standard output until the publisher ends or the reader closes the pipe."""
+    """Write frames to standard output until the publisher ends or the reader closes the pipe.
+
+    Of a slot: until it is removed (exit status 4), the reader closes the pipe (0), or a signal comes (128 and its
+    number: 143 for SIGTERM).
+    """
     if format not in ("y4m", "raw"):
         raise ValueError(f"--format is y4m or raw, not {format!r}")
     if sys.stdout.isatty():
         raise ValueError("frames are not for a terminal; pipe them: cuframes pipe KEY | ffplay -")
     stop_on_signals()
     out = sys.stdout.buffer
-    with Subscriber(key, mode="ordered", start="latest") as subscriber, contextlib.suppress(Stopped, Disconnected):
+    try:
+        if slot:
+            _pipe_slot(key, out, format, fps, frames)
+        else:
+            rate = Fraction(fps).limit_denominator(1001) if fps else None
+            with (
+                Subscriber(key, mode="ordered", start="latest") as subscriber,
+                contextlib.suppress(Stopped, Disconnected),
+            ):
+                _copy(subscriber, subscriber.next, out, format, rate, frames)
+    except BrokenPipeError:  # the reader has had enough; the interpreter's own flush at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+
+
+def _pipe_slot(slot_id: str, out: BinaryIO, format: str, rate: Fraction | None, frames: int | None) -> None:
+    from cuframes.framecache import SlotReader
+
+    with SlotReader(slot_id, start="latest", connect_timeout=0) as reader:
+        if reader.format not in FORMATS:
+            raise ValueError(
+                f"the slot {slot_id!r} has a pixel format of its own: {reader.format}; read it with SlotReader"
+            )
         try:
-            _copy(subscriber, out, format, fps, frames)
-        except BrokenPipeError:  # the reader has had enough; the interpreter's own flush at exit must not fail again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+            _copy(
+                reader, reader.read, out, format, Fraction(fps).limit_denominator(1001) if fps else reader.fps, frames
+            )
+        except Disconnected:
+            fail(EXIT_STALE, f"the slot {slot_id!r} was removed")
+        except Stopped as stopped:
+            raise typer.Exit(128 + stopped.number) from None
 
 
-def _copy(subscriber: Subscriber, out: BinaryIO, format: str, fps: float | None, frames: int | None) -> None:
+def _copy(
+    source: Any, take: Callable[[float], Any], out: BinaryIO, format: str, rate: Fraction | None, frames: int | None
+) -> None:
+    """Write the frames of a subscriber or of a slot."""
     write = _raw if format == "raw" else _y4m
     if format == "y4m":
-        colour = Y4M.get(subscriber.format, Y4M_RGB)[0]
-        rate = Fraction(fps).limit_denominator(1001) if fps else _measure(subscriber)
-        header = f"YUV4MPEG2 W{subscriber.width} H{subscriber.height} F{rate.numerator}:{rate.denominator} Ip A1:1"
+        colour = Y4M.get(source.format, Y4M_RGB)[0]
+        if rate is None:
+            rate = _measure(lambda: _wait(take, out))
+        header = f"YUV4MPEG2 W{source.width} H{source.height} F{rate.numerator}:{rate.denominator} Ip A1:1"
         out.write(f"{header} C{colour}\n".encode())
+        out.flush()
     written = 0
     while frames is None or written < frames:
-        with subscriber.next() as frame:
+        with _wait(take, out) as frame:
             write(out, frame)
         out.flush()
         written += 1
 
 
-def _measure(subscriber: Subscriber) -> Fraction:
+def _wait(take: Callable[[float], Any], out: BinaryIO) -> Any:
+    """The next frame, however long it takes, as long as somebody is there to read it."""
+    while True:
+        try:
+            return take(LOOK_SECONDS)
+        except Timeout:
+            watched = select.poll()
+            watched.register(out.fileno(), 0)  # errors and hang-ups are reported anyway
+            if watched.poll(0):
+                raise BrokenPipeError from None
+
+
+def _measure(take: Callable[[], Any]) -> Fraction:
     """Frames per second, from the timestamps of two frames."""
-    with subscriber.next() as frame:
+    with take() as frame:
         first_no, first_ns = frame.frame_no, frame.pts_ns
-    with subscriber.next() as frame:
+    with take() as frame:
         between, elapsed_ns = frame.frame_no - first_no, frame.pts_ns - first_ns
     if elapsed_ns <= 0:
         return Fraction(25)
@@ -76,11 +128,11 @@ def _measure(subscriber: Subscriber) -> Fraction:
 
 def _raw(out: BinaryIO, frame: Any) -> None:
     for plane in frame.planes:
-        out.write(pixels.rows(plane).tobytes())
+        out.write(pictures.rows(plane).tobytes())
 
 
 def _y4m(out: BinaryIO, frame: Any) -> None:
-    planar = pixels.to_video(frame).reformat(format=Y4M.get(frame.format, Y4M_RGB)[1])
+    planar = pictures.to_video(frame).reformat(format=Y4M.get(frame.format, Y4M_RGB)[1])
     sample = 2 if planar.format.name.endswith("le") else 1
     out.write(b"FRAME\n")
     for plane in planar.planes:

@@ -18,7 +18,7 @@ from cuframes.memory.driver import gpu, has_gpu
 from cuframes.packets import DATA_SIZE, PacketFlags
 from cuframes.publisher import Publisher
 
-__all__ = ["publish"]
+__all__ = ["parse_size", "publish"]
 
 log = logging.getLogger("cuframes")
 
@@ -36,11 +36,14 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def publish(
-    key: Annotated[str, typer.Argument(help="Name to publish under.")],
+    key: Annotated[str, typer.Argument(help="Name to publish under; with --slot the name of a framecache slot.")],
     source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg opens, or testsrc.")],
+    slot: Annotated[
+        bool, typer.Option("--slot", help="Write a framecache slot, created if need be, instead of publishing.")
+    ] = False,
     size: Annotated[str | None, typer.Option(help="Scale to WIDTHxHEIGHT.")] = None,
     fps: Annotated[float | None, typer.Option(min=0, help="Play at this rate; 0: as fast as it decodes.")] = None,
-    format: Annotated[str, typer.Option(help="Pixel format.")] = "nv12",
+    format: Annotated[str | None, typer.Option(help="Pixel format; default nv12, and uyvy422 for a slot.")] = None,
     packets: Annotated[
         bool, typer.Option("--packets", help="Share the encoded packets too, with the frames' pts.")
     ] = False,
@@ -50,6 +53,7 @@ def publish(
     memory: Annotated[str, typer.Option(help="auto, host, cuda or cuda-ipc.")] = "auto",
     policy: Annotated[str, typer.Option(help="drop_oldest or strict_wait.")] = "drop_oldest",
     ring_size: Annotated[int, typer.Option(help="Slots, 2 to 16.")] = 8,
+    ring_depth: Annotated[int | None, typer.Option(help="Frames that a new slot holds; default 120.")] = None,
     group: Annotated[str | None, typer.Option(help="Members of this group may subscribe too.")] = None,
     stamp: Annotated[bool, typer.Option(help="Write each frame's pts into its pixels, for watch --verify.")] = False,
     wait_for: Annotated[int, typer.Option(min=0, help="Begin when so many have subscribed.")] = 0,
@@ -57,6 +61,19 @@ def publish(
 ) -> None:
     """Decode a source with FFmpeg and publish its frames until it ends or SIGTERM comes."""
     stop_on_signals()
+    if slot:
+        if packets or wait_for or (memory, policy, ring_size) != ("auto", "drop_oldest", 8):
+            raise ValueError(
+                "--packets, --wait-for, --memory, --policy and --ring-size are not for slots; leave them out"
+            )
+        from cuframes.cli import slots
+
+        wanted, format = slots.geometry(key, parse_size(size), format)
+        with contextlib.closing(Source(source, size=wanted, fps=fps, format=format, loop=loop)) as video:
+            written = _publish_to_slot(key, video, ring_depth, group, seconds, stamp)
+        print(json.dumps(written)) if json_ else print(f"{written['written']} frames written", file=sys.stderr)
+        return
+    format = format or "nv12"
     if packets and fps:
         raise ValueError(
             "--fps gives frames other times than their packets have; leave it out, or use 0 for full speed"
@@ -92,6 +109,20 @@ def publish(
     else:
         beside = f" and {passed_on} packets" if packets else ""
         print(f"{stats.published} frames{beside} published, {stats.dropped} dropped", file=sys.stderr)
+
+
+def _publish_to_slot(
+    slot_id: str, video: Source, ring_depth: int | None, group: str | None, seconds: float | None, stamp: bool
+) -> dict[str, Any]:
+    from cuframes.cli import slots
+
+    if stamp:
+        pixels.check_stampable(video.format, video.width, video.height)
+    with slots.open_writer(slot_id, video, ring_depth, group) as writer:
+        print(f"writing {writer} from {video.url}", file=sys.stderr)
+        before = writer.frames_written
+        slots.fill(writer, video, seconds, stamp)
+        return {"slot_id": slot_id, "written": writer.frames_written - before, "write_cursor": writer.frames_written}
 
 
 class PacketRelay:

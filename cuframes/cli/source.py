@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 
+from cuframes import pictures
 from cuframes.cli import pixels
 from cuframes.codecs import nanoseconds
 from cuframes.errors import DeviceError
@@ -118,7 +119,7 @@ class Source:
             packets = self._packets(container)
             frames: list[Any] = next(filter(None, (packet.decode() for packet in packets)), [])
             found = [getattr(getattr(frame, "sw_format", None), "name", frame.format.name) for frame in frames]
-            if set(found) != {pixels.ffmpeg_format(self.format)} or frames[0].format.name != "cuda":
+            if set(found) != {pictures.ffmpeg_format(self.format)} or frames[0].format.name != "cuda":
                 raise ValueError(f"the decoder gives {found or 'nothing'}, not {self.format}")
             self._begun = packets, frames
             self.decoder = "nvdec"

@@ -15,7 +15,7 @@ from cuframes.errors import Disconnected, PacketOverrun, Timeout
 from cuframes.packets import PacketReader
 from cuframes.subscriber import Subscriber
 
-__all__ = ["watch"]
+__all__ = ["Meter", "follow", "watch"]
 
 LATENCIES_KEPT = 100_000
 
@@ -30,35 +30,50 @@ class Meter:
         self._began = self._mark = time.monotonic()
         self._at_mark = 0
 
+    @staticmethod
+    def next(subscriber: Subscriber, timeout: float) -> Any:
+        """What to look at next."""
+        return subscriber.next(timeout)
+
     def take(self, frame: Any) -> None:
         """Look at one frame, and let it go."""
         with frame:
-            if frame.published_ns:
-                self._latencies.append(monotonic_ns() - frame.published_ns)
-            self.received += 1
+            self.count(monotonic_ns() - frame.published_ns if frame.published_ns else None)
             if self.verify and pixels.read_stamp(frame) != frame.pts_ns:
                 self.torn += 1
 
+    def count(self, latency_ns: int | None) -> None:
+        """One more frame."""
+        self.received += 1
+        if latency_ns is not None:
+            self._latencies.append(latency_ns)
+
     def report(self, subscriber: Subscriber, *, final: bool = False) -> dict[str, Any]:
-        """Figures so far; ``fps`` is that of the time since the last report (of all the time, in the final one)."""
+        """Figures so far."""
+        stats = subscriber.stats()
+        counts = {"received": stats.received, "lost": stats.lost, "skipped": stats.skipped}
+        return {"name": subscriber.name, "mode": subscriber.mode} | self.figures(final) | counts
+
+    def figures(self, final: bool) -> dict[str, Any]:
+        """What does not depend on what is watched. ``fps`` is that of the time since the last report (of all the time,
+        in the final one).
+        """
         now = time.monotonic()
         since, count = (self._began, self.received) if final else (self._mark, self.received - self._at_mark)
         self._mark, self._at_mark = now, self.received
         p50, p99 = percentiles(self._latencies)
-        stats = subscriber.stats()
-        report = {
-            "name": subscriber.name,
-            "mode": subscriber.mode,
+        return {
             "fps": round(count / (now - since), 2) if now > since else 0.0,
-            "received": stats.received,
-            "lost": stats.lost,
-            "skipped": stats.skipped,
             "latency_p50_us": p50,
             "latency_p99_us": p99,
-        }
-        if self.verify:
-            report["torn"] = self.torn
-        return report
+        } | ({"torn": self.torn} if self.verify else {})
+
+    @staticmethod
+    def words(report: dict[str, Any]) -> tuple[str, str]:
+        """A report's rate and counts, for people."""
+        torn = f", torn {report['torn']}" if "torn" in report else ""
+        counts = f"received {report['received']}, lost {report['lost']}, skipped {report['skipped']}{torn}"
+        return f"{report['fps']:.1f} fps", counts
 
 
 class PacketMeter:
@@ -69,6 +84,11 @@ class PacketMeter:
         self._latencies: deque[int] = deque(maxlen=LATENCIES_KEPT)
         self._began = self._mark = time.monotonic()
         self._at_mark = (0, 0)
+
+    @staticmethod
+    def next(reader: PacketReader, timeout: float) -> Any:
+        """What to look at next."""
+        return reader.next(timeout)
 
     def take(self, packet: Any) -> None:
         """Look at one packet."""
@@ -97,6 +117,12 @@ class PacketMeter:
             "latency_p99_us": p99,
         }
 
+    @staticmethod
+    def words(report: dict[str, Any]) -> tuple[str, str]:
+        """A report's rates and counts, for people."""
+        rate = f"{report['packets_per_s']:.1f} packets/s, {report['mbit_per_s']:.2f} Mbit/s"
+        return rate, f"received {report['received']} ({report['keyframes']} keyframes), lost {report['lost']}"
+
 
 def percentiles(latencies: deque[int]) -> tuple[float | None, float | None]:
     """p50 and p99 of nanoseconds, in microseconds."""
@@ -123,39 +149,32 @@ def watch(
     stop_on_signals()
     if packets:
         with PacketReader(key, wait=wait) as reader:
-            _follow(reader, PacketMeter(), seconds, interval, json_)
+            follow(reader, PacketMeter(), seconds, interval, json_)
         return
     with Subscriber(key, mode=mode, wait=wait, name=name) as subscriber:
-        _follow(subscriber, Meter(verify), seconds, interval, json_)
+        follow(subscriber, Meter(verify), seconds, interval, json_)
 
 
-def _follow(source: Any, meter: Any, seconds: float | None, interval: float, json_: bool) -> None:
+def follow(source: Any, meter: Any, seconds: float | None, interval: float, json_: bool) -> None:
     """Take what comes and report, until the publisher ends, the time is up, or a signal comes."""
     with contextlib.suppress(Stopped, Disconnected):
         end = time.monotonic() + (1e9 if seconds is None else seconds)
         due = time.monotonic() + interval
         while (now := time.monotonic()) < end:
             if now >= due:
-                _show(meter.report(source), json_)
+                _show(meter, meter.report(source), json_)
                 due = max(due + interval, now)
             with contextlib.suppress(Timeout, PacketOverrun):
-                meter.take(source.next(min(due, end) - now if due > now else 0))
-    _show(meter.report(source, final=True) | {"final": True}, json_)
+                meter.take(meter.next(source, min(due, end) - now if due > now else 0))
+    _show(meter, meter.report(source, final=True) | {"final": True}, json_)
 
 
-def _show(report: dict[str, Any], json_: bool) -> None:
+def _show(meter: Any, report: dict[str, Any], json_: bool) -> None:
     if json_:
         print(json.dumps(report), flush=True)
         return
-    latency = (
-        "-" if report["latency_p50_us"] is None else f"{report['latency_p50_us']:.0f} / {report['latency_p99_us']:.0f}"
-    )
+    p50, p99 = report["latency_p50_us"], report["latency_p99_us"]
+    latency = "-" if p50 is None else f"{p50:.0f} / {p99:.0f}"
     total = "in all: " if report.get("final") else ""
-    if "fps" in report:
-        torn = f", torn {report['torn']}" if "torn" in report else ""
-        rate = f"{report['fps']:.1f} fps"
-        counts = f"received {report['received']}, lost {report['lost']}, skipped {report['skipped']}{torn}"
-    else:
-        rate = f"{report['packets_per_s']:.1f} packets/s, {report['mbit_per_s']:.2f} Mbit/s"
-        counts = f"received {report['received']} ({report['keyframes']} keyframes), lost {report['lost']}"
+    rate, counts = meter.words(report)
     print(f"{total}{rate}, latency p50 / p99 {latency} us, {counts}", flush=True)

@@ -14,8 +14,9 @@ Nothing here needs the service (``cuframes framecache serve``), which creates, l
 
 from cuframes._cache import SlotFrame, WritableSlotFrame
 from cuframes.framecache.client import Client
+from cuframes.framecache.parameters import SlotParameters
 from cuframes.framecache.reader import SlotReader, SlotReaderStats
-from cuframes.framecache.slots import SlotInfo, SlotParameters, create_slot, find_slot, list_slots, remove_slot
+from cuframes.framecache.slots import SlotInfo, create_slot, find_slot, list_slots, remove_slot
 from cuframes.framecache.writer import SlotWriter
 
 __all__ = [

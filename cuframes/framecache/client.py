@@ -5,7 +5,8 @@ from typing import Any
 
 from cuframes._cache import DEFAULT_DEPTH
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
-from cuframes.framecache.slots import Rate, SlotInfo, check_slot_id, rate
+from cuframes.framecache.parameters import Rate, check_slot_id, rate
+from cuframes.framecache.slots import SlotInfo
 
 __all__ = ["DEFAULT_URL", "Client"]
 

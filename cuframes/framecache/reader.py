@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from cuframes import lifetime
 from cuframes._cache import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
 from cuframes.errors import Disconnected, NotFound
-from cuframes.framecache.slots import SlotInfo, attach, check_slot_id, info
+from cuframes.framecache.parameters import check_slot_id
+from cuframes.framecache.slots import SlotInfo, attach, info
 from cuframes.receiver import WatchedReceiver
 from cuframes.session.client import POLL_SECONDS
 

@@ -8,28 +8,25 @@ that nobody ever sees half of one, and a process that dies while creating leaves
 import contextlib
 import errno
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import posix_ipc
 
-from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH, START_NEXT, CacheRing, format_slot, slot_size
+from cuframes._cache import DEFAULT_DEPTH, START_NEXT, CacheRing, format_slot, slot_size
 from cuframes._frame import FrameLayout
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, ProtocolError
-from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format
+from cuframes.formats import FrameShape, pixel_format
+from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
 from cuframes.names import SEGMENT_DIR, group_id
 from cuframes.segment import reserve
 
 __all__ = [
-    "Rate",
     "SlotInfo",
-    "SlotParameters",
     "create_slot",
     "find_slot",
     "list_slots",
@@ -37,22 +34,7 @@ __all__ = [
     "slots_dir",
 ]
 
-Rate = Fraction | int | float | str | tuple[int, int]
-
-# The number that stands for a pixel format in a slot's header; 0 is the format's own, the others are ours.
-CODES = {
-    name: code
-    for code, name in enumerate(
-        "uyvy422 yuyv422 nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra rgbp".split()  # noqa: SIM905
-    )
-}
-NAMES = {code: name for name, code in CODES.items()}
-REGISTRY = "registry.json"  # the service's list, in the same directory
-MAX_DEPTH = 4096
-MAX_FPS_PART = 10_000_000
 MEASURED_SECONDS = 2  # fps is that of the last so many seconds
-
-_SLOT_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,62}", re.ASCII)
 
 
 def slots_dir() -> Path:
@@ -60,79 +42,9 @@ def slots_dir() -> Path:
     return Path(os.environ.get("CUFRAMES_FRAMECACHE_DIR") or SEGMENT_DIR / "framecache")
 
 
-def check_slot_id(slot_id: str) -> str:
-    """Return `slot_id`, or raise before it becomes part of a path.
-
-    Raises
-    ------
-    ValueError
-        Unless it is 1 to 63 characters of ``A-Z a-z 0-9 . _ -`` and begins with none of the dots; and
-        ``registry.json``, which is the name of the service's own list.
-    """
-    if not isinstance(slot_id, str):
-        raise TypeError(f"a slot_id is a str, not {type(slot_id).__name__}")
-    if not _SLOT_ID.fullmatch(slot_id):
-        raise ValueError(f"slot_id must be 1 to 63 characters of A-Z a-z 0-9 . _ -, the first no dot; not {slot_id!r}")
-    if slot_id == REGISTRY:
-        raise ValueError(f"{REGISTRY} is the service's own list; call the slot otherwise")
-    return slot_id
-
-
 def semaphore_name(slot_id: str) -> str:
     """POSIX name of the semaphore that C programs wait on."""
     return f"/framecache-{check_slot_id(slot_id)}-write"
-
-
-def rate(fps: Rate) -> Fraction:
-    """Frames per second as a fraction: ``25``, ``59.94``, ``(60000, 1001)``, ``"60000/1001"``."""
-    try:
-        given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(fps)
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise ValueError(f"fps is a number or a fraction, not {fps!r}") from None
-    return given.limit_denominator(1001) if isinstance(fps, float) else given
-
-
-class SlotParameters(NamedTuple):
-    """What a slot is created with, and keeps. ``pixel_format`` is FFmpeg's name, ``ring_depth`` counts frames."""
-
-    slot_id: str
-    width: int
-    height: int
-    fps_num: int
-    fps_den: int
-    pixel_format: str
-    source_type: str = ""
-    ring_depth: int = DEFAULT_DEPTH
-
-    def checked(self) -> "SlotParameters":
-        """These, with the format's own name for its aliases; raises ValueError or TypeError if they make no slot."""
-        check_slot_id(self.slot_id)
-        name = ALIASES.get(self.pixel_format, self.pixel_format)
-        FrameShape(pixel_format(name), self.width, self.height, align=1)
-        for what, value, least, most in (
-            ("ring_depth", self.ring_depth, MIN_DEPTH, MAX_DEPTH),
-            ("fps_num", self.fps_num, 1, MAX_FPS_PART),
-            ("fps_den", self.fps_den, 1, MAX_FPS_PART),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{what} must be an int, not {value!r}")
-            if not least <= value <= most:
-                raise ValueError(f"{what} must be {least} to {most}, not {value}")
-        if not isinstance(self.source_type, str) or "\0" in self.source_type:
-            raise ValueError(f"source_type must be text without NUL, not {self.source_type!r}")
-        if len(self.source_type.encode()) > 31:
-            raise ValueError(f"source_type has room for 31 bytes of UTF-8, not for {self.source_type!r}")
-        return self._replace(pixel_format=name)
-
-    @property
-    def frame_size(self) -> int:
-        """Bytes of a frame."""
-        return FrameShape(FORMATS[self.pixel_format], self.width, self.height, align=1).nbytes
-
-    @property
-    def size(self) -> int:
-        """Bytes of the slot's file."""
-        return slot_size(self.frame_size, self.ring_depth)
 
 
 class SlotInfo(NamedTuple):
@@ -328,6 +240,8 @@ def make_slot(wanted: SlotParameters, gid: int | None = None) -> bool:
     OutOfSharedMemory, PermissionError
     """
     with directory(create=True) as folder:
+        if os.access(wanted.slot_id, os.F_OK, dir_fd=folder, follow_symlinks=False):
+            return False
         # Nameless until it is complete; the kernel frees it if we die before.
         fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -358,13 +272,10 @@ def make_slot(wanted: SlotParameters, gid: int | None = None) -> bool:
     return True
 
 
-def compare(slot: SlotInfo, wanted: SlotParameters) -> None:
-    """Raise AlreadyExists if a slot has other parameters than are wanted."""
-    differing = [
-        f"{name} is {ours!r}, not {theirs!r}"
-        for name, ours, theirs in zip(SlotParameters._fields, slot.parameters, wanted, strict=True)
-        if ours != theirs
-    ]
+def compare(slot: SlotInfo, wanted: dict[str, Any]) -> None:
+    """Raise AlreadyExists if a slot has other parameters than are wanted, as far as they are named."""
+    there = slot.parameters._asdict()
+    differing = [f"{name} is {there[name]!r}, not {value!r}" for name, value in wanted.items() if there[name] != value]
     if differing:
         raise AlreadyExists(
             f"the slot {slot.slot_id!r} exists with other parameters ({', '.join(differing)}); use those, or remove it "
@@ -436,7 +347,7 @@ def slot_names() -> list[str]:
             names = os.listdir(folder)
     except NotFound:
         return []
-    return sorted(name for name in names if _SLOT_ID.fullmatch(name) and name != REGISTRY)
+    return sorted(filter(is_slot_id, names))
 
 
 def list_slots() -> list[SlotInfo]:

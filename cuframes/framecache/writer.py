@@ -5,22 +5,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from cuframes import lifetime
-from cuframes._cache import DEFAULT_DEPTH, CacheWriter, WritableSlotFrame
+from cuframes._cache import CacheWriter, WritableSlotFrame
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
+from cuframes.formats import pixel_format
+from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
 from cuframes.framecache.slots import (
-    Rate,
     SlotInfo,
-    SlotParameters,
     attach,
-    check_slot_id,
     compare,
     info,
     layout_of,
     make_slot,
     open_semaphore,
     open_slot,
-    rate,
 )
 from cuframes.names import group_id
 from cuframes.segment import lock_owner
@@ -35,10 +33,10 @@ class SlotWriter:
     ----------
     slot_id : str
     width, height : int, optional
-        Pixels. Without them the slot must exist, and is written as it is.
-    format, fps, ring_depth, source_type, group
-        As for :func:`create_slot`. A slot that is not there is created; one that is there must have these parameters,
-        and goes on with the frame after its last one.
+        Pixels. Needed to create the slot; without them it must exist.
+    format, fps, ring_depth, source_type, group : optional
+        As for :func:`create_slot`, with its defaults. A slot that is not there is created. One that is there is written
+        from its last frame on; what is given here it must have been created with.
 
     Raises
     ------
@@ -60,38 +58,44 @@ class SlotWriter:
         slot_id: str,
         width: int | None = None,
         height: int | None = None,
-        format: str = "uyvy422",
+        format: str | None = None,
         *,
-        fps: Rate = 25,
-        ring_depth: int = DEFAULT_DEPTH,
-        source_type: str = "",
+        fps: Rate | None = None,
+        ring_depth: int | None = None,
+        source_type: str | None = None,
         group: str | int | None = None,
     ) -> None:
         self._closed = True  # until everything below has worked
         self.slot_id = check_slot_id(slot_id)
         self._fd = -1
-        wanted = None
-        if width is not None and height is not None:
-            per_second = rate(fps)
-            wanted = SlotParameters(
-                slot_id, width, height, per_second.numerator, per_second.denominator, format, source_type, ring_depth
-            ).checked()
-            make_slot(wanted, group_id(group))
-        elif width is not None or height is not None:
+        if (width is None) != (height is None):
             raise ValueError("give width and height, or neither to write a slot that exists")
+        per_second = None if fps is None else rate(fps)
+        given: dict[str, Any] = {
+            "width": width,
+            "height": height,
+            "fps_num": None if per_second is None else per_second.numerator,
+            "fps_den": None if per_second is None else per_second.denominator,
+            "pixel_format": None if format is None else pixel_format(format).name,
+            "source_type": source_type,
+            "ring_depth": ring_depth,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        if width is not None:
+            defaults: dict[str, Any] = {"fps_num": 25, "fps_den": 1, "pixel_format": "uyvy422"}
+            make_slot(SlotParameters(slot_id, **(defaults | given)).checked(), group_id(group))
         try:
-            self._open(wanted)
+            self._open(given)
         except BaseException:
             self._forget()
             raise
         self._closed = False
         lifetime.register(self)
 
-    def _open(self, wanted: SlotParameters | None) -> None:
+    def _open(self, given: dict[str, Any]) -> None:
         ring = attach(self.slot_id)  # which also refuses what is no slot
         found = info(ring)
-        if wanted is not None:
-            compare(found, wanted)
+        compare(found, given)
         # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
         self._fd = open_slot(self.slot_id, writable=True)
         if not lock_owner(self._fd):

@@ -1,0 +1,198 @@
+"""``cuframes framecache``: the service, and what can be asked of it."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cuframes.cli import EXIT_ERROR, fail, pixels, stop_on_signals
+from cuframes.cli.host import print_table
+from cuframes.cli.publish import parse_size
+from cuframes.cli.watch import Meter, follow
+
+__all__ = ["app"]
+
+DEFAULT_PORT = 7435
+DEFAULT_RING_DEPTH = 120
+TOKEN_VARIABLE = "CUFRAMES_FRAMECACHE_TOKEN"
+
+app = typer.Typer(
+    help="Slots of raw frames in host memory, written once and read by any number of processes, and their service.",
+    no_args_is_help=True,
+)
+
+SlotId = Annotated[str, typer.Argument(help="Name of the slot.")]
+Url = Annotated[
+    str, typer.Option(envvar="CUFRAMES_FRAMECACHE_URL", help="Where the service listens.", show_default=True)
+]
+Local = Annotated[bool, typer.Option("--local", help="Without the service: the slots' files themselves.")]
+TokenFile = Annotated[Path | None, typer.Option(help=f"File with the bearer token; else ${TOKEN_VARIABLE}.")]
+Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+URL = f"http://127.0.0.1:{DEFAULT_PORT}"
+
+
+def _token(path: Path | None) -> str | None:
+    return os.environ.get(TOKEN_VARIABLE) or None if path is None else path.read_text().strip()
+
+
+def _client(url: str, token_file: Path | None) -> Any:
+    from cuframes.framecache import Client
+
+    return Client(url, token=_token(token_file))
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback only with a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = DEFAULT_PORT,
+    token_file: TokenFile = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Further name that requests may have in their Host header; repeat it.")
+    ] = None,
+    max_gb: Annotated[
+        float | None, typer.Option(min=0, help="Slots together take no more than so many GB; default: what is free.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Members of this group may read and write new slots.")] = None,
+    log_format: Annotated[str, typer.Option(help="json or text.")] = "json",
+    log_level: Annotated[str, typer.Option(help="debug (every request), info, warning or error.")] = "info",
+) -> None:
+    """Run the service until SIGTERM or SIGINT. Slots stay, and the next start adopts them."""
+    if log_format not in ("json", "text"):
+        raise ValueError(f"--log-format is json or text, not {log_format!r}")
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise ValueError(f"--log-level is debug, info, warning or error, not {log_level!r}")
+    try:
+        from cuframes.framecache import service
+    except ImportError as missing:
+        fail(EXIT_ERROR, f"the service needs {missing.name}; install it with: pip install 'cuframes[framecache]'")
+    stop_on_signals()
+    max_bytes = None if max_gb is None else int(max_gb * 1e9)
+    numeric = int(group) if group is not None and group.isdigit() else group
+    service.serve(
+        lambda: service.Registry(max_bytes=max_bytes, group=numeric),
+        host=host,
+        port=port,
+        token=_token(token_file),
+        allow_hosts=tuple(allow_host or ()),
+        log_format=log_format,
+        log_level=log_level,
+    )
+
+
+@app.command()
+def ls(url: Url = URL, token_file: TokenFile = None, local: Local = False, json_: Json = False) -> None:
+    """List the slots."""
+    from cuframes.framecache import list_slots
+
+    found = list_slots() if local else _client(url, token_file).list()
+    if json_:
+        print(json.dumps([slot._asdict() for slot in found], indent=2))
+        return
+    if not found:
+        print("no slots")
+        return
+    columns = ("slot", "video", "fps", "measured", "last frame", "frames", "dropped", "writer", "ring")
+    table = Table(*columns, box=None, pad_edge=False)
+    for slot in found:
+        table.add_row(
+            slot.slot_id,
+            f"{slot.pixel_format} {slot.width}x{slot.height}",
+            f"{slot.fps_num / max(slot.fps_den, 1):.5g}",
+            "-" if slot.fps is None else f"{slot.fps:.2f}",
+            "-" if slot.last_frame_age_s is None else f"{slot.last_frame_age_s:.1f} s ago",
+            str(slot.write_cursor),
+            str(slot.dropped_frames),
+            "none" if slot.writer_pid is None else f"pid {slot.writer_pid}",
+            f"{slot.ring_depth} frames, {slot.size / 1e6:.0f} MB",
+        )
+    print_table(table)
+
+
+@app.command()
+def create(
+    slot_id: SlotId,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT.")],
+    fps: Annotated[str, typer.Option(help="Nominal rate: 25, 59.94, 60000/1001.")] = "25",
+    format: Annotated[str, typer.Option(help="Pixel format.")] = "uyvy422",
+    ring_depth: Annotated[int, typer.Option(help="Frames that it holds.")] = DEFAULT_RING_DEPTH,
+    source_type: Annotated[str, typer.Option(help="What it comes from, for people: sdi, srt, …")] = "",
+    group: Annotated[str | None, typer.Option(help="With --local: its members may read and write the slot.")] = None,
+    url: Url = URL,
+    token_file: TokenFile = None,
+    local: Local = False,
+    json_: Json = False,
+) -> None:
+    """Create a slot."""
+    from cuframes.framecache import create_slot
+
+    width, height = parse_size(size) or (0, 0)
+    options: dict[str, Any] = {"fps": fps, "ring_depth": ring_depth, "source_type": source_type}
+    if local:
+        made = create_slot(slot_id, width, height, format, **options, group=group)
+    elif group is not None:
+        raise ValueError("--group is for --local; the service has one of its own")
+    else:
+        made = _client(url, token_file).create(slot_id, width, height, format, **options)
+    print(json.dumps(made._asdict(), indent=2) if json_ else f"{slot_id}: {made.size} bytes, {ring_depth} frames")
+
+
+@app.command()
+def rm(slot_id: SlotId, url: Url = URL, token_file: TokenFile = None, local: Local = False) -> None:
+    """Remove a slot. Its readers read what is there, and then see the end."""
+    from cuframes.framecache import remove_slot
+
+    if local:
+        remove_slot(slot_id)
+    else:
+        _client(url, token_file).remove(slot_id)
+
+
+class SlotMeter(Meter):
+    """Counts a slot's frames and their latency: from their time of capture until they are in hand."""
+
+    @staticmethod
+    def next(reader: Any, timeout: float) -> Any:
+        """What to look at next."""
+        return reader.read(timeout)
+
+    def take(self, frame: Any) -> None:
+        """Look at one frame."""
+        self.count(time.time_ns() - frame.wall_us * 1000 if frame.wall_us else None)
+        if self.verify and pixels.read_stamp(frame) != frame.pts_us:
+            self.torn += 1
+
+    def report(self, reader: Any, *, final: bool = False) -> dict[str, Any]:
+        """Figures so far."""
+        counts: dict[str, int] = reader.stats()._asdict()
+        return {"slot_id": reader.slot_id} | self.figures(final) | counts
+
+    @staticmethod
+    def words(report: dict[str, Any]) -> tuple[str, str]:
+        """A report's rate and counts, for people."""
+        torn = f", torn {report['torn']}" if "torn" in report else ""
+        counts = f"read {report['read']}, dropped {report['dropped']}, lapped {report['lapped']}{torn}"
+        return f"{report['fps']:.2f} fps", counts
+
+
+@app.command()
+def watch(
+    slot_id: SlotId,
+    mode: Annotated[str, typer.Option(help="ordered or newest.")] = "ordered",
+    start: Annotated[str, typer.Option(help="next, latest or oldest.")] = "next",
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between reports.")] = 1.0,
+    verify: Annotated[bool, typer.Option(help="Check the stamps of publish --slot --stamp in every frame.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="One JSON object per report; the last has final: true.")
+    ] = False,
+) -> None:
+    """Read a slot and print frames per second, drops, and latency from the time of capture."""
+    from cuframes.framecache import SlotReader
+
+    stop_on_signals()
+    with SlotReader(slot_id, start=start, mode=mode, connect_timeout=0) as reader:
+        follow(reader, SlotMeter(verify), seconds, interval, json_)

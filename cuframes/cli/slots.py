@@ -1,0 +1,62 @@
+"""What ``cuframes publish --slot`` does: write a framecache slot from a source."""
+
+import contextlib
+import time
+from typing import Any
+
+from cuframes.cli import EXIT_STALE, Stopped, fail, pixels
+from cuframes.cli.source import Source
+from cuframes.errors import Disconnected, NotFound
+from cuframes.framecache import SlotWriter, find_slot
+
+__all__ = ["fill", "geometry", "open_writer"]
+
+
+def geometry(slot_id: str, size: tuple[int, int] | None, format: str | None) -> tuple[tuple[int, int] | None, str]:
+    """Size and format to convert to: those that were asked for, else the slot's, else the source's and UYVY."""
+    with contextlib.suppress(NotFound):
+        there = find_slot(slot_id)
+        size, format = size or (there.width, there.height), format or there.pixel_format
+    return size, format or "uyvy422"
+
+
+def open_writer(slot_id: str, video: Source, ring_depth: int | None, group: str | None) -> SlotWriter:
+    """A writer of the slot, which is created with the source's rate if it is not there."""
+    with contextlib.suppress(NotFound):
+        find_slot(slot_id)
+        return SlotWriter(slot_id, video.width, video.height, video.format, ring_depth=ring_depth, group=group)
+    kind = video.url.partition("://")[0] if "://" in video.url else "testsrc" if video.url == "testsrc" else "file"
+    return SlotWriter(
+        slot_id,
+        video.width,
+        video.height,
+        video.format,
+        fps=video.rate,
+        ring_depth=ring_depth,
+        source_type=kind[:31],
+        group=group,
+    )
+
+
+def fill(writer: SlotWriter, video: Source, seconds: float | None, stamp: bool) -> None:
+    """Write a source's frames until it ends, the time is up, or a signal comes. Exit status 4: the slot was removed."""
+    end = None if seconds is None else time.monotonic() + seconds
+    try:
+        for frame, pts_ns in video.frames():
+            if end is not None and time.monotonic() >= end:
+                break
+            _write(writer, frame, max(0, pts_ns) // 1000, stamp)
+    except Stopped:
+        pass
+    except Disconnected:
+        fail(EXIT_STALE, f"the slot {writer.slot_id!r} was removed")
+
+
+def _write(writer: SlotWriter, frame: Any, pts_us: int, stamp: bool) -> None:
+    if not stamp:
+        writer.write(frame, pts_us=pts_us)
+        return
+    with writer.acquire() as entry:
+        entry.copy_from(frame)
+        pixels.stamp(entry.planes, pts_us)
+        entry.pts_us = pts_us

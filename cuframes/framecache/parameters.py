@@ -1,0 +1,102 @@
+"""What a slot is created with, and what makes no slot."""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH, slot_size
+from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format
+
+__all__ = ["Rate", "SlotParameters", "check_slot_id", "rate"]
+
+Rate = Fraction | int | float | str | tuple[int, int]
+
+# The number that stands for a pixel format in a slot's header; 0 is the format's own, the others are ours.
+CODES = {
+    name: code
+    for code, name in enumerate(
+        "uyvy422 yuyv422 nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra rgbp".split()  # noqa: SIM905
+    )
+}
+NAMES = {code: name for name, code in CODES.items()}
+REGISTRY = "registry.json"  # the service's list, in the same directory
+MAX_DEPTH = 4096
+MAX_FPS_PART = 10_000_000
+
+SLOT_ID = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,62}"
+_SLOT_ID = re.compile(SLOT_ID, re.ASCII)
+
+
+def is_slot_id(name: str) -> bool:
+    """Whether a file of this name can be a slot."""
+    return bool(_SLOT_ID.fullmatch(name)) and name != REGISTRY
+
+
+def check_slot_id(slot_id: str) -> str:
+    """Return `slot_id`, or raise before it becomes part of a path.
+
+    Raises
+    ------
+    ValueError
+        Unless it is 1 to 63 characters of ``A-Z a-z 0-9 . _ -`` and begins with none of the dots; and
+        ``registry.json``, which is the name of the service's own list.
+    """
+    if not isinstance(slot_id, str):
+        raise TypeError(f"a slot_id is a str, not {type(slot_id).__name__}")
+    if not _SLOT_ID.fullmatch(slot_id):
+        raise ValueError(f"slot_id must be 1 to 63 characters of A-Z a-z 0-9 . _ -, the first no dot; not {slot_id!r}")
+    if slot_id == REGISTRY:
+        raise ValueError(f"{REGISTRY} is the service's own list; call the slot otherwise")
+    return slot_id
+
+
+def rate(fps: Rate) -> Fraction:
+    """Frames per second as a fraction: ``25``, ``59.94``, ``(60000, 1001)``, ``"60000/1001"``."""
+    try:
+        given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(fps)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(f"fps is a number or a fraction, not {fps!r}") from None
+    return given.limit_denominator(1001) if isinstance(fps, float) else given
+
+
+class SlotParameters(NamedTuple):
+    """What a slot is created with, and keeps. ``pixel_format`` is FFmpeg's name, ``ring_depth`` counts frames."""
+
+    slot_id: str
+    width: int
+    height: int
+    fps_num: int
+    fps_den: int
+    pixel_format: str
+    source_type: str = ""
+    ring_depth: int = DEFAULT_DEPTH
+
+    def checked(self) -> "SlotParameters":
+        """These, with the format's own name for its aliases; raises ValueError or TypeError if they make no slot."""
+        check_slot_id(self.slot_id)
+        name = ALIASES.get(self.pixel_format, self.pixel_format)
+        FrameShape(pixel_format(name), self.width, self.height, align=1)
+        for what, value, least, most in (
+            ("ring_depth", self.ring_depth, MIN_DEPTH, MAX_DEPTH),
+            ("fps_num", self.fps_num, 1, MAX_FPS_PART),
+            ("fps_den", self.fps_den, 1, MAX_FPS_PART),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{what} must be an int, not {value!r}")
+            if not least <= value <= most:
+                raise ValueError(f"{what} must be {least} to {most}, not {value}")
+        if not isinstance(self.source_type, str) or "\0" in self.source_type:
+            raise ValueError(f"source_type must be text without NUL, not {self.source_type!r}")
+        if len(self.source_type.encode()) > 31:
+            raise ValueError(f"source_type has room for 31 bytes of UTF-8, not for {self.source_type!r}")
+        return self._replace(pixel_format=name)
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes of a frame."""
+        return FrameShape(FORMATS[self.pixel_format], self.width, self.height, align=1).nbytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the slot's file."""
+        return slot_size(self.frame_size, self.ring_depth)

@@ -1,0 +1,194 @@
+"""The HTTP interface: what can be asked, and what comes back."""
+
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH
+from cuframes._version import __version__
+from cuframes.formats import MAX_SIDE
+from cuframes.framecache.parameters import CODES, MAX_DEPTH, MAX_FPS_PART, NAMES, SLOT_ID, SlotParameters
+from cuframes.framecache.service.guard import LOOPBACK_NAMES, Guard
+from cuframes.framecache.service.metrics import Metrics
+from cuframes.framecache.service.problems import Problem, answers, install
+from cuframes.framecache.service.registry import Registry
+from cuframes.framecache.service.thumbnails import Thumbnails
+
+__all__ = ["create_app"]
+
+PAGE = files("cuframes.framecache.service") / "page"
+PAGE_TYPES = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+SlotId = Annotated[str, Field(pattern=f"^{SLOT_ID}$", examples=["sdi0"])]
+SlotPath = Annotated[str, Path(pattern=f"^{SLOT_ID}$", examples=["sdi0"])]
+
+
+class SlotRequest(BaseModel):
+    """A slot to be created."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    slot_id: SlotId
+    width: Annotated[int, Field(ge=1, le=MAX_SIDE, examples=[1920])]
+    height: Annotated[int, Field(ge=1, le=MAX_SIDE, examples=[1080])]
+    fps_num: Annotated[int, Field(ge=1, le=MAX_FPS_PART, examples=[60000])]
+    fps_den: Annotated[int, Field(ge=1, le=MAX_FPS_PART, examples=[1001])]
+    pixel_format: Annotated[
+        str | int,
+        Field(description=f"One of {', '.join(CODES)}; or its number in the slot, 0 for uyvy422", examples=["uyvy422"]),
+    ]
+    source_type: Annotated[str, Field(max_length=31, description="At most 31 bytes of UTF-8", examples=["sdi"])]
+    ring_depth: Annotated[int, Field(ge=MIN_DEPTH, le=MAX_DEPTH)] = DEFAULT_DEPTH
+
+    def parameters(self) -> SlotParameters:
+        """The same, checked for what one field says of another."""
+        values = self.model_dump()
+        if isinstance(self.pixel_format, int):
+            values["pixel_format"] = NAMES.get(self.pixel_format, str(self.pixel_format))
+        try:
+            return SlotParameters(**values).checked()
+        except (ValueError, TypeError) as problem:
+            raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(problem)) from None
+
+
+class Slot(BaseModel):
+    """A slot as it is now."""
+
+    slot_id: str
+    width: int
+    height: int
+    fps_num: int
+    fps_den: int
+    pixel_format: str
+    source_type: str
+    ring_depth: int
+    frame_size: Annotated[int, Field(description="Bytes of a frame")]
+    size: Annotated[int, Field(description="Bytes of the slot's file")]
+    write_cursor: Annotated[int, Field(description="Frames ever written")]
+    fps: Annotated[float | None, Field(description="Measured over the last 2 s; null: not known")]
+    last_frame_age_s: Annotated[float | None, Field(description="Seconds; null: not known")]
+    writer_pid: Annotated[int | None, Field(description="null: no process holds the slot's lock")]
+    dropped_frames: Annotated[int, Field(description="Frames that the source lost")]
+
+
+class Health(BaseModel):
+    """How the service is."""
+
+    status: str
+    version: str
+    uptime_s: float
+    slots: int
+    bytes_used: int
+    bytes_free: int
+
+
+def create_app(
+    registry: Registry, *, token: str | None = None, allowed_hosts: Iterable[str] = LOOPBACK_NAMES
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Parameters
+    ----------
+    registry : Registry
+    token : str, optional
+        Bearer token that requests must carry.
+    allowed_hosts : iterable of str
+        Names that requests may have in their Host header.
+    """
+    began = time.monotonic()
+    metrics, thumbnails = Metrics(registry), Thumbnails()
+    app = FastAPI(title="cuframes framecache", version=__version__, docs_url=None, redoc_url=None)
+    install(app)
+    app.add_middleware(Guard, hosts=allowed_hosts, token=token)
+    refusals = (401,) if token is not None else ()
+
+    @app.post(
+        "/slots",
+        status_code=HTTPStatus.CREATED,
+        responses={
+            200: {"model": Slot, "description": "It was there already, with these parameters"},
+            **answers(409, 413, 415, 422, 507, *refusals),
+        },
+    )
+    def create(request: SlotRequest, response: Response) -> Slot:
+        """Create a slot: its file and its semaphore. A living writer, or other parameters, are a conflict."""
+        slot, is_new = registry.create(request.parameters())
+        if not is_new:
+            response.status_code = HTTPStatus.OK
+        return Slot(**slot._asdict())
+
+    @app.get("/slots", responses=answers(*refusals))
+    def slots() -> list[Slot]:
+        """All slots, by slot_id."""
+        return [Slot(**slot._asdict()) for slot in registry.slots()]
+
+    @app.get("/slots/{slot_id}", responses=answers(404, 422, *refusals))
+    def slot(slot_id: SlotPath) -> Slot:
+        """One slot."""
+        return Slot(**registry.slot(slot_id)._asdict())
+
+    @app.delete("/slots/{slot_id}", status_code=HTTPStatus.NO_CONTENT, responses=answers(404, 422, *refusals))
+    def remove(slot_id: SlotPath) -> None:
+        """Remove a slot and its semaphore. Readers read what is there, and then see the end."""
+        registry.remove(slot_id)
+
+    @app.get(
+        "/slots/{slot_id}/thumbnail.jpg",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}, **answers(404, 422, *refusals)},
+    )
+    def thumbnail(slot_id: SlotPath) -> Response:
+        """The newest frame as a small picture; at most one a second is made. The ETag is the frame's number."""
+        number, picture = thumbnails.get(slot_id)
+        headers = {"Cache-Control": "no-store", "ETag": f'"{number}"'}
+        return Response(picture, media_type="image/jpeg", headers=headers)
+
+    @app.get("/health")
+    def health() -> Health:
+        """Whether the service works, and how much room there is."""
+        uptime = round(time.monotonic() - began, 1)
+        return Health(status="ok", version=__version__, uptime_s=uptime, **registry.summary())
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=answers(*refusals))
+    def prometheus() -> PlainTextResponse:
+        """Metrics for Prometheus."""
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    for name, media_type in PAGE_TYPES.items():
+        path = "/" if name == "page.html" else f"/{name}"
+        app.get(path, include_in_schema=False)(_file(name, media_type))
+    _describe_problems(app)
+    return app
+
+
+def _file(name: str, media_type: str) -> Any:
+    content = (PAGE / name).read_bytes()
+
+    def page() -> Response:
+        return Response(content, media_type=media_type, headers=PAGE_HEADERS)
+
+    return page
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the problem document among the schemas of /openapi.json, which the routes refer to."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = describe()
+        description["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]

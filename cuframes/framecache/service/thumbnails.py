@@ -1,0 +1,53 @@
+"""Small pictures of the newest frames, made when somebody looks."""
+
+import threading
+import time
+
+from cuframes._cache import START_LATEST
+from cuframes.errors import NotFound, Timeout
+from cuframes.framecache.slots import attach
+from cuframes.pictures import encode, to_video
+
+__all__ = ["Thumbnails"]
+
+WIDTH = 320
+SECONDS = 1.0  # between two pictures of a slot, however many look
+
+
+class Thumbnails:
+    """JPEG pictures of slots: at most one per slot and second, and one at a time."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[float, int, bytes]] = {}
+        self._making = threading.Lock()
+
+    def get(self, slot_id: str) -> tuple[int, bytes]:
+        """A frame's number and picture, 320 pixels wide: the newest one's, or that of a second ago.
+
+        Raises
+        ------
+        NotFound
+            There is no such slot, no frame in it, or the newest one is no picture.
+        """
+        with self._making:
+            made = self._made.get(slot_id)
+            if made is not None and time.monotonic() - made[0] < SECONDS:
+                return made[1:]
+            self._made = {name: entry for name, entry in self._made.items() if time.monotonic() - entry[0] < 60}
+            number, picture = _picture(slot_id)
+            self._made[slot_id] = time.monotonic(), number, picture
+            return number, picture
+
+
+def _picture(slot_id: str) -> tuple[int, bytes]:
+    ring = attach(slot_id, start=START_LATEST, newest=True)
+    try:
+        frame = ring.next(0, True, None)
+        video = to_video(frame)
+    except Timeout:
+        raise NotFound(f"the slot {slot_id!r} has no frame yet") from None
+    except ValueError as problem:
+        raise NotFound(f"the slot {slot_id!r} has no picture: {problem}") from None
+    width = min(WIDTH, video.width // 2 * 2 or 2)
+    height = max(2, round(video.height * width / video.width / 2) * 2)
+    return frame.seq, encode(video.reformat(width=width, height=height), "jpeg")
