@@ -3,7 +3,7 @@
 #   make demo   real decoded video, shared between processes, every frame checked
 #   make test   build sdist and wheel, install the wheel, test what was installed
 #   make abi3   the wheel for every CPython from 3.11: build it, test its core
-#   make lint   ruff, cython-lint, mypy
+#   make lint   ruff, cython-lint, mypy, hadolint
 #
 # PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo or to pytest.
 
@@ -15,7 +15,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 .PHONY: test demo abi3 lint build clean
 
 test: build
-	$(PIP) --group test
+	$(PIP) --group test "$$(echo dist/*.whl)[framecache]"
 	CUFRAMES_TEST_INSTALLED=1 $(BIN)/pytest $(ARGS)
 
 demo: build
@@ -26,14 +26,15 @@ abi3: $(VENV)/ready
 	rm -rf $(VENV)/abi3
 	$(PIP) --group test numpy posix_ipc
 	$(PIP) --no-deps --target $(VENV)/abi3 dist/abi3/*-abi3-*.whl
-	PYTHONPATH=$(VENV)/abi3 $(BIN)/pytest -q tests/test_ring.py tests/test_frame.py tests/test_packets.py
+	PYTHONPATH=$(VENV)/abi3 $(BIN)/pytest -q tests/test_ring.py tests/test_frame.py tests/test_packets.py tests/test_slots.py
 
 lint: $(VENV)/ready
-	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14"
+	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14" fastapi uvicorn prometheus-client
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint cuframes
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/Dockerfile
 
 # As a user's pip would do it: an sdist, and from that a wheel, each in an environment of its own.
 build: $(VENV)/ready

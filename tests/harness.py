@@ -105,3 +105,44 @@ def compile_program(name, folder, *options):
     command = ["gcc", "-std=c11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror", *options]
     subprocess.run([*command, str(PROGRAMS / f"{name}.c"), "-pthread", "-o", str(out)], check=True, timeout=120)
     return out
+
+
+class Service:
+    """``cuframes framecache serve`` on a free port, in a process of its own."""
+
+    def __init__(self, *options, port=0, **environment):
+        command = [sys.executable, "-W", "error", "-m", "cuframes", "framecache", "serve", "--port", str(port)]
+        self.process = subprocess.Popen(
+            [*command, *map(str, options)], stderr=subprocess.PIPE, text=True, env=os.environ | environment
+        )
+        self.log = []
+        while not self.log or self.log[-1].get("event") != "listening":
+            line = self.process.stderr.readline()
+            assert line, f"the service ended with status {self.process.wait()}: {self.log}"
+            self.log.append(json.loads(line))
+        self.port = self.log[-1]["port"]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._drain = threading.Thread(target=self._read, daemon=True)
+        self._drain.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.log.append(json.loads(line))
+
+    def events(self, name):
+        return [entry for entry in self.log if entry["event"] == name]
+
+    def stop(self, number=signal.SIGTERM, timeout=20):
+        """Its exit status after a signal."""
+        self.process.send_signal(number)
+        status = self.process.wait(timeout)
+        self._drain.join(timeout)
+        self.process.stderr.close()
+        return status
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.process.poll() is None:
+            self.stop(signal.SIGKILL)

@@ -30,7 +30,10 @@ Url = Annotated[
     str, typer.Option(envvar="CUFRAMES_FRAMECACHE_URL", help="Where the service listens.", show_default=True)
 ]
 Local = Annotated[bool, typer.Option("--local", help="Without the service: the slots' files themselves.")]
-TokenFile = Annotated[Path | None, typer.Option(help=f"File with the bearer token; else ${TOKEN_VARIABLE}.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help=f"File with the bearer token; else ${TOKEN_VARIABLE}."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 

@@ -51,16 +51,13 @@ def pipe(
         raise ValueError("frames are not for a terminal; pipe them: cuframes pipe KEY | ffplay -")
     stop_on_signals()
     out = sys.stdout.buffer
+    rate = Fraction(fps).limit_denominator(1001) if fps else None
     try:
         if slot:
-            _pipe_slot(key, out, format, fps, frames)
-        else:
-            rate = Fraction(fps).limit_denominator(1001) if fps else None
-            with (
-                Subscriber(key, mode="ordered", start="latest") as subscriber,
-                contextlib.suppress(Stopped, Disconnected),
-            ):
-                _copy(subscriber, subscriber.next, out, format, rate, frames)
+            _pipe_slot(key, out, format, rate, frames)
+            return
+        with Subscriber(key, mode="ordered", start="latest") as joined, contextlib.suppress(Stopped, Disconnected):
+            _copy(joined, joined.next, out, format, rate, frames)
     except BrokenPipeError:  # the reader has had enough; the interpreter's own flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
@@ -74,9 +71,7 @@ def _pipe_slot(slot_id: str, out: BinaryIO, format: str, rate: Fraction | None, 
                 f"the slot {slot_id!r} has a pixel format of its own: {reader.format}; read it with SlotReader"
             )
         try:
-            _copy(
-                reader, reader.read, out, format, Fraction(fps).limit_denominator(1001) if fps else reader.fps, frames
-            )
+            _copy(reader, reader.read, out, format, rate or reader.fps, frames)
         except Disconnected:
             fail(EXIT_STALE, f"the slot {slot_id!r} was removed")
         except Stopped as stopped:

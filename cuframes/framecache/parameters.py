@@ -75,7 +75,9 @@ class SlotParameters(NamedTuple):
         """These, with the format's own name for its aliases; raises ValueError or TypeError if they make no slot."""
         check_slot_id(self.slot_id)
         name = ALIASES.get(self.pixel_format, self.pixel_format)
-        FrameShape(pixel_format(name), self.width, self.height, align=1)
+        frame_size = FrameShape(pixel_format(name), self.width, self.height, align=1).nbytes
+        if frame_size >= 2**32:
+            raise ValueError(f"a frame of {frame_size} bytes is too large: the format has 32 bits for its size")
         for what, value, least, most in (
             ("ring_depth", self.ring_depth, MIN_DEPTH, MAX_DEPTH),
             ("fps_num", self.fps_num, 1, MAX_FPS_PART),

@@ -6,14 +6,14 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Response
+from fastapi import Depends, FastAPI, Path, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH
 from cuframes._version import __version__
-from cuframes.formats import MAX_SIDE
+from cuframes.formats import ALIASES, MAX_SIDE
 from cuframes.framecache.parameters import CODES, MAX_DEPTH, MAX_FPS_PART, NAMES, SLOT_ID, SlotParameters
 from cuframes.framecache.service.guard import LOOPBACK_NAMES, Guard
 from cuframes.framecache.service.metrics import Metrics
@@ -47,7 +47,11 @@ class SlotRequest(BaseModel):
     fps_den: Annotated[int, Field(ge=1, le=MAX_FPS_PART, examples=[1001])]
     pixel_format: Annotated[
         str | int,
-        Field(description=f"One of {', '.join(CODES)}; or its number in the slot, 0 for uyvy422", examples=["uyvy422"]),
+        Field(
+            description="FFmpeg's name, or its number in the slot's header: 0 for uyvy422",
+            examples=["uyvy422"],
+            json_schema_extra={"enum": [*CODES, *ALIASES, *NAMES]},
+        ),
     ]
     source_type: Annotated[str, Field(max_length=31, description="At most 31 bytes of UTF-8", examples=["sdi"])]
     ring_depth: Annotated[int, Field(ge=MIN_DEPTH, le=MAX_DEPTH)] = DEFAULT_DEPTH
@@ -94,6 +98,12 @@ class Health(BaseModel):
     bytes_free: int
 
 
+def json_only(request: Request) -> None:
+    """Refuse what a browser would send from another site without asking us first."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json")
+
+
 def create_app(
     registry: Registry, *, token: str | None = None, allowed_hosts: Iterable[str] = LOOPBACK_NAMES
 ) -> FastAPI:
@@ -117,9 +127,10 @@ def create_app(
     @app.post(
         "/slots",
         status_code=HTTPStatus.CREATED,
+        dependencies=[Depends(json_only)],
         responses={
             200: {"model": Slot, "description": "It was there already, with these parameters"},
-            **answers(409, 413, 415, 422, 507, *refusals),
+            **answers(400, 409, 413, 415, 422, 507, *refusals),
         },
     )
     def create(request: SlotRequest, response: Response) -> Slot:
