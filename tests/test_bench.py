@@ -35,6 +35,15 @@ def test_packets():
     assert out["65536 bytes"]["cuframes"]["in_ns"] > 0
 
 
+@pytest.mark.usefixtures("slots")
+def test_framecache(tmp_path):
+    pytest.importorskip("typer")
+    bench("framecache", "--quick", "--json", tmp_path / "out.json")
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["slot, readers copy"]["torn"] == 0
+    assert len(out["slot, readers look in place"]["latency_p50_us"]) == 4
+
+
 def test_elsewhere(tmp_path):
     pytest.importorskip("typer")
     if "site-packages" not in sys.modules["cuframes"].__file__:

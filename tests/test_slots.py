@@ -670,6 +670,15 @@ def test_a_writer_in_c_after_ours_was_killed(slots, slot_id):
     remove_slot(slot_id)
 
 
+def test_a_slot_goes_by_the_name_of_its_file(slots, slot_id):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    with open(slots / slot_id, "r+b") as file:
+        file.seek(88)
+        file.write(b"another name\0")
+    assert find_slot(slot_id).slot_id == slot_id
+    assert [slot.slot_id for slot in list_slots()] == [slot_id]
+
+
 def test_another_version_of_a_c_writer_is_refused_by_name(slots, slot_id, c_writer):
     slots.mkdir()
     with Worker(c_writer, slots / slot_id, semaphore_name(slot_id), 64, 48, 4, 1, 0, 2):

@@ -11,11 +11,11 @@ from cuframes.errors import NotFound
 
 __all__ = ["bench"]
 
-BENCHMARKS = ("host", "packets", "gpu")
+BENCHMARKS = ("host", "packets", "framecache", "gpu")
 
 
 def bench(context: typer.Context) -> None:
-    """Run a benchmark: host (the default), packets or gpu. Further arguments are its own; --help shows them."""
+    """Run a benchmark: host (the default), packets, framecache or gpu. Further arguments are its own (--help)."""
     arguments = context.args
     name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS else "host"
     places = [Path.cwd(), Path(cuframes.__file__).parent.parent]

@@ -108,7 +108,7 @@ class SlotReader(WatchedReceiver[SlotFrame]):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
             time.sleep(POLL_SECONDS)
-        slot = info(self._ring)
+        slot = info(self.slot_id, self._ring)
         self.width, self.height, self.format = slot.width, slot.height, slot.pixel_format
         self.fps = Fraction(slot.fps_num, slot.fps_den or 1)
         self.ring_depth = slot.ring_depth
@@ -172,7 +172,7 @@ class SlotReader(WatchedReceiver[SlotFrame]):
 
     def info(self) -> SlotInfo:
         """The slot as it is now: frames written, measured rate, its writer."""
-        return info(self._joined())
+        return info(self.slot_id, self._joined())
 
     def stats(self) -> SlotReaderStats:
         """Counters so far; those of the end once it is closed."""

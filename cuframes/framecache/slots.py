@@ -166,7 +166,7 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> Ca
     except BaseException:
         os.close(fd)
         raise
-    ring.set_layout(layout_of(info(ring)))
+    ring.set_layout(layout_of(info(slot_id, ring)))
     return ring
 
 
@@ -178,9 +178,9 @@ def layout_of(slot: SlotInfo | SlotParameters) -> FrameLayout | None:
         return None
 
 
-def info(ring: CacheRing) -> SlotInfo:
-    """What a slot shows of itself."""
-    header = ring.describe()
+def info(slot_id: str, ring: CacheRing) -> SlotInfo:
+    """What a slot shows of itself. Its name is that of its file, whatever a C program has put into the header."""
+    header = ring.describe() | {"slot_id": slot_id}
     code = header.pop("pixel_format")
     writer_pid = header.pop("writer_pid")
     header["pixel_format"] = NAMES.get(code, f"unknown ({code})")
@@ -337,7 +337,7 @@ def find_slot(slot_id: str) -> SlotInfo:
     ------
     NotFound, ProtocolError, PermissionError
     """
-    return info(attach(slot_id))
+    return info(slot_id, attach(slot_id))
 
 
 def slot_names() -> list[str]:

@@ -14,6 +14,7 @@ from cuframes.framecache.slots import (
     SlotInfo,
     attach,
     compare,
+    find_slot,
     info,
     layout_of,
     make_slot,
@@ -94,7 +95,7 @@ class SlotWriter:
 
     def _open(self, given: dict[str, Any]) -> None:
         ring = attach(self.slot_id)  # which also refuses what is no slot
-        found = info(ring)
+        found = info(self.slot_id, ring)
         compare(found, given)
         # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
         self._fd = open_slot(self.slot_id, writable=True)
@@ -158,7 +159,7 @@ class SlotWriter:
 
     def info(self) -> SlotInfo:
         """The slot as others see it."""
-        return info(attach(self.slot_id))
+        return find_slot(self.slot_id)
 
     @property
     def frames_written(self) -> int:

@@ -83,7 +83,7 @@ class Registry:
             log.info("slot adopted", extra={"slot_id": name})
 
     def _write(self) -> None:
-        slots = [info(self._attached[name]).parameters._asdict() for name in sorted(self._attached)]
+        slots = [info(name, self._attached[name]).parameters._asdict() for name in sorted(self._attached)]
         content = json.dumps({"version": 1, "slots": slots}, indent=2).encode() + b"\n"
         if content == self._written:
             return
@@ -99,7 +99,7 @@ class Registry:
         """All slots, by slot_id."""
         self.refresh()
         with self._looking:
-            return [info(self._attached[name]) for name in sorted(self._attached)]
+            return [info(name, self._attached[name]) for name in sorted(self._attached)]
 
     def slot(self, slot_id: str) -> SlotInfo:
         """One slot. Raises NotFound."""
