@@ -62,7 +62,7 @@ SLOT_READER = (
     + """
 from cuframes.framecache import SlotReader
 slot_id, count, view = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "view"
-out = None if view else numpy.empty((1080, 1920, 2), numpy.uint8)
+out = None if view else numpy.full((1080, 1920, 2), 1, numpy.uint8)  # and its pages are there
 took = []
 with SlotReader(slot_id) as reader:
     cpu = begin()
@@ -109,7 +109,7 @@ memory = mmap.mmap(posix_ipc.SharedMemory("/" + name).fd, 0)
 there = numpy.frombuffer(memory, numpy.uint8, 1920 * 1080 * 2, 16)
 stamp = numpy.frombuffer(memory, numpy.int64, 2)
 semaphore = posix_ipc.Semaphore(f"/{name}-{index}")
-out = numpy.empty(len(there), numpy.uint8)
+out = numpy.full(len(there), 1, numpy.uint8)
 took, last, read, torn = [], -1, 0, 0
 cpu = begin()
 while last < count - 1:

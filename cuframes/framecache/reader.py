@@ -102,7 +102,7 @@ class SlotReader(WatchedReceiver[SlotFrame]):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                self._ring: CacheRing | None = attach(self.slot_id, start=start, newest=self._newest)
+                self._ring: CacheRing | None = attach(self.slot_id, start=start, newest=self._newest, populate=True)
                 break
             except NotFound:
                 if deadline is not None and time.monotonic() >= deadline:

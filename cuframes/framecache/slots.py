@@ -150,8 +150,8 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
     return fd
 
 
-def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> CacheRing:
-    """A reader's end of a slot. Maps it read-only, and leaves no trace.
+def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False, populate: bool = False) -> CacheRing:
+    """A reader's end of a slot. Maps it read-only, and leaves no trace. `populate` is for who will read every frame.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> Ca
     """
     fd = open_slot(slot_id)
     try:
-        ring = CacheRing(fd, os.fstat(fd).st_size, start=start, newest=newest)
+        ring = CacheRing(fd, os.fstat(fd).st_size, start=start, newest=newest, populate=populate)
     except OSError:
         os.close(fd)
         raise ProtocolError(f"{slots_dir() / slot_id} is empty, so it is no framecache slot; remove it") from None
