@@ -3,9 +3,10 @@
 import atexit
 import os
 import weakref
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
-__all__ = ["register"]
+__all__ = ["Closing", "register"]
 
 
 class Closable(Protocol):
@@ -16,6 +17,28 @@ class Closable(Protocol):
 
     def _forget(self) -> None:
         """In a forked child: close inherited descriptors, free nothing of the parent's."""
+
+
+class Closing:
+    """Base of what is closed by hand, by ``with``, or at last when it is collected."""
+
+    _closed = True  # until everything in __init__ has worked
+
+    def close(self) -> None:
+        """Close it. Closing twice is fine."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self.close()
 
 
 _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()

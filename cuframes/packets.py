@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable
 from enum import IntFlag
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from cuframes import lifetime
 from cuframes._packets import (
@@ -42,7 +42,7 @@ class PacketFlags(IntFlag):
     LAST_IN_ACCESS_UNIT = 8
 
 
-class PacketPublisher:
+class PacketPublisher(lifetime.Closing):
     """Share encoded packets under a key, without frames. (With frames: :meth:`Publisher.enable_packets`.)
 
     Parameters
@@ -86,7 +86,6 @@ class PacketPublisher:
         max_packet_size: int = MAX_PACKET_SIZE,
         group: str | int | None = None,
     ) -> None:
-        self._closed = True  # until everything below has worked
         check_key(key)
         if not isinstance(slots, int) or not 1 <= slots <= MAX_SLOTS:
             raise ValueError(f"slots must be 1 to {MAX_SLOTS}, not {slots!r}")
@@ -190,16 +189,6 @@ class PacketPublisher:
         self._closed = True
         self._segment.forget()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
-
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.packets_published} packets"
         return f"<PacketPublisher {self.key!r}, codec {self.codec_id}, {state}>"
@@ -213,12 +202,12 @@ class PacketReaderStats(NamedTuple):
     received: int
     lost: int
 
-    def plus(self, other: tuple[int, int]) -> "PacketReaderStats":
+    def plus(self, other: tuple[int, ...]) -> "PacketReaderStats":
         """These and other counters together."""
         return PacketReaderStats(self.received + other[0], self.lost + other[1])
 
 
-class PacketReader(WatchedReceiver[Packet]):
+class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
     """Read the packets of a key, each publisher's in order.
 
     Parameters
@@ -287,24 +276,19 @@ class PacketReader(WatchedReceiver[Packet]):
                 raise problem
             time.sleep(client.POLL_SECONDS)
         try:
-            self._ring: PacketRing | None = PacketRing(
-                fd, os.fstat(fd).st_size, start=start, spin=self._spin, rejoined=rejoined
-            )
+            self._ring = PacketRing(fd, os.fstat(fd).st_size, start=start, spin=self._spin, rejoined=rejoined)
             self._codec_id = self._ring.codec_id
         except BaseException:
             os.close(fd)
             raise
 
     def _join_next(self, timeout: float) -> None:
-        old = self._ring
+        old = self._joined()
         try:
             self._join(START_OLDEST, timeout, rejoined=True)
         except NoPacketRing as problem:  # a publisher that has just begun
             raise NotFound(str(problem)) from None
-        if old is not None:
-            old.close()
-            self._past = self._past.plus(old.counters)
-        self._watch()
+        self._left(old)
 
     def next(self, timeout: float | None = None, *, copy: bool = True) -> Packet:
         """The next packet. Waits without the GIL.
@@ -353,14 +337,6 @@ class PacketReader(WatchedReceiver[Packet]):
                 pass
         return super().__next__()
 
-    def _joined(self) -> PacketRing:
-        if self._ring is None:
-            raise ValueError("the reader is closed")
-        return self._ring
-
-    def _watched(self) -> PacketRing:
-        return self._joined()
-
     @property
     def codec_id(self) -> int:
         """FFmpeg's AVCodecID of the stream."""
@@ -391,23 +367,6 @@ class PacketReader(WatchedReceiver[Packet]):
     def ring(self) -> PacketRing:
         """What :func:`wait_any` waits on."""
         return self._joined()
-
-    def stats(self) -> PacketReaderStats:
-        """Counters so far; those of the end once it is closed."""
-        ring = self._ring
-        return self._past if ring is None else self._past.plus(ring.counters)
-
-    def close(self) -> None:
-        """Take no more packets. A thread that waits in :meth:`next` gets ValueError. Closing twice is fine."""
-        ring = self._ring
-        if self._closed or ring is None:
-            return
-        self._closed = True
-        self._past = self.stats()
-        self._ring = None  # a thread in next() still has it, and packets that were not copied do
-        ring.close()
-        ring.set_event(-1)
-        self._forget()
 
     def __repr__(self) -> str:
         return f"<PacketReader of {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"

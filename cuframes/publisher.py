@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from cuframes import _frame, lifetime
@@ -49,7 +48,7 @@ class PublisherStats(NamedTuple):
     subscribers: int
 
 
-class Publisher:
+class Publisher(lifetime.Closing):
     """Share frames under a key.
 
     Parameters
@@ -99,7 +98,6 @@ class Publisher:
         policy: str = "drop_oldest",
         group: str | int | None = None,
     ) -> None:
-        self._closed = True  # until everything below has worked
         if not isinstance(ring_size, int) or not 2 <= ring_size <= 16:
             raise ValueError(f"ring_size must be 2 to 16, not {ring_size!r}")
         shape = FrameShape(pixel_format(format), width, height)
@@ -385,18 +383,6 @@ class Publisher:
         self._server.forget()
         self._pool.close()
         self._segment.forget()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self._memory

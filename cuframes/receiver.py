@@ -5,9 +5,9 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
+from cuframes import lifetime
 from cuframes.errors import Disconnected, Timeout
 from cuframes.session.client import POLL_SECONDS
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 TURN_SECONDS = 0.2  # how long close() and signals wait for somebody who is connecting
 
 
-class Receiver(Generic[T]):
+class Receiver(lifetime.Closing, Generic[T]):
     """Takes one thing after the other from the publisher of a key, which may end, and come back.
 
     Subclasses say how to take, how to join the next publisher, and what to poll.
@@ -29,7 +29,6 @@ class Receiver(Generic[T]):
 
     key: str
     reconnect: bool
-    _closed: bool = True
     _what = "receiver"
     _source = "publisher of"
 
@@ -43,10 +42,6 @@ class Receiver(Generic[T]):
 
     def fileno(self) -> int:
         """A descriptor to poll."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Take no more."""
         raise NotImplementedError
 
     def _take_reconnecting(self, take: Callable[[float | None], T], timeout: float | None) -> T:
@@ -124,26 +119,18 @@ class Receiver(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         return self._all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not self._closed:
-            self.close()
-
 
 def _wake(ready: "asyncio.Future[None]") -> None:
     if not ready.done():  # it is cancelled when the iteration is
         ready.set_result(None)
 
 
-class Watched(Protocol):
+class WatchedRing(Protocol):
     """A ring that a thread can watch."""
+
+    @property
+    def counters(self) -> tuple[int, ...]:
+        """What was received, and what was not."""
 
     def set_event(self, fd: int) -> None:
         """Drain this eventfd when nothing is left."""
@@ -151,15 +138,56 @@ class Watched(Protocol):
     def watch(self, fd: int) -> None:
         """Feed this eventfd, until the end."""
 
+    def close(self) -> None:
+        """Make the threads that wait in here return."""
 
-class WatchedReceiver(Receiver[T]):
+
+class Counters(Protocol):
+    """Counters of the rings that are behind us."""
+
+    def plus(self, other: tuple[int, ...]) -> Self:
+        """These and a ring's together."""
+
+
+R = TypeVar("R", bound=WatchedRing)
+C = TypeVar("C", bound=Counters)
+
+
+class WatchedReceiver(Receiver[T], Generic[T, R, C]):
     """One whose publisher does not know it, and so cannot feed a descriptor: a thread that sleeps on the ring does."""
 
+    _ring: R | None
+    _past: C
     _event_fd = -1
 
-    def _watched(self) -> Watched:
-        """The ring that is joined now. Raises ValueError when closed."""
-        raise NotImplementedError
+    def _joined(self) -> R:
+        """The ring that is joined now."""
+        if self._ring is None:
+            raise ValueError(f"the {self._what} is closed")
+        return self._ring
+
+    def _left(self, ring: R) -> None:
+        """There is a new ring after this one."""
+        ring.close()
+        self._past = self._past.plus(ring.counters)
+        self._watch()
+
+    def stats(self) -> C:
+        """Counters so far; those of the end once it is closed."""
+        ring = self._ring
+        return self._past if ring is None else self._past.plus(ring.counters)
+
+    def close(self) -> None:
+        """Take no more. A thread that waits here gets ValueError. Closing twice is fine."""
+        ring = self._ring
+        if self._closed or ring is None:
+            return
+        self._closed = True
+        self._past = self.stats()
+        self._ring = None  # a thread that waits still has it, and what was not copied does
+        ring.close()
+        ring.set_event(-1)
+        self._forget()
 
     def fileno(self) -> int:
         """A descriptor for ``select``, ``poll`` and event loops: readable when there may be something to take.
@@ -179,7 +207,7 @@ class WatchedReceiver(Receiver[T]):
         if self._event_fd < 0:
             return
         os.eventfd_write(self._event_fd, 1)  # for what is there already
-        ring = self._watched()
+        ring = self._joined()
         ring.set_event(self._event_fd)
         # The thread has a descriptor of its own, and no reference to us: we may be closed, and collected, while it
         # sleeps.
@@ -193,7 +221,7 @@ class WatchedReceiver(Receiver[T]):
             self._event_fd = -1
 
 
-def _feed(ring: Watched, event: int) -> None:
+def _feed(ring: WatchedRing, event: int) -> None:
     try:
         ring.watch(event)
     finally:

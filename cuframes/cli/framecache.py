@@ -9,15 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from cuframes._cache import DEFAULT_DEPTH
 from cuframes.cli import EXIT_ERROR, fail, pixels, stop_on_signals
 from cuframes.cli.host import print_table
 from cuframes.cli.publish import parse_size
 from cuframes.cli.watch import Meter, follow
+from cuframes.framecache import Client, SlotFrame, SlotReader, create_slot, list_slots, remove_slot
+from cuframes.framecache.client import DEFAULT_PORT, DEFAULT_URL
 
 __all__ = ["app"]
 
-DEFAULT_PORT = 7435
-DEFAULT_RING_DEPTH = 120
 TOKEN_VARIABLE = "CUFRAMES_FRAMECACHE_TOKEN"
 
 app = typer.Typer(
@@ -35,16 +36,13 @@ TokenFile = Annotated[
     typer.Option(exists=True, dir_okay=False, help=f"File with the bearer token; else ${TOKEN_VARIABLE}."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
-URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
 def _token(path: Path | None) -> str | None:
     return os.environ.get(TOKEN_VARIABLE) or None if path is None else path.read_text().strip()
 
 
-def _client(url: str, token_file: Path | None) -> Any:
-    from cuframes.framecache import Client
-
+def _client(url: str, token_file: Path | None) -> Client:
     return Client(url, token=_token(token_file))
 
 
@@ -87,10 +85,8 @@ def serve(
 
 
 @app.command()
-def ls(url: Url = URL, token_file: TokenFile = None, local: Local = False, json_: Json = False) -> None:
+def ls(url: Url = DEFAULT_URL, token_file: TokenFile = None, local: Local = False, json_: Json = False) -> None:
     """List the slots."""
-    from cuframes.framecache import list_slots
-
     found = list_slots() if local else _client(url, token_file).list()
     if json_:
         print(json.dumps([slot._asdict() for slot in found], indent=2))
@@ -121,17 +117,15 @@ def create(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT.")],
     fps: Annotated[str, typer.Option(help="Nominal rate: 25, 59.94, 60000/1001.")] = "25",
     format: Annotated[str, typer.Option(help="Pixel format.")] = "uyvy422",
-    ring_depth: Annotated[int, typer.Option(help="Frames that it holds.")] = DEFAULT_RING_DEPTH,
+    ring_depth: Annotated[int, typer.Option(help="Frames that it holds.")] = DEFAULT_DEPTH,
     source_type: Annotated[str, typer.Option(help="What it comes from, for people: sdi, srt, …")] = "",
     group: Annotated[str | None, typer.Option(help="With --local: its members may read and write the slot.")] = None,
-    url: Url = URL,
+    url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     local: Local = False,
     json_: Json = False,
 ) -> None:
     """Create a slot."""
-    from cuframes.framecache import create_slot
-
     width, height = parse_size(size) or (0, 0)
     options: dict[str, Any] = {"fps": fps, "ring_depth": ring_depth, "source_type": source_type}
     if local:
@@ -144,10 +138,8 @@ def create(
 
 
 @app.command()
-def rm(slot_id: SlotId, url: Url = URL, token_file: TokenFile = None, local: Local = False) -> None:
+def rm(slot_id: SlotId, url: Url = DEFAULT_URL, token_file: TokenFile = None, local: Local = False) -> None:
     """Remove a slot. Its readers read what is there, and then see the end."""
-    from cuframes.framecache import remove_slot
-
     if local:
         remove_slot(slot_id)
     else:
@@ -162,7 +154,7 @@ class SlotMeter(Meter):
         """What to look at next."""
         return reader.read(timeout)
 
-    def take(self, frame: Any) -> None:
+    def take(self, frame: SlotFrame) -> None:
         """Look at one frame."""
         self.count(time.time_ns() - frame.wall_us * 1000 if frame.wall_us else None)
         if self.verify and pixels.read_stamp(frame) != frame.pts_us:
@@ -170,7 +162,7 @@ class SlotMeter(Meter):
 
     def report(self, reader: Any, *, final: bool = False) -> dict[str, Any]:
         """Figures so far."""
-        counts: dict[str, int] = reader.stats()._asdict()
+        counts: dict[str, Any] = reader.stats()._asdict()
         return {"slot_id": reader.slot_id} | self.figures(final) | counts
 
     @staticmethod
@@ -194,8 +186,6 @@ def watch(
     ] = False,
 ) -> None:
     """Read a slot and print frames per second, drops, and latency from the time of capture."""
-    from cuframes.framecache import SlotReader
-
     stop_on_signals()
     with SlotReader(slot_id, start=start, mode=mode, connect_timeout=0) as reader:
         follow(reader, SlotMeter(verify), seconds, interval, json_)

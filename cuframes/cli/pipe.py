@@ -14,6 +14,7 @@ from cuframes import pictures
 from cuframes.cli import EXIT_STALE, Stopped, fail, stop_on_signals
 from cuframes.errors import Disconnected, Timeout
 from cuframes.formats import FORMATS
+from cuframes.framecache import SlotReader
 from cuframes.subscriber import Subscriber
 
 __all__ = ["pipe"]
@@ -63,8 +64,6 @@ def pipe(
 
 
 def _pipe_slot(slot_id: str, out: BinaryIO, format: str, rate: Fraction | None, frames: int | None) -> None:
-    from cuframes.framecache import SlotReader
-
     with SlotReader(slot_id, start="latest", connect_timeout=0) as reader:
         if reader.format not in FORMATS:
             raise ValueError(

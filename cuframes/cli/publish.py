@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import av
 import typer
 
-from cuframes.cli import Stopped, pixels, stop_on_signals
+from cuframes.cli import Stopped, pixels, slots, stop_on_signals
 from cuframes.cli.source import Source
 from cuframes.codecs import nanoseconds, parameter_sets_filter
 from cuframes.errors import FrameDropped, PacketOversized
@@ -66,8 +66,6 @@ def publish(
             raise ValueError(
                 "--packets, --wait-for, --memory, --policy and --ring-size are not for slots; leave them out"
             )
-        from cuframes.cli import slots
-
         wanted, format = slots.geometry(key, parse_size(size), format)
         with contextlib.closing(Source(source, size=wanted, fps=fps, format=format, loop=loop)) as video:
             written = _publish_to_slot(key, video, ring_depth, group, seconds, stamp)
@@ -114,8 +112,6 @@ def publish(
 def _publish_to_slot(
     slot_id: str, video: Source, ring_depth: int | None, group: str | None, seconds: float | None, stamp: bool
 ) -> dict[str, Any]:
-    from cuframes.cli import slots
-
     if stamp:
         pixels.check_stampable(video.format, video.width, video.height)
     with slots.open_writer(slot_id, video, ring_depth, group) as writer:

@@ -27,12 +27,12 @@ class SlotReaderStats(NamedTuple):
     dropped: int
     lapped: int
 
-    def plus(self, other: tuple[int, int, int]) -> "SlotReaderStats":
+    def plus(self, other: tuple[int, ...]) -> "SlotReaderStats":
         """These and other counters together."""
         return SlotReaderStats(self.read + other[0], self.dropped + other[1], self.lapped + other[2])
 
 
-class SlotReader(WatchedReceiver[SlotFrame]):
+class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
     """Read the frames of a slot, at one's own pace.
 
     Parameters
@@ -102,7 +102,7 @@ class SlotReader(WatchedReceiver[SlotFrame]):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                self._ring: CacheRing | None = attach(self.slot_id, start=start, newest=self._newest, populate=True)
+                self._ring = attach(self.slot_id, start=start, newest=self._newest, populate=True)
                 break
             except NotFound:
                 if deadline is not None and time.monotonic() >= deadline:
@@ -116,9 +116,7 @@ class SlotReader(WatchedReceiver[SlotFrame]):
     def _join_next(self, timeout: float) -> None:
         old = self._joined()
         self._join(START_OLDEST, timeout)
-        old.close()
-        self._past = self._past.plus(old.counters)
-        self._watch()
+        self._left(old)
 
     def read(self, timeout: float | None = None, copy: bool = True, *, out: Any = None) -> SlotFrame:
         """The next frame. Waits without the GIL.
@@ -162,34 +160,9 @@ class SlotReader(WatchedReceiver[SlotFrame]):
     def _take(self, timeout: float | None) -> SlotFrame:
         return self._joined().next(timeout, True, None)
 
-    def _joined(self) -> CacheRing:
-        if self._ring is None:
-            raise ValueError("the reader is closed")
-        return self._ring
-
-    def _watched(self) -> CacheRing:
-        return self._joined()
-
     def info(self) -> SlotInfo:
         """The slot as it is now: frames written, measured rate, its writer."""
         return info(self.slot_id, self._joined())
-
-    def stats(self) -> SlotReaderStats:
-        """Counters so far; those of the end once it is closed."""
-        ring = self._ring
-        return self._past if ring is None else self._past.plus(ring.counters)
-
-    def close(self) -> None:
-        """Read no more. A thread that waits in :meth:`read` gets ValueError. Closing twice is fine."""
-        ring = self._ring
-        if self._closed or ring is None:
-            return
-        self._closed = True
-        self._past = self.stats()
-        self._ring = None  # a thread in read() still has it, and frames that were not copied do
-        ring.close()
-        ring.set_event(-1)
-        self._forget()
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""

@@ -1,8 +1,7 @@
 """Writing a slot."""
 
 import os
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from cuframes import lifetime
 from cuframes._cache import CacheWriter, WritableSlotFrame
@@ -27,7 +26,7 @@ from cuframes.segment import lock_owner
 __all__ = ["SlotWriter"]
 
 
-class SlotWriter:
+class SlotWriter(lifetime.Closing):
     """Write the frames of a slot: its one writer.
 
     Parameters
@@ -66,7 +65,6 @@ class SlotWriter:
         source_type: str | None = None,
         group: str | int | None = None,
     ) -> None:
-        self._closed = True  # until everything below has worked
         self.slot_id = check_slot_id(slot_id)
         self._fd = -1
         if (width is None) != (height is None):
@@ -180,18 +178,6 @@ class SlotWriter:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
 
     def __repr__(self) -> str:
         p = self.parameters

@@ -68,26 +68,29 @@ class Registry:
     def _adopt(self, name: str) -> None:
         try:
             self._attached[name] = attach(name)
-            fd = open_slot(name, writable=False)
-            try:
-                ensure_semaphore(name, fd)
-            finally:
-                os.close(fd)
         except NotFound:  # just removed
-            pass
+            return
         except (CuframesError, OSError) as problem:
             if self._refused.get(name) != str(problem):
                 self._refused[name] = str(problem)
                 log.warning("not a slot of ours", extra={"slot_id": name, "reason": str(problem)})
-        else:
-            log.info("slot adopted", extra={"slot_id": name})
+            return
+        log.info("slot adopted", extra={"slot_id": name})
+        try:
+            fd = open_slot(name)
+            try:
+                ensure_semaphore(name, fd)
+            finally:
+                os.close(fd)
+        except (CuframesError, OSError) as problem:
+            log.warning("slot without semaphore", extra={"slot_id": name, "reason": str(problem)})
 
     def _write(self) -> None:
         slots = [info(name, self._attached[name]).parameters._asdict() for name in sorted(self._attached)]
         content = json.dumps({"version": 1, "slots": slots}, indent=2).encode() + b"\n"
         if content == self._written:
             return
-        temporary = f".{REGISTRY}.{os.getpid()}"
+        temporary = f".{REGISTRY}.new"
         with directory(create=True) as folder:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644, dir_fd=folder)
             with open(fd, "wb") as file:
