@@ -6,7 +6,7 @@ import weakref
 from types import TracebackType
 from typing import Protocol, Self
 
-__all__ = ["Closing", "register"]
+__all__ = ["Closing", "register", "unregister"]
 
 
 class Closable(Protocol):
@@ -47,6 +47,11 @@ _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
 def register(thing: Closable) -> None:
     """Close `thing` at interpreter exit, if it is still there by then, and make it harmless in a forked child."""
     _open.add(thing)
+
+
+def unregister(thing: Closable) -> None:
+    """It is closed, and has nothing left to give back."""
+    _open.discard(thing)
 
 
 @atexit.register

@@ -183,6 +183,7 @@ class PacketPublisher(lifetime.Closing):
         self._closed = True
         self._writer.close()
         self._segment.close()
+        lifetime.unregister(self)
         del self._segment.mapping
 
     def _forget(self) -> None:

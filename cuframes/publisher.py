@@ -145,7 +145,6 @@ class Publisher(lifetime.Closing):
             raise ValueError(f"buffers must be 2 to 16, not {len(buffers)}")
         shape = FrameShape(pixel_format(format), width, height, pitch, pitch)
         publisher = cls.__new__(cls)
-        publisher._closed = True
         publisher._open(key, shape, policy, group, lambda: create_external(buffers, device, shape.nbytes))
         return publisher
 
@@ -375,6 +374,7 @@ class Publisher(lifetime.Closing):
         self._pool.close()
         self._segment.close()
         # Whoever still uses the memory has a reference of its own; ours would keep it for as long as this object lives.
+        lifetime.unregister(self)
         del writer, self._pool, self._server, self._segment.mapping
 
     def _forget(self) -> None:

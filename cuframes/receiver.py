@@ -188,6 +188,7 @@ class WatchedReceiver(Receiver[T], Generic[T, R, C]):
         ring.close()
         ring.set_event(-1)
         self._forget()
+        lifetime.unregister(self)
 
     def fileno(self) -> int:
         """A descriptor for ``select``, ``poll`` and event loops: readable when there may be something to take.

@@ -330,6 +330,7 @@ class Subscriber(Receiver[Frame]):
         self._past = self.stats()
         # Frames that are out refer to it, and so does a thread in next(); ours would keep the memory mapped.
         self._reader = None
+        lifetime.unregister(self)
 
     def _forget(self) -> None:
         self._closed = True

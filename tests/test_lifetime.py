@@ -142,11 +142,16 @@ def test_fork(key, ending):
     assert run(script, key, ending) == ["refused"] * 3 + ["1", "True", "0", "True", "True"]
 
 
-def test_a_forked_child_does_not_make_its_dead_parent_look_alive(key):
+@pytest.mark.parametrize("closed_before", [False, True])
+def test_a_forked_child_does_not_make_its_dead_parent_look_alive(key, closed_before):
     script = """
 import warnings; warnings.simplefilter("ignore", DeprecationWarning)
 import os, sys, time
 import cuframes
+# What is closed and still referred to must not keep the child from forgetting the rest.
+old = [cuframes.Publisher(f"{sys.argv[1]}-{n}", 64, 48, "gray8") for n in range(4)] if sys.argv[2] == "True" else []
+old += [cuframes.Subscriber(publisher.key) for publisher in old] + [cuframes.PacketPublisher(p.key, 27) for p in old]
+for each in old: each.close()
 publisher = cuframes.Publisher(sys.argv[1], 64, 48, "gray8")
 if os.fork() == 0:
     os.close(1); os.close(2)
@@ -154,7 +159,7 @@ if os.fork() == 0:
     os._exit(0)
 os._exit(0)
 """
-    run(script, key)
+    run(script, key, str(closed_before))
     from cuframes import Publisher
 
     with Publisher(key, 64, 48, "gray8"):

@@ -94,6 +94,7 @@ class SlotWriter(lifetime.Closing):
     def _open(self, given: dict[str, Any]) -> None:
         ring = attach(self.slot_id)  # which also refuses what is no slot
         found = info(self.slot_id, ring)
+        self.parameters = found.parameters
         compare(found, given)
         # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
         self._fd = open_slot(self.slot_id, writable=True)
@@ -111,7 +112,6 @@ class SlotWriter(lifetime.Closing):
             os.close(fd)
         self._semaphore = open_semaphore(self.slot_id, self._fd)
         self._writer = CacheWriter(mapping, self._fd, layout_of(found), os.getpid(), self._semaphore)
-        self.parameters = found.parameters
 
     def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:
         """Copy one frame in and publish it. Waits for nobody; the copy runs without the GIL.
@@ -172,6 +172,7 @@ class SlotWriter(lifetime.Closing):
         self._writer.close()
         self._semaphore.close()
         self._forget()
+        lifetime.unregister(self)
 
     def _forget(self) -> None:
         self._closed = True
