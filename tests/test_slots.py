@@ -662,8 +662,8 @@ def write_raw(file, number, cursor):
 
 
 def test_a_writer_in_c_after_ours_was_killed(slots, slot_id):
-    """Ours leaves its flag for the futex behind; the next one does not know it, and is read all the same: more often than
-    a reader that sleeps would look whether its writer lives.
+    """Ours leaves its flag for the futex behind; the next one does not know it. It is read all the same, and more often
+    than a reader that sleeps looks whether its writer lives.
     """
     with Worker("slot_writer.py", slot_id, "--depth", 6, "--wait") as ours:
         ours.kill()
@@ -672,7 +672,7 @@ def test_a_writer_in_c_after_ours_was_killed(slots, slot_id):
     with Worker("slot_reader.py", slot_id, "--until", 99) as reader, open(path, "r+b") as file:
         for number in range(100):
             write_raw(file, number, number + 1)
-            time.sleep(0.01)
+            time.sleep(0.005)
         result = reader.result()
     assert result["torn"] == 0
     assert result["read"] > 50
