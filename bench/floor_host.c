@@ -1,7 +1,8 @@
 /* The floors of host memory, from C: a futex hand-over and a spinning one between two processes, and memcpy of a frame.
  * Prints JSON, microseconds.
  *
- *   floor_host RATE_HZ COUNT FRAME_BYTES */
+ *   floor_host RATE_HZ COUNT FRAME_BYTES
+ *   floor_host ping COUNT                   there and back, as fast as it goes: one way of it */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -46,6 +47,37 @@ static void hand_over(const char *name, int spin, int64_t interval_ns, int count
     munmap(s, sizeof *s);
 }
 
+/* There and back, as fast as it goes: half of it, in microseconds. */
+static void ping(const char *name, int spin, int count, const char *end) {
+    shared *s = mmap(NULL, 2 * sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    shared *back = s + 1;
+    pid_t child = fork();
+    shared *mine = child ? s : back, *theirs = child ? back : s;
+    for (uint64_t n = 1; n <= (uint64_t)count; n++) {
+        int64_t began = cf_now_ns();
+        if (child) {
+            cf_store_seq_cst(&mine->seq, n);
+            if (!spin) cf_futex_wake_all(cf_low_half(&mine->seq));
+        }
+        uint64_t seen;
+        while ((seen = cf_load_seq_cst(&theirs->seq)) < n) {
+            if (spin) cf_cpu_relax();
+            else cf_futex_wait(cf_low_half(&theirs->seq), (uint32_t)seen, 1000000000);
+        }
+        if (!child) {
+            cf_store_seq_cst(&mine->seq, n);
+            if (!spin) cf_futex_wake_all(cf_low_half(&mine->seq));
+        }
+        if (child) s->took[n - 1] = cf_now_ns() - began;
+    }
+    if (child == 0) _exit(0);
+    waitpid(child, NULL, 0);
+    qsort(s->took, (size_t)count, sizeof s->took[0], order);
+    printf("\"%s_p50_us\": %.2f, \"%s_p99_us\": %.2f%s", name, (double)s->took[count / 2] / 2e3, name,
+           (double)s->took[count * 99 / 100] / 2e3, end);
+    munmap(s, 2 * sizeof *s);
+}
+
 typedef void (*copy)(char *, const char *, size_t);
 static void with_memcpy(char *to, const char *from, size_t size) { memcpy(to, from, size); }
 static void with_ours(char *to, const char *from, size_t size) { cf_copy(to, from, size); }
@@ -76,6 +108,12 @@ static void measure_copy(const char *name, copy function, size_t size, const cha
 }
 
 int main(int argc, char **argv) {
+    if (argc == 3 && strcmp(argv[1], "ping") == 0) {
+        printf("{");
+        ping("spin", 1, atoi(argv[2]), ", ");
+        ping("futex", 0, atoi(argv[2]), "}\n");
+        return 0;
+    }
     if (argc != 4) return 2;
     int64_t interval = 1000000000 / atoll(argv[1]);
     int count = atoi(argv[2]);

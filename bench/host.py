@@ -3,7 +3,7 @@
     python bench/host.py [--json FILE] [--markdown FILE] [--plot FILE] [--quick] [CASE ...]
     python bench/host.py --compare BEFORE.json AFTER.json
 
-Cases: latency calls fanout streams steady small (all of them when none is named). Needs gcc; the peers are in the extra
+Cases: latency ping calls fanout streams idle steady small (all of them when none is named). Needs gcc; the peers are in the extra
 ``bench``, and those that are not installed are left out.
 """
 
@@ -15,12 +15,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy
 from measure import Child, Floor, conditions, percentiles
-from peers import FRAMES, PEERS, STAMP, Cuframes, CuframesBlock, CuframesPredictive, CuframesSpin, Iceoryx, Peer
+from peers import (
+    FRAMES,
+    PEERS,
+    SPAWN,
+    STAMP,
+    CuframesBlock,
+    CuframesSpin,
+    Iceoryx,
+    IceoryxEvent,
+    IceoryxPoll,
+    Peer,
+    RawSemaphore,
+    RawSpin,
+)
 
 import cuframes
 
@@ -202,21 +217,137 @@ def streams(quick: bool) -> Result:
     }
 
 
+STEADY = """
+import os, sys, time, json, cuframes
+key, wait, core = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if core >= 0: os.sched_setaffinity(0, {core})
+with cuframes.Subscriber(key, mode="ordered", wait=wait) as subscriber:
+    print('"ready"', flush=True)
+    begin, cpu = time.monotonic(), time.process_time()
+    sent, published = [], []
+    for frame in subscriber:
+        now = time.monotonic_ns()
+        sent.append(now - frame.pts_ns)
+        published.append(now - frame.published_ns)
+    print(json.dumps([sent, published, (time.process_time() - cpu) / (time.monotonic() - begin)]))
+"""
+
+
 def steady(quick: bool) -> Result:
-    """A steady source: latency and the subscriber's CPU by way of waiting."""
+    """A steady source, 64 bytes: the subscriber's CPU, and latency from the call of publish ("sent") and from the moment
+    that the frame can be seen ("published"); between the two the publisher, which has just woken up, is at work.
+    """
     result: Result = {}
+    block, cores = bytes(64), sorted(os.sched_getaffinity(0))
     for fps, pin in ((50, False), (50, True), (60, False)):
-        for kind in (CuframesBlock, CuframesSpin, CuframesPredictive):
-            peer: Cuframes = kind()
-            count = 20 if quick else 6 * fps
-            took = send_all(peer, 64, fps, count, pin=pin)
-            # Starting Python and importing are in it too; they are measured, and taken off, with a very short run.
-            start = kind()
-            send_all(start, 64, 1000, 1)
-            cpu = max(0.0, peer.child_cpu_s - start.child_cpu_s)
-            result[f"{fps} fps, {kind.wait}{', a core each' if pin else ''}"] = percentiles(took) | {
-                "percent_of_a_core": round(100 * cpu * fps / count, 2)
+        for wait in ("block", "spin", "predictive"):
+            key = f"bench-{os.getpid()}"
+            with cuframes.Publisher(key, 64, 1, "gray8", memory="host") as publisher:
+                child = Child(STEADY, key, wait, cores[-1] if pin else -1)
+                os.sched_setaffinity(0, cores[:1] if pin else cores)
+                due = time.monotonic()
+                for _ in range(20 if quick else 10 * fps):
+                    due += 1 / fps
+                    time.sleep(max(0.0, due - time.monotonic()))
+                    publisher.publish(block, pts_ns=time.monotonic_ns())
+                os.sched_setaffinity(0, cores)
+            sent, published, cpu = child.result()
+            begin = len(sent) // 4  # a predictor has to see some first
+            result[f"{fps} fps, {wait}{', a core each' if pin else ''}"] = {
+                "sent": percentiles(sent[begin:]),
+                "published": percentiles(published[begin:]),
+                "percent_of_a_core": round(100 * cpu, 2),
             }
+    return result
+
+
+IDLE = """
+import sys, time, json, cuframes
+key, count, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+subscribers = [cuframes.Subscriber(f"{key}-{n}", mode="ordered") for n in range(count)]
+print('"ready"', flush=True)
+begin = time.process_time()
+found = cuframes.wait_any(subscribers, seconds)
+print(json.dumps([len(found), time.process_time() - begin]))
+"""
+
+
+def idle(quick: bool) -> Result:
+    """100 publishers in one process that publish nothing, and one that waits for all of them: CPU of both."""
+    count, seconds = (4, 0.5) if quick else (100, 5.0)
+    key = f"bench-{os.getpid()}"
+    publishers = [cuframes.Publisher(f"{key}-{n}", 64, 48, "gray8", memory="host") for n in range(count)]
+    child = Child(IDLE, key, count, seconds)
+    begin = time.process_time()
+    found, cpu = child.result()
+    mine = time.process_time() - begin
+    for publisher in publishers:
+        publisher.close()
+    assert not found
+    return {
+        "streams": count,
+        "publishers_percent_of_a_core": round(100 * mine / seconds, 2),
+        "waiting_percent_of_a_core": round(100 * cpu / seconds, 2),
+    }
+
+
+def echo(kind: type[Peer], there: str, back: str, size: int, ready: Any, extra: tuple[Any, ...]) -> None:
+    """The other process of a ping: sends what it gets, until a stamp is 0."""
+    answers = kind()
+    answers.address, answers.size = back, size
+    their = answers.open()
+    blocks = kind.receive(there, size, lambda: ready.send(their), *extra)
+    for block in blocks:
+        answer = numpy.array(block)
+        del block
+        answers.send(answer)
+        if not STAMP.unpack_from(answer)[0]:
+            break
+    blocks.close()
+    ready.recv()  # the other end has let go
+    answers.close()
+
+
+def round_trips(kind: type[Peer], count: int, size: int = 64) -> dict[str, Any]:
+    """One way of a ping: half of the time until what was sent is back, sent again as soon as it is there."""
+    there = kind()
+    there.address, there.size = f"bench-{os.getpid()}-there-{time.monotonic_ns()}", size
+    back = there.address.replace("there", "back")
+    ours, theirs = SPAWN.Pipe()
+    child = SPAWN.Process(target=echo, args=(kind, there.address, back, size, theirs, there.open()))
+    child.start()
+    if not ours.poll(30):
+        raise RuntimeError(f"{kind.name}: the other process did not start")
+    extra = ours.recv()
+    block = numpy.ones(size, numpy.uint8)
+    answers = kind.receive(back, size, lambda: there.send(block), *extra)
+    took = []
+    for answer in answers:
+        if not STAMP.unpack_from(answer)[0]:
+            break
+        del answer
+        began = time.monotonic_ns()
+        if len(took) == count:
+            STAMP.pack_into(block, 0, 0)
+        there.send(block)
+        took.append(began)
+    answers.close()
+    ours.send(None)
+    child.join(20)
+    there.close()
+    return percentiles([(b - a) / 2 for a, b in pairwise(took[count // 10 :])])
+
+
+def ping(quick: bool) -> Result:
+    """64 bytes there and back, as fast as it goes: one way, in microseconds."""
+    count = 200 if quick else 20_000
+    result: Result = {}
+    for kind in (CuframesSpin, CuframesBlock, IceoryxPoll, IceoryxEvent, RawSpin, RawSemaphore):
+        if issubclass(kind, Iceoryx) and find_spec("iceoryx2") is None:
+            continue
+        rounds = [round_trips(kind, count) for _ in range(1 if quick else 3)]
+        result[kind.name] = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    result["floor (C)"] = Floor("floor_host")("ping", count)
     return result
 
 
@@ -264,7 +395,7 @@ def small(quick: bool) -> Result:
 
 
 CASES: dict[str, Callable[[bool], Result]] = {
-    case.__name__: case for case in (latency, calls, fanout, streams, steady, small)
+    case.__name__: case for case in (latency, ping, calls, fanout, streams, idle, steady, small)
 }
 
 # ---- reports

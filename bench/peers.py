@@ -128,10 +128,6 @@ class CuframesSpin(Cuframes):
     name, wait = "cuframes, spin", "spin"
 
 
-class CuframesPredictive(Cuframes):
-    name, wait = "cuframes, predictive", "predictive"
-
-
 class Iceoryx(Peer):
     """iceoryx2: publish-subscribe of byte slices; polling, or an event beside it."""
 

@@ -18,7 +18,7 @@ def bench(*arguments, cwd=ROOT):
     return done.stdout
 
 
-@pytest.mark.parametrize("case", ["latency", "calls", "fanout", "streams", "steady", "small"])
+@pytest.mark.parametrize("case", ["latency", "ping", "calls", "fanout", "streams", "idle", "steady", "small"])
 def test_host(case, tmp_path):
     pytest.importorskip("typer")
     out = json.loads(bench(case, "--quick", "--json", tmp_path / "a.json", "--markdown", tmp_path / "a.md"))

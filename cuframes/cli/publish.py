@@ -68,7 +68,7 @@ def publish(
             )
         wanted, format = slots.geometry(key, parse_size(size), format)
         with contextlib.closing(Source(source, size=wanted, fps=fps, format=format, loop=loop)) as video:
-            written = _publish_to_slot(key, video, ring_depth, group, seconds, stamp)
+            written = slots.publish(key, video, ring_depth=ring_depth, group=group, seconds=seconds, stamp=stamp)
         print(json.dumps(written)) if json_ else print(f"{written['written']} frames written", file=sys.stderr)
         return
     format = format or "nv12"
@@ -107,18 +107,6 @@ def publish(
     else:
         beside = f" and {passed_on} packets" if packets else ""
         print(f"{stats.published} frames{beside} published, {stats.dropped} dropped", file=sys.stderr)
-
-
-def _publish_to_slot(
-    slot_id: str, video: Source, ring_depth: int | None, group: str | None, seconds: float | None, stamp: bool
-) -> dict[str, Any]:
-    if stamp:
-        pixels.check_stampable(video.format, video.width, video.height)
-    with slots.open_writer(slot_id, video, ring_depth, group) as writer:
-        print(f"writing {writer} from {video.url}", file=sys.stderr)
-        before = writer.frames_written
-        slots.fill(writer, video, seconds, stamp)
-        return {"slot_id": slot_id, "written": writer.frames_written - before, "write_cursor": writer.frames_written}
 
 
 class PacketRelay:

@@ -1,6 +1,7 @@
 """What ``cuframes publish --slot`` does: write a framecache slot from a source."""
 
 import contextlib
+import sys
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ from cuframes.cli.source import Source
 from cuframes.errors import Disconnected, NotFound
 from cuframes.framecache import SlotWriter, find_slot
 
-__all__ = ["fill", "geometry", "open_writer"]
+__all__ = ["geometry", "publish"]
 
 
 def geometry(slot_id: str, size: tuple[int, int] | None, format: str | None) -> tuple[tuple[int, int] | None, str]:
@@ -20,7 +21,20 @@ def geometry(slot_id: str, size: tuple[int, int] | None, format: str | None) -> 
     return size, format or "uyvy422"
 
 
-def open_writer(slot_id: str, video: Source, ring_depth: int | None, group: str | None) -> SlotWriter:
+def publish(
+    slot_id: str, video: Source, *, ring_depth: int | None, group: str | None, seconds: float | None, stamp: bool
+) -> dict[str, Any]:
+    """Write a source's frames until it ends, the time is up, or a signal comes; what was written, for a report."""
+    if stamp:
+        pixels.check_stampable(video.format, video.width, video.height)
+    with _open_writer(slot_id, video, ring_depth, group) as writer:
+        print(f"writing {writer} from {video.url}", file=sys.stderr)
+        before = writer.frames_written
+        _fill(writer, video, seconds, stamp)
+        return {"slot_id": slot_id, "written": writer.frames_written - before, "write_cursor": writer.frames_written}
+
+
+def _open_writer(slot_id: str, video: Source, ring_depth: int | None, group: str | None) -> SlotWriter:
     """A writer of the slot, which is created with the source's rate if it is not there."""
     with contextlib.suppress(NotFound):
         find_slot(slot_id)
@@ -38,8 +52,7 @@ def open_writer(slot_id: str, video: Source, ring_depth: int | None, group: str 
     )
 
 
-def fill(writer: SlotWriter, video: Source, seconds: float | None, stamp: bool) -> None:
-    """Write a source's frames until it ends, the time is up, or a signal comes. Exit status 4: the slot was removed."""
+def _fill(writer: SlotWriter, video: Source, seconds: float | None, stamp: bool) -> None:
     end = None if seconds is None else time.monotonic() + seconds
     try:
         for frame, pts_ns in video.frames():
