@@ -3,8 +3,8 @@
     python bench/host.py [--json FILE] [--markdown FILE] [--plot FILE] [--quick] [CASE ...]
     python bench/host.py --compare BEFORE.json AFTER.json
 
-Cases: latency ping calls fanout streams idle steady small (all of them when none is named). Needs gcc; the peers are in the extra
-``bench``, and those that are not installed are left out.
+Cases: latency ping calls fanout streams idle steady small (all of them when none is named). Needs gcc; the peers are in
+the extra ``bench``, and those that are not installed are left out.
 """
 
 import argparse
@@ -234,8 +234,8 @@ with cuframes.Subscriber(key, mode="ordered", wait=wait) as subscriber:
 
 
 def steady(quick: bool) -> Result:
-    """A steady source, 64 bytes: the subscriber's CPU, and latency from the call of publish ("sent") and from the moment
-    that the frame can be seen ("published"); between the two the publisher, which has just woken up, is at work.
+    """A steady source, 64 bytes: the subscriber's CPU, and latency from the call of publish ("sent") and from when the
+    frame can be seen ("published"); between the two the publisher, which has just woken up, is at work.
     """
     result: Result = {}
     block, cores = bytes(64), sorted(os.sched_getaffinity(0))

@@ -321,7 +321,9 @@ static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_pack
             if (rc == CF_CORRUPT) return rc;
             if (rc == CF_OK) return now >= deadline ? CF_TIMED_OUT : CF_AGAIN;
             ended = true; /* look once more */
-        } else if (!r->spin) {
+        } else if (r->spin) {
+            cf_spin_yield();
+        } else {
             /* Woken by any change of the word that was read before the ring. PAIRS WITH: writer put, global_seq */
             const uint32_t *word = cf_low_half(&r->shared->global_seq);
             if (cf_futex_wait(word, (uint32_t)seen, cf_min_i64(deadline, slice_end) - now) == EINTR) return CF_AGAIN;

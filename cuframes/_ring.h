@@ -402,13 +402,17 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         if (!slice_end) slice_end = now + CF_SLICE_NS;
         if (now >= deadline) return cf_reader_heard(r) ? CF_PEER : CF_TIMED_OUT;
         if (now >= slice_end) return cf_reader_heard(r) ? CF_PEER : CF_AGAIN;
-        if (r->wait == CF_SPIN) continue;
+        if (r->wait == CF_SPIN) {
+            cf_spin_yield();
+            continue;
+        }
         int64_t until = cf_min_i64(deadline, slice_end);
         cf_window due = {0, 0};
         if (r->wait == CF_PREDICT) {
             due = cf_pace_window(&r->pace);
             if (now >= due.from_ns && now < due.until_ns) {
-                cf_cpu_relax();
+                if (turn % CF_SPIN_BATCH) cf_cpu_relax();
+                else cf_spin_yield();
                 continue;
             }
             if (now < due.from_ns) until = cf_min_i64(until, due.from_ns);

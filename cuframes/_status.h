@@ -2,6 +2,7 @@
 #ifndef CUFRAMES_STATUS_H
 #define CUFRAMES_STATUS_H
 
+#include <sched.h>
 #include <stdint.h>
 
 enum {
@@ -25,6 +26,11 @@ enum {
 
 #define CF_SLICE_NS 100000000 /* a sleeper looks this often whether the other side is still alive */
 #define CF_SPIN_BATCH 64      /* looks at the ring between two looks at the clock */
+
+/* For who looks without sleeping, after a batch of looks: let somebody else have this core. It may be the publisher who
+ * waits for it, since the kernel likes to put those that wake each other on one; without this, a frame was up to 4 ms
+ * late. */
+static inline void cf_spin_yield(void) { sched_yield(); }
 
 static inline int64_t cf_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
