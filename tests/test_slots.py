@@ -267,6 +267,27 @@ def test_a_forked_child_neither_writes_nor_keeps_the_slot(slot_id):
         os.close(write_end)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_member_of_the_group_writes_a_slot_that_another_user_created(slots, slot_id):
+    owner, member, group = 61001, 61002, 61003
+    create_slot(slot_id, 64, 48, ring_depth=4, group=group)
+    os.chown(slots, owner, group)
+    os.chown(slots / slot_id, owner, group)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(group)
+            os.setuid(member)
+            with SlotWriter(slot_id, 64, 48, ring_depth=4) as writer:
+                writer.write(numbered(0))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert find_slot(slot_id).write_cursor == 1
+
+
 def test_a_killed_writer_leaves_whole_frames_only(slot_id):
     """Whatever it was doing: what readers get is whole, and the next writer goes on."""
     create_slot(slot_id, 640, 360, ring_depth=3)

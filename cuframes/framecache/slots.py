@@ -159,10 +159,10 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False, popul
     """
     fd = open_slot(slot_id)
     try:
-        ring = CacheRing(fd, os.fstat(fd).st_size, start=start, newest=newest, populate=populate)
-    except OSError:
-        os.close(fd)
-        raise ProtocolError(f"{slots_dir() / slot_id} is empty, so it is no framecache slot; remove it") from None
+        size = os.fstat(fd).st_size
+        if size == 0:
+            raise ProtocolError(f"{slots_dir() / slot_id} is empty, so it is no framecache slot; remove it")
+        ring = CacheRing(fd, size, start=start, newest=newest, populate=populate)
     except BaseException:
         os.close(fd)
         raise
@@ -239,9 +239,11 @@ def make_slot(wanted: SlotParameters, gid: int | None = None) -> bool:
     ------
     OutOfSharedMemory, PermissionError
     """
-    with directory(create=True) as folder:
+    # Before the directory is held to be ours: members of a slot's group may write it where another user creates.
+    with contextlib.suppress(NotFound), directory() as folder:
         if os.access(wanted.slot_id, os.F_OK, dir_fd=folder, follow_symlinks=False):
             return False
+    with directory(create=True) as folder:
         # Nameless until it is complete; the kernel frees it if we die before.
         fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
