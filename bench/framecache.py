@@ -17,7 +17,7 @@ from typing import Any
 import posix_ipc
 from measure import Child, Floor, conditions
 
-from cuframes.framecache import create_slot, remove_slot
+from cuframes.framecache import SlotWriter, create_slot, remove_slot
 
 WIDTH, HEIGHT, FPS = 1920, 1080, (60000, 1001)
 FRAME_BYTES = WIDTH * HEIGHT * 2
@@ -125,6 +125,34 @@ print(json.dumps({"cpu_s": time.process_time() - cpu, "read": read, "dropped": c
 )
 
 
+IDLE_READER = (
+    COMMON
+    + """
+from cuframes import Timeout
+from cuframes.framecache import SlotReader
+slot_id, seconds = sys.argv[1], float(sys.argv[2])
+with SlotReader(slot_id) as reader:
+    cpu = begin()
+    try:
+        reader.read(seconds)
+    except Timeout:
+        print(json.dumps(round((time.process_time() - cpu) / seconds * 100, 2)))
+"""
+)
+
+
+def waiting(options: argparse.Namespace) -> dict[str, Any]:
+    """What a reader costs that waits, in per cent of a core: its slot has a writer that sleeps, or none."""
+    slot_id, seconds = f"bench-{os.getpid()}", min(options.seconds, 10.0)
+    create_slot(slot_id, 64, 48)
+    try:
+        with SlotWriter(slot_id):
+            with_writer = Child(IDLE_READER, slot_id, seconds).result()
+        return {"with_a_writer": with_writer, "without": Child(IDLE_READER, slot_id, seconds).result()}
+    finally:
+        remove_slot(slot_id)
+
+
 def run(writer: Child, readers: list[Child], seconds: float) -> dict[str, Any]:
     """Let the writer begin; the figures of all, when all have ended. CPU is in per cent of one core."""
     assert writer.process.stdin is not None
@@ -199,6 +227,7 @@ def main() -> None:
         "slot, readers copy": lambda: slot(options, "copy"),
         "slot, readers look in place": lambda: slot(options, "view"),
         "shared memory by hand, readers copy": lambda: by_hand(options),
+        "a reader that waits, percent of a core": lambda: waiting(options),
     }
     print(json.dumps(about))
     results: dict[str, Any] = {"conditions": about, "memcpy": floor}

@@ -306,8 +306,6 @@ cdef class CacheRing:
         START_NEXT, START_LATEST or START_OLDEST.
     newest : bool
         Always go on with the newest frame.
-    populate : bool
-        Map every page now: some 40 ms for half a GB, and not several ms with each frame until all were touched.
 
     Raises
     ------
@@ -315,9 +313,9 @@ cdef class CacheRing:
         It is no slot of this version, or its header does not fit the file.
     """
 
-    def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint newest, bint populate):
+    def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint newest):
         self.generation = current_generation()
-        self.mapping = Mapping(fd, size, populate=populate)
+        self.mapping = Mapping(fd, size)
         if cf_cache_reader_init(&self.ring, self.mapping.address, size, fd, start) != CF_OK:
             raise corrupt(self.mapping)
         self.ring.newest = newest

@@ -102,7 +102,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                self._ring = attach(self.slot_id, start=start, newest=self._newest, populate=True)
+                self._ring = attach(self.slot_id, start=start, newest=self._newest)
                 break
             except NotFound:
                 if deadline is not None and time.monotonic() >= deadline:

@@ -150,8 +150,8 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
     return fd
 
 
-def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False, populate: bool = False) -> CacheRing:
-    """A reader's end of a slot. Maps it read-only, and leaves no trace. `populate` is for who will read every frame.
+def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> CacheRing:
+    """A reader's end of a slot. Maps it read-only, and leaves no trace.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False, popul
         size = os.fstat(fd).st_size
         if size == 0:
             raise ProtocolError(f"{slots_dir() / slot_id} is empty, so it is no framecache slot; remove it")
-        ring = CacheRing(fd, size, start=start, newest=newest, populate=populate)
+        ring = CacheRing(fd, size, start=start, newest=newest)
     except BaseException:
         os.close(fd)
         raise
