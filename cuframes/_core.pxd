@@ -75,7 +75,7 @@ cdef class FrameReader:
     cdef void* spare_event[64]
     cdef int spare_events
 
-    cdef Hold take(self, object timeout)
+    cdef bint take(self, Hold hold, int64_t deadline) except -1
     cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil
     cdef void defer(self, Hold hold) noexcept
     cdef void reap(self, bint wait) noexcept nogil

@@ -364,10 +364,10 @@ cdef class FrameReader:
             self.slots.device.drop_event(self.spare_event[i])
         pthread_mutex_destroy(&self.lock)
 
-    cdef Hold take(self, object timeout):
-        """Take the next frame, waiting without the GIL."""
-        cdef int64_t deadline = deadline_after(timeout)
-        cdef Hold hold = Hold.__new__(Hold)
+    cdef bint take(self, Hold hold, int64_t deadline) except -1:
+        """Let `hold` have the next frame, waiting without the GIL. False: none yet, but one is due in less than a
+        millisecond, so this is the time to get ready; then call again.
+        """
         cdef int status
         check_generation(self.generation)
         # A frame that is there is not worth giving the GIL up for: getting it back can take a switch interval.
@@ -376,17 +376,18 @@ cdef class FrameReader:
             if status == CF_PEER:
                 if self.connection.heard():
                     cf_reader_hangup(&self.ring)
+            elif status == CF_SOON:
+                return False
             elif status != CF_AGAIN and status != CF_EMPTY and not (status == CF_TOO_MANY and self.pending_mask):
                 break
             PyErr_CheckSignals()
             with nogil:
                 status = self.wait(deadline, &hold.taken)
         if status == CF_OK:
-            hold.reader = self
             hold.live = True
             if self.slots.device is not None:
                 hold.use(self.stream)
-            return hold
+            return True
         if status == CF_TOO_MANY:
             check(status, f"this subscriber holds {cf_reader_held(&self.ring)} of at most {self.ring.max_held} frames; "
                           "release frames, and arrays or tensors made from them, or raise max_held")

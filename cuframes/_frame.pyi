@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,7 +62,9 @@ class WritableFrame(View):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
-def take(reader: FrameReader, layout: FrameLayout, timeout: float | None) -> Frame: ...
+def take(
+    reader: FrameReader, layout: FrameLayout, timeout: float | None, rehearse: Callable[[Frame], object]
+) -> Frame: ...
 def publish(
     writer: FrameWriter, layout: FrameLayout, src: Any, pts_ns: int | None, stream: Any, timeout: float | None
 ) -> int: ...

@@ -2,12 +2,13 @@
 
 cimport cython
 from cpython.buffer cimport PyBuffer_Release
+from libc.stdint cimport int64_t
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of
 from cuframes._ring cimport cf_reader_valid
 from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
-from cuframes._status cimport nanoseconds_of
+from cuframes._status cimport deadline_after, nanoseconds_of
 from cuframes._views cimport Plane, View
 
 from cuframes.errors import FrameDropped, Overwritten
@@ -178,9 +179,26 @@ cdef class Frame(View):
                 f"{', released' if self.dropped else ''}>")
 
 
-def take(FrameReader reader not None, FrameLayout layout not None, timeout):
-    """The reader's next frame, read-only. Blocks without the GIL; errors are those of ``Subscriber.next``."""
-    cdef Hold hold = reader.take(timeout)
+def take(FrameReader reader not None, FrameLayout layout not None, timeout, rehearse):
+    """The reader's next frame, read-only. Blocks without the GIL; errors are those of ``Subscriber.next``.
+
+    With predictive waiting ``rehearse`` is called shortly before a frame is due, with a frame of nothing.
+    """
+    cdef int64_t deadline = deadline_after(timeout)
+    cdef Hold hold = nothing_held(reader)
+    while not reader.take(hold, deadline):
+        rehearse(frame_of(layout, nothing_held(reader)))
+    return frame_of(layout, hold)
+
+
+cdef Hold nothing_held(FrameReader reader):
+    cdef Hold hold = Hold.__new__(Hold)
+    hold.reader = reader
+    return hold
+
+
+cdef Frame frame_of(FrameLayout layout, Hold hold):
+    cdef FrameReader reader = hold.reader
     cdef Frame frame = Frame.__new__(Frame)
     frame.layout = layout
     frame.reader = reader

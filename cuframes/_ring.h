@@ -274,6 +274,7 @@ typedef struct {
     uint64_t overwritten; /* atomic */
     int64_t looked_ns;   /* when wait_any last asked whether the publisher is alive */
     cf_pace pace;        /* CF_PREDICT */
+    int64_t lookout_ns;  /* CF_PREDICT; when the sleep before the look-out was to end, until the look-out begins */
 } cf_reader;
 
 typedef struct {
@@ -380,6 +381,11 @@ static inline int cf_reader_sleep(cf_reader *r, uint64_t seen, int64_t ns) {
 
 static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
     int64_t slice_end = 0;
+    if (r->lookout_ns) {
+        /* What the caller did since CF_SOON made us as late as what the kernel did before it. */
+        cf_pace_woke(&r->pace, cf_now_ns() - r->lookout_ns);
+        r->lookout_ns = 0;
+    }
     for (uint32_t turn = 0;; turn++) {
         if (cf_load_seq_cst_u32(&r->closing)) return CF_CLOSED;
         /* The end is looked at before the ring: what was published before it is still taken. */
@@ -419,13 +425,20 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         }
         int rest = cf_reader_sleep(r, seen, until - now);
         if (rest == EINTR) return CF_AGAIN;
-        /* Also when a frame woke us that came before we were to: had we been awake in time, we had seen it. */
-        if (until == due.from_ns) cf_pace_woke(&r->pace, cf_now_ns() - until);
+        if (until == due.from_ns) {
+            if (rest == ETIMEDOUT) {
+                r->lookout_ns = until;
+                return CF_SOON;
+            }
+            /* Also when a frame woke us that came before we were to: had we been awake in time, we had seen it. */
+            cf_pace_woke(&r->pace, cf_now_ns() - until);
+        }
     }
 }
 
-/* Take the next frame, waiting for it until `deadline`. CF_AGAIN after a slice of waiting (call again), CF_PEER when the
- * socket should be read first, CF_ENDED when the publisher is gone and nothing is left. */
+/* Take the next frame, waiting for it until `deadline`. CF_AGAIN after a slice of waiting (call again), CF_SOON just
+ * before a predicted frame (call again, at once or nearly so), CF_PEER when the socket should be read first, CF_ENDED
+ * when the publisher is gone and nothing is left. */
 static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
     int rc = cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_wait(r, deadline, t);

@@ -9,6 +9,7 @@ cdef extern from "_status.h" nogil:
         CF_HELD
         CF_TIMED_OUT
         CF_AGAIN
+        CF_SOON
         CF_PEER
         CF_ENDED
         CF_TOO_MANY

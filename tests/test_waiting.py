@@ -155,6 +155,27 @@ def test_predictive_waiting_takes_every_frame(key):
     assert found == list(range(1, 61))
 
 
+def test_a_due_frame_is_rehearsed_and_the_rehearsal_holds_nothing(key, monkeypatch):
+    rehearsed, found = [], []
+    monkeypatch.setattr("cuframes.subscriber._rehearse", lambda frame: rehearsed.append((frame.width, frame.seq)))
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key, mode="ordered", wait="predictive") as subscriber:
+        thread = threading.Thread(target=lambda: found.extend(frame.frame_no for frame in subscriber))
+        thread.start()
+        deadline = time.monotonic() + 30  # a busy machine's source may look irregular for a while
+        while not rehearsed and time.monotonic() < deadline:
+            publisher.publish(FRAME)
+            time.sleep(0.05)
+        for _ in range(20):  # more than the ring holds
+            publisher.publish(FRAME)
+            time.sleep(0.01)
+        published = publisher.stats().published
+        publisher.close()
+        thread.join(20)
+    assert rehearsed[0] == (64, 0)  # of the right shape, and no frame of the ring
+    assert found == list(range(1, published + 1))
+    assert subscriber.stats().held == 0
+
+
 @pytest.fixture(scope="module")
 def pace(tmp_path_factory):
     """Runs the predictor on made-up timestamps: (interval, jitter, how far off) -> windows."""
