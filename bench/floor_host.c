@@ -2,7 +2,9 @@
  * Prints JSON, microseconds.
  *
  *   floor_host RATE_HZ COUNT FRAME_BYTES
- *   floor_host ping COUNT                   there and back, as fast as it goes: one way of it */
+ *   floor_host ping COUNT                   there and back, as fast as it goes: one way of it
+ *   floor_host wake SLEEPERS COUNT          what waking so many processes with one futex broadcast costs */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -78,6 +80,35 @@ static void ping(const char *name, int spin, int count, const char *end) {
     munmap(s, 2 * sizeof *s);
 }
 
+/* One broadcast to processes that do nothing but sleep on it again. */
+static void wake(int sleepers, int count) {
+    shared *s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    pid_t child[64];
+    for (int i = 0; i < sleepers; i++) {
+        if ((child[i] = fork()) == 0) {
+            for (;;) {
+                uint64_t seen = cf_load_seq_cst(&s->seq);
+                cf_futex_wait(cf_low_half(&s->seq), (uint32_t)seen, 1000000000);
+            }
+        }
+    }
+    for (int i = 0; i < count; i++) {
+        cf_sleep_ns(10000000); /* until all of them sleep again */
+        int64_t began = cf_now_ns();
+        cf_store_seq_cst(&s->seq, (uint64_t)i + 1);
+        cf_futex_wake_all(cf_low_half(&s->seq));
+        s->took[i] = cf_now_ns() - began;
+    }
+    for (int i = 0; i < sleepers; i++) {
+        kill(child[i], SIGKILL);
+        waitpid(child[i], NULL, 0);
+    }
+    qsort(s->took, (size_t)count, sizeof s->took[0], order);
+    printf("{\"p50_us\": %.2f, \"p99_us\": %.2f}\n", (double)s->took[count / 2] / 1e3,
+           (double)s->took[count * 99 / 100] / 1e3);
+    munmap(s, sizeof *s);
+}
+
 typedef void (*copy)(char *, const char *, size_t);
 static void with_memcpy(char *to, const char *from, size_t size) { memcpy(to, from, size); }
 static void with_ours(char *to, const char *from, size_t size) { cf_copy(to, from, size); }
@@ -112,6 +143,12 @@ int main(int argc, char **argv) {
         printf("{");
         ping("spin", 1, atoi(argv[2]), ", ");
         ping("futex", 0, atoi(argv[2]), "}\n");
+        return 0;
+    }
+    if (argc == 4 && strcmp(argv[1], "wake") == 0) {
+        int sleepers = atoi(argv[2]);
+        if (sleepers > 64) return 2;
+        wake(sleepers, atoi(argv[3]));
         return 0;
     }
     if (argc != 4) return 2;

@@ -153,13 +153,13 @@ print("0")
 def fanout(quick: bool) -> Result:
     """What publishing a small frame costs the publisher while so many processes sleep on it, in microseconds."""
     result: Result = {}
-    block = bytes(64)
+    block, floor, times = bytes(64), Floor("floor_host"), 50 if quick else 400
     for count in (1, 2) if quick else (0, 1, 2, 4, 8, 16, 31):
         key = f"bench-{os.getpid()}-{count}"
         with cuframes.Publisher(key, 64, 1, "gray8", memory="host") as publisher:
             children = [Child(SLEEPER, key) for _ in range(count)]
             took = []
-            for _ in range(50 if quick else 400):
+            for _ in range(times):
                 time.sleep(0.01)  # until all of them sleep again
                 begin = time.perf_counter_ns()
                 publisher.publish(block)
@@ -167,6 +167,7 @@ def fanout(quick: bool) -> Result:
         for child in children:
             child.result()
         result[f"{count} subscribers asleep"] = percentiles(took)
+        result[f"floor (C): one futex broadcast to {count} asleep"] = floor("wake", count, times)
     return result
 
 
