@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "_copy.h"
@@ -86,6 +87,7 @@ static void wake(int sleepers, int count) {
     pid_t child[64];
     for (int i = 0; i < sleepers; i++) {
         if ((child[i] = fork()) == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL); /* it ends by a signal only, also when the benchmark is interrupted */
             for (;;) {
                 uint64_t seen = cf_load_seq_cst(&s->seq);
                 cf_futex_wait(cf_low_half(&s->seq), (uint32_t)seen, 1000000000);
