@@ -365,8 +365,8 @@ cdef class FrameReader:
         pthread_mutex_destroy(&self.lock)
 
     cdef bint take(self, Hold hold, int64_t deadline) except -1:
-        """Let `hold` have the next frame, waiting without the GIL. False: none yet, but one is due in less than a
-        millisecond, so this is the time to get ready; then call again.
+        """Let `hold` have the next frame, waiting without the GIL. False: none yet, but one is due any moment, so
+        this is the time to get ready; then call again.
         """
         cdef int status
         check_generation(self.generation)

@@ -6,7 +6,8 @@
  *
  * Due time and interval follow the publisher's timestamps as a phase-locked loop follows a clock: each frame moves
  * the due time by a part of how far it was off, and the interval by a smaller one. The mean of how far frames are off
- * is the jitter (as TCP estimates round trips, Jacobson 1988). How late the kernel wakes us is measured as well.
+ * is the jitter (as TCP estimates round trips, Jacobson 1988). How late we look after a sleep is measured as well: what the
+ * kernel takes to wake us, and what the caller does before it looks.
  * While the look-out before a frame is due would take more than 1/CF_PACE_SHARE of the time, the source counts as
  * irregular and there is no window: the caller sleeps as usual. */
 #ifndef CUFRAMES_PACE_H
@@ -24,7 +25,7 @@ typedef struct {
     uint64_t last_no;
     int64_t interval_ns;
     int64_t jitter_ns;
-    int64_t late_ns;     /* mean time between the end of a sleep and our being awake */
+    int64_t late_ns;     /* mean time between the end of a sleep and our looking */
     uint32_t intervals;
 } cf_pace;
 

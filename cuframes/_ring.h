@@ -379,13 +379,16 @@ static inline int cf_reader_sleep(cf_reader *r, uint64_t seen, int64_t ns) {
     return rc;
 }
 
+/* We are back from a rehearsal, which made us as late as what the kernel did before it. Whoever looks at the ring next
+ * says so, also if a frame is there by now: the time until a later look has nothing to do with it. */
+static inline void cf_reader_rehearsed(cf_reader *r) {
+    if (!r->lookout_ns) return;
+    cf_pace_woke(&r->pace, cf_now_ns() - r->lookout_ns);
+    r->lookout_ns = 0;
+}
+
 static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
     int64_t slice_end = 0;
-    if (r->lookout_ns) {
-        /* What the caller did since CF_SOON made us as late as what the kernel did before it. */
-        cf_pace_woke(&r->pace, cf_now_ns() - r->lookout_ns);
-        r->lookout_ns = 0;
-    }
     for (uint32_t turn = 0;; turn++) {
         if (cf_load_seq_cst_u32(&r->closing)) return CF_CLOSED;
         /* The end is looked at before the ring: what was published before it is still taken. */
@@ -441,6 +444,7 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
  * when the publisher is gone and nothing is left. */
 static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
+    cf_reader_rehearsed(r);
     int rc = cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_wait(r, deadline, t);
     cf_store_seq_cst_u32(&r->busy, 0);
     return rc;
@@ -449,6 +453,7 @@ static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
 /* The same without waiting or a system call: a frame that is there, or CF_EMPTY. */
 static inline int cf_reader_now(cf_reader *r, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
+    cf_reader_rehearsed(r);
     int rc = cf_load_seq_cst_u32(&r->closing) ? CF_CLOSED
         : cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_try(r, t);
     cf_store_seq_cst_u32(&r->busy, 0);

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Worker, eventually
+from harness import Worker, compile_program, eventually
 
 import cuframes
 from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any, waiting
@@ -174,6 +174,12 @@ def test_a_due_frame_is_rehearsed_and_the_rehearsal_holds_nothing(key, monkeypat
     assert rehearsed[0] == (64, 0)  # of the right shape, and no frame of the ring
     assert found == list(range(1, published + 1))
     assert subscriber.stats().held == 0
+
+
+def test_what_is_done_with_a_frame_that_came_during_the_rehearsal_is_not_lateness(tmp_path):
+    include = Path(cuframes.__file__).parent
+    program = compile_program("lookout", tmp_path, f"-I{include}")
+    assert subprocess.run([program], timeout=30, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
