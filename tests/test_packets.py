@@ -679,6 +679,9 @@ def test_small_rings_and_large_packets_between_processes(key):
     with Worker("packet_producer.py", key, *options) as producer:
         workers = [Worker("packet_consumer.py", key, *arguments) for arguments in readers]
         producer.tell()
+        for worker in workers:  # however slow, and whoever has a core: nobody is to be measured by the clock
+            assert [worker.read(), worker.read()] == ["begun", "more than 100"]
+        producer.tell()
         for arguments, worker in zip(readers, workers, strict=True):
             with worker:
                 report = worker.result(150)

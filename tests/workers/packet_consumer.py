@@ -35,6 +35,8 @@ with cuframes.PacketReader(options.key, options.start, wait=options.wait) as rea
             first = packet.seq
             print(json.dumps("begun"), flush=True)
         last = packet.seq
+        if reader.stats().received == 101:
+            print(json.dumps("more than 100"), flush=True)
         if options.delay:
             time.sleep(options.delay)
     received, lost = reader.stats()

@@ -1,8 +1,10 @@
 """Publishes packets whose pts is the checksum of their bytes. Runs until killed, or until so many are out."""
 
 import argparse
+import itertools
 import json
 import random
+import select
 import sys
 import time
 import zlib
@@ -16,7 +18,7 @@ parser.add_argument("--delay", type=float, default=0.0)
 parser.add_argument("--largest", type=int, default=1000)
 parser.add_argument("--slots", type=int, default=64)
 parser.add_argument("--data-size", type=int, default=8 << 20)
-parser.add_argument("--wait", action="store_true", help="begin when a line comes in")
+parser.add_argument("--wait", action="store_true", help="begin when a line comes in, and go on until the next one does")
 options = parser.parse_args()
 
 numbers = random.Random(1)
@@ -27,7 +29,9 @@ with cuframes.PacketPublisher(options.key, "h264", **sizes) as publisher:
     print(json.dumps("ready"), flush=True)
     if options.wait:
         sys.stdin.readline()
-    for number in range(options.count):
+    for number in itertools.count():
+        if number >= options.count and (not options.wait or select.select([sys.stdin], [], [], 0)[0]):
+            break
         body, checksum = stamped[number * 7 % 200]
         publisher.publish_packet(body, pts_ns=checksum, keyframe=number % 10 == 0)
         if options.delay:
