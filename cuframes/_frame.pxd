@@ -40,6 +40,9 @@ cdef class Frame(View):
     cdef cf_taken taken
     cdef tuple cached_planes
 
+    cdef int check_held(self) except -1
+    cdef int let_go(self) except -1
+
 
 cdef class WritableFrame(View):
     cdef FrameLayout layout

@@ -137,9 +137,10 @@ cdef class Frame(View):
         """Whether the slot still holds this frame. Always true while it is held, if the publisher honours pins."""
         return cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
 
-    def check_held(self):
+    cdef int check_held(self) except -1:
         if self.dropped:
             raise ValueError("the frame was released; take views before that, or keep the frame")
+        return 0
 
     def release(self, stream=None):
         """Give the frame up. Arrays made from it stay good and keep its slot until they die. Does not block.
@@ -161,18 +162,25 @@ cdef class Frame(View):
             return
         if stream is not None:
             self.owner.note(stream_of(stream))
-        whole = self.reader.ring.pins or self.valid
-        self.drop()  # our reference to the hold; planes and arrays have their own
+        self.let_go()
+
+    cdef int let_go(self) except -1:
+        cdef bint whole
+        if self.dropped:
+            return 0
+        whole = self.reader.ring.pins or cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
+        self.drop()  # our reference to the hold; planes and arrays keep it as long as they live
         self.cached_planes = None
         if not whole:
             raise Overwritten("the frame was overwritten while it was held: discard what was read from it")
+        return 0
 
     def __enter__(self):
         self.check_held()
         return self
 
-    def __exit__(self, *exc):
-        self.release()
+    def __exit__(self, exc_type, exc, traceback):
+        self.let_go()
 
     def __repr__(self):
         return (f"<Frame {self.format} {self.width}x{self.height}, seq {self.seq}, pts {self.pts_ns} ns"

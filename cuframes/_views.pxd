@@ -13,11 +13,13 @@ cdef class View:
     cdef Device gpu
     cdef bint dropped
     cdef bint lent
+    cdef Py_ssize_t buffers  # exported and not released yet
 
     cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
                  bint readonly, Owner owner) except -1
     cdef void drop(self) noexcept
-    cdef View exporter(self)
+    cdef void disown(self) noexcept
+    cdef Py_ssize_t size(self) noexcept
     cdef int check_exportable(self) except -1
     cdef int check_host(self, object error) except -1
 

@@ -4,6 +4,7 @@ A :class:`View` is an address with a shape and an owner: the hold on the ring's 
 it keeps the owner alive, and the slot goes back when the last export dies, whatever was released before.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -93,17 +94,24 @@ cdef class View:
 
     cdef void drop(self) noexcept:
         """Let go of the memory, and export it no more. What was exported before keeps it."""
-        self.dropped = True
-        # Who used an array interface keeps this object and nothing else, so that the owner has to stay as long as it
-        # does.
-        if not self.lent:
+        with cython.critical_section(self):
+            self.dropped = True
+            self.disown()
+
+    cdef void disown(self) noexcept:
+        """Give the owner up once nothing needs it here: no buffer, and nobody who used an array interface, since they
+        keep this object and nothing else.
+        """
+        if self.dropped and not self.buffers and not self.lent:
             self.owner = None
 
-    cdef View exporter(self):
-        """An object for a buffer to keep, which holds the owner whatever becomes of this one."""
-        cdef View view = View.__new__(View)
-        view.set(self.address, self.ndim, self.extent, self.step, self.item_bytes, self.readonly, self.owner)
-        return view
+    cdef Py_ssize_t size(self) noexcept:
+        """Bytes of the elements."""
+        cdef Py_ssize_t total = self.item_bytes if self.ndim else 0
+        cdef int i
+        for i in range(self.ndim):
+            total *= self.extent[i]
+        return total
 
     cdef int check_exportable(self) except -1:
         if self.dropped:
@@ -136,10 +144,7 @@ cdef class View:
     @property
     def nbytes(self):
         """Bytes of the elements, without the padding of rows."""
-        cdef Py_ssize_t total = self.item_bytes if self.ndim else 0
-        for i in range(self.ndim):
-            total *= self.extent[i]
-        return total
+        return self.size()
 
     @property
     def device(self):
@@ -200,20 +205,27 @@ cdef class View:
             raise BufferError("the frame is read-only: other subscribers see the same memory")
         if flags & PyBUF_STRIDES != PyBUF_STRIDES and not self.is_contiguous():
             raise BufferError("rows are padded to the pitch; the consumer must accept strides")
-        cdef View exporter = self.exporter()
+        with cython.critical_section(self):
+            self.buffers += 1
         buffer.buf = self.address
-        buffer.obj = exporter
-        buffer.len = self.nbytes
+        buffer.obj = self
+        buffer.len = self.size()
         buffer.itemsize = self.item_bytes
         buffer.readonly = self.readonly
         buffer.ndim = self.ndim
         buffer.format = NULL
         if flags & PyBUF_FORMAT:
             buffer.format = FORMAT_U8 if self.item_bytes == 1 else FORMAT_U16
-        buffer.shape = exporter.extent if flags & PyBUF_ND else NULL
-        buffer.strides = exporter.step if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        buffer.shape = self.extent if flags & PyBUF_ND else NULL
+        buffer.strides = self.step if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
         buffer.suboffsets = NULL
         buffer.internal = NULL
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        # On whatever thread the last array of it dies.
+        with cython.critical_section(self):
+            self.buffers -= 1
+            self.disown()
 
     def is_contiguous(self):
         """Whether the rows follow each other without padding."""
@@ -235,7 +247,7 @@ cdef class View:
             rows, pitch = rows * self.extent[1], self.step[1]  # three planes below one another, of rows with padding
         array = numpy.empty(self.shape, self.dtype)
         cdef uintptr_t target = array.ctypes.data
-        cdef Py_ssize_t row_bytes = self.nbytes // rows
+        cdef Py_ssize_t row_bytes = self.size() // rows
         cdef void* stream = <void*>CF_CUDA_STREAM_LEGACY
         self.owner.use(stream)
         check_driver(self.gpu.copy(<char*>target, row_bytes, False, self.address, pitch, True, row_bytes, rows, stream),

@@ -175,6 +175,19 @@ def test_an_export_keeps_the_frame_held(pair, export, whole):
     assert held(subscriber) == 0
 
 
+def test_the_last_array_gives_back_a_frame_that_was_released(pair):
+    publisher, subscriber = pair
+    publisher.publish(pattern("nv12", 60, 40))
+    with subscriber.next(1) as frame:
+        first, second = numpy.asarray(frame), memoryview(frame)
+    assert held(subscriber) == 1
+    del first
+    assert held(subscriber) == 1
+    second.release()
+    assert held(subscriber) == 0  # although we still have the frame itself
+    assert "released" in repr(frame)
+
+
 def test_dropping_the_frame_releases_it(pair):
     publisher, subscriber = pair
     publisher.publish(pattern("nv12", 60, 40))
