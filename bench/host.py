@@ -222,15 +222,19 @@ STEADY = """
 import os, sys, time, json, cuframes
 key, wait, core = sys.argv[1], sys.argv[2], int(sys.argv[3])
 if core >= 0: os.sched_setaffinity(0, {core})
-with cuframes.Subscriber(key, mode="ordered", wait=wait) as subscriber:
-    print('"ready"', flush=True)
-    begin, cpu = time.monotonic(), time.process_time()
-    sent, published = [], []
-    for frame in subscriber:
-        now = time.monotonic_ns()
-        sent.append(now - frame.pts_ns)
-        published.append(now - frame.published_ns)
-    print(json.dumps([sent, published, (time.process_time() - cpu) / (time.monotonic() - begin)]))
+
+def main():
+    with cuframes.Subscriber(key, mode="ordered", wait=wait) as subscriber:
+        print('"ready"', flush=True)
+        begin, cpu = time.monotonic(), time.process_time()
+        sent, published = [], []
+        for frame in subscriber:
+            now = time.monotonic_ns()
+            sent.append(now - frame.pts_ns)
+            published.append(now - frame.published_ns)
+        return sent, published, (time.process_time() - cpu) / (time.monotonic() - begin)
+
+print(json.dumps(main()))
 """
 
 

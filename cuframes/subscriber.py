@@ -225,12 +225,24 @@ class Subscriber(Receiver[Frame]):
         ValueError
             The subscriber is closed.
         """
+        reader = self._reader
+        if reader is None:
+            raise ValueError("the subscriber is closed")
         try:
-            return self._take(timeout)
+            return _frame.take(reader, self._layout, timeout, _rehearse)
         except Disconnected:
             if not self.reconnect:
                 raise
         return self._take_reconnecting(self._take, timeout)
+
+    def __next__(self) -> Frame:
+        reader = self._reader
+        if reader is not None:  # the shortest way to a frame; whatever else there is to do, the base class does
+            try:
+                return _frame.take(reader, self._layout, None, _rehearse)
+            except (Disconnected, ValueError):
+                pass
+        return super().__next__()
 
     def _take(self, timeout: float | None) -> Frame:
         reader = self._reader
