@@ -1,8 +1,13 @@
-/* Waiting for the first of several rings. One system call sleeps on all of them (futex_waitv, Linux 5.16). */
+/* Waiting for the first of several rings.
+ *
+ * Either one system call sleeps on all of them (futex_waitv, Linux 5.16): the publishers pay nothing for it, but the kernel
+ * puts every ring on a queue and takes it off again for each sleep, about 0.5 us a ring. Or the thread sleeps on an epoll
+ * of the eventfds that the publishers feed (EVENT_FD), which costs the same for any number of rings, and each publisher
+ * a write() per frame. */
 #ifndef CUFRAMES_ANY_H
 #define CUFRAMES_ANY_H
 
-#include <poll.h>
+#include <sys/epoll.h>
 
 #include "_packets.h"
 #include "_ring.h"
@@ -20,6 +25,9 @@ typedef struct {
 #define CF_FUTEX_32 2u
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
+#endif
+#ifndef SYS_epoll_pwait2
+#define SYS_epoll_pwait2 441 /* Linux 5.11 */
 #endif
 
 /* One of the rings: a frame reader or a packet reader. */
@@ -51,10 +59,43 @@ static inline bool cf_any_ready(const cf_any *a, int64_t now_ns) {
     return cf_packets_check(r) != CF_OK;
 }
 
-/* Wait until one of the rings is ready, at most until `deadline`. CF_OK, and those that are ready marked; CF_TIMED_OUT;
- * CF_AGAIN after a slice: look at signals, and call again; CF_NO_WAITV: the kernel cannot. */
-static inline int cf_any_wait(const cf_any *rings, uint32_t count, int *ready, int64_t deadline) {
+/* Sleep until one of the rings moves, at most until `end`; 0 or the errno of not having slept to the end. `now` as for
+ * cf_any_ready. */
+static inline int cf_any_sleep(const cf_any *rings, uint32_t count, int64_t end, int64_t now) {
     cf_futex_waitv waits[CF_ANY_MAX];
+    struct timespec until = {.tv_sec = end / 1000000000, .tv_nsec = end % 1000000000};
+    uint32_t asleep = 0;
+    bool news = false;
+    for (; asleep < count && !news; asleep++) {
+        const cf_any *a = &rings[asleep];
+        /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
+        if (a->frames) cf_fetch_add_u32(&a->frames->shared->waiters, 1);
+        uint64_t seen = cf_load_seq_cst(cf_any_seq(a));
+        waits[asleep] = (cf_futex_waitv){
+            .val = (uint32_t)seen, .uaddr = (uint64_t)(uintptr_t)cf_low_half(cf_any_seq(a)), .flags = CF_FUTEX_32};
+        news = cf_any_ready(a, now);
+    }
+    long rc = news ? 0 : syscall(SYS_futex_waitv, waits, count, 0, &until, CLOCK_MONOTONIC);
+    int problem = rc < 0 ? errno : 0;
+    for (uint32_t i = 0; i < asleep; i++)
+        if (rings[i].frames) cf_fetch_add_u32(&rings[i].frames->shared->waiters, (uint32_t)-1);
+    return problem;
+}
+
+/* The same on an epoll to which every ring's eventfd was added, edge-triggered: a frame published after the look at its
+ * ring is an edge after it, so it ends this sleep; edges from before end it for nothing, once. */
+static inline int cf_any_poll(int epoll, int64_t ns) {
+    struct epoll_event news[64];
+    struct timespec left = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    long rc = syscall(SYS_epoll_pwait2, epoll, news, 64, &left, NULL, 0);
+    if (rc < 0 && (errno == ENOSYS || errno == EPERM)) rc = epoll_wait(epoll, news, 64, (int)((ns + 999999) / 1000000));
+    return rc < 0 ? errno : 0;
+}
+
+/* Wait until one of the rings is ready, at most until `deadline`, on `epoll` or, when that is -1, with futex_waitv. CF_OK,
+ * and those that are ready marked; CF_TIMED_OUT; CF_AGAIN after a slice: look at signals, and call again; CF_NO_WAITV: the
+ * kernel cannot. */
+static inline int cf_any_wait(const cf_any *rings, uint32_t count, int epoll, int *ready, int64_t deadline) {
     int64_t now = cf_now_ns(), slice_end = now + CF_SLICE_NS;
     for (;;) {
         bool found = false;
@@ -63,22 +104,7 @@ static inline int cf_any_wait(const cf_any *rings, uint32_t count, int *ready, i
         if (now >= deadline) return CF_TIMED_OUT;
         if (now >= slice_end) return CF_AGAIN;
         int64_t end = cf_min_i64(deadline, slice_end);
-        struct timespec until = {.tv_sec = end / 1000000000, .tv_nsec = end % 1000000000};
-        uint32_t asleep = 0;
-        bool news = false;
-        for (; asleep < count && !news; asleep++) {
-            const cf_any *a = &rings[asleep];
-            /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
-            if (a->frames) cf_fetch_add_u32(&a->frames->shared->waiters, 1);
-            uint64_t seen = cf_load_seq_cst(cf_any_seq(a));
-            waits[asleep] = (cf_futex_waitv){
-                .val = (uint32_t)seen, .uaddr = (uint64_t)(uintptr_t)cf_low_half(cf_any_seq(a)), .flags = CF_FUTEX_32};
-            news = cf_any_ready(a, now);
-        }
-        long rc = news ? 0 : syscall(SYS_futex_waitv, waits, count, 0, &until, CLOCK_MONOTONIC);
-        int problem = rc < 0 ? errno : 0;
-        for (uint32_t i = 0; i < asleep; i++)
-            if (rings[i].frames) cf_fetch_add_u32(&rings[i].frames->shared->waiters, (uint32_t)-1);
+        int problem = epoll < 0 ? cf_any_sleep(rings, count, end, now) : cf_any_poll(epoll, end - now);
         if (problem == ENOSYS || problem == EPERM) return CF_NO_WAITV;
         if (problem == EINTR) return CF_AGAIN;
         now = cf_now_ns();

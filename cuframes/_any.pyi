@@ -1,6 +1,14 @@
-from cuframes._core import FrameReader
-from cuframes._packets import PacketRing
+from typing import Protocol
 
-MOST: int
+from cuframes.packets import PacketReader
+from cuframes.subscriber import Subscriber
 
-def wait_rings(rings: list[FrameReader | PacketRing], timeout: float | None) -> list[int] | None: ...
+class Poller(Protocol):
+    number: int
+    def fileno(self) -> int: ...
+    def add(self, receiver: Subscriber | PacketReader) -> None: ...
+
+def allow_waitv(allowed: bool) -> None: ...
+def wait_rings(
+    receivers: list[Subscriber | PacketReader], timeout: float | None, poller: Poller
+) -> list[Subscriber | PacketReader]: ...

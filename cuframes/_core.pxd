@@ -67,6 +67,7 @@ cdef class FrameReader:
     cdef object connection
     cdef readonly uint64_t epoch
     cdef int generation
+    cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (_any)
     cdef bint closing
     # Frames that were released while the GPU may still read them: by slot, guarded by `lock`.
     cdef pthread_mutex_t lock

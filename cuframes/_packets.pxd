@@ -97,6 +97,7 @@ cdef class PacketRing:
     cdef bint rejoined
     cdef int fd  # plus 1; ours to close
     cdef int generation
+    cdef uint64_t polled_by  # as in FrameReader
 
     cdef int begin(self, int start) except -1
     cdef int refuse(self, int status) except -1

@@ -365,10 +365,6 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
             )
         return extradata
 
-    def ring(self) -> PacketRing:
-        """What :func:`wait_any` waits on."""
-        return self._joined()
-
     def __repr__(self) -> str:
         return f"<PacketReader of {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"
 

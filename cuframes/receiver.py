@@ -44,6 +44,10 @@ class Receiver(lifetime.Closing, Generic[T]):
         """A descriptor to poll."""
         raise NotImplementedError
 
+    def _event_descriptor(self) -> int:
+        """An eventfd that is written to whenever there is more to take."""
+        raise NotImplementedError
+
     def _take_reconnecting(self, take: Callable[[float | None], T], timeout: float | None) -> T:
         """What `take` gives, after joining the next publisher as often as that needs."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -108,8 +112,11 @@ class Receiver(lifetime.Closing, Generic[T]):
                 while not self._rejoin(0):
                     await asyncio.sleep(POLL_SECONDS)
                 continue
+            try:
+                fd = self.fileno()
+            except Disconnected:
+                continue  # as the next turn will find
             ready: asyncio.Future[None] = loop.create_future()
-            fd = self.fileno()
             loop.add_reader(fd, _wake, ready)
             try:
                 await ready
@@ -202,6 +209,9 @@ class WatchedReceiver(Receiver[T], Generic[T, R, C]):
             self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._watch()
         return self._event_fd
+
+    def _event_descriptor(self) -> int:
+        return self.fileno()
 
     def _watch(self) -> None:
         """Watch the ring that is joined now, if anybody polls."""

@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import struct
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -130,7 +131,8 @@ class Subscriber(Receiver[Frame]):
         self._past = SubscriberStats(0, 0, 0, 0, 0)
         self._epoll: select.epoll | None = None
         self._event_fd = -1
-        self._reader: FrameReader | None = None
+        self._asking = threading.Lock()  # several threads may wait for us
+        self._ring: FrameReader | None = None  # wait_any looks here as well
         self._join(connect_timeout)
         self._closed = False
         lifetime.register(self)
@@ -145,11 +147,9 @@ class Subscriber(Receiver[Frame]):
             connection.close()
             raise
         connection.close_descriptors()
-        watched = self._epoll is not None
-        if watched:
-            self._unwatch()
-        self._reader, self._layout, self._connection = reader, layout, connection
-        if watched:
+        self._unwatch()
+        self._ring, self._layout, self._connection = reader, layout, connection
+        if self._epoll is not None:
             self._watch()
 
     def _open_ring(self, connection: client.Connection) -> tuple[FrameReader, FrameLayout]:
@@ -225,7 +225,7 @@ class Subscriber(Receiver[Frame]):
         ValueError
             The subscriber is closed.
         """
-        reader = self._reader
+        reader = self._ring
         if reader is None:
             raise ValueError("the subscriber is closed")
         try:
@@ -236,7 +236,7 @@ class Subscriber(Receiver[Frame]):
         return self._take_reconnecting(self._take, timeout)
 
     def __next__(self) -> Frame:
-        reader = self._reader
+        reader = self._ring
         if reader is not None:  # the shortest way to a frame; whatever else there is to do, the base class does
             try:
                 return _frame.take(reader, self._layout, None, _rehearse)
@@ -245,13 +245,13 @@ class Subscriber(Receiver[Frame]):
         return super().__next__()
 
     def _take(self, timeout: float | None) -> Frame:
-        reader = self._reader
+        reader = self._ring
         if reader is None:
             raise ValueError("the subscriber is closed")
         return _frame.take(reader, self._layout, timeout, _rehearse)
 
     def _join_next(self, timeout: float) -> None:
-        old = self._reader
+        old = self._ring
         self._join(timeout)
         if old is not None:
             old.close()  # its frames that are still out keep its memory by themselves
@@ -263,32 +263,40 @@ class Subscriber(Receiver[Frame]):
 
         It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. Asking for it makes the publisher pay
         one system call per frame for this subscriber.
+
+        Raises
+        ------
+        Disconnected
+            The publisher is gone, so it cannot be asked; frames that it left can still be taken.
+        ValueError
+            The subscriber is closed.
         """
         if self._closed:
             raise ValueError("the subscriber is closed")
         if self._epoll is None:
+            self._event_descriptor()
             self._epoll = select.epoll()
             self._watch()
         return self._epoll.fileno()
 
-    def ring(self) -> FrameReader:
-        """What :func:`wait_any` waits on."""
-        if self._reader is None:
-            raise ValueError("the subscriber is closed")
-        return self._reader
+    def _event_descriptor(self) -> int:
+        """The eventfd to which the publisher adds 1 at every frame; wait_any polls it too."""
+        with self._asking:
+            if self._event_fd < 0:
+                self._event_fd = self._connection.request_event()
+            return self._event_fd
 
     def _watch(self) -> None:
         assert self._epoll is not None
-        self._event_fd = self._connection.request_event()
-        os.eventfd_write(self._event_fd, 1)  # for frames that are there already
+        os.eventfd_write(self._event_descriptor(), 1)  # for frames that are there already
         self._epoll.register(self._event_fd, select.EPOLLIN)
         self._epoll.register(self._connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-        assert self._reader is not None
-        self._reader.set_event(self._event_fd)
+        assert self._ring is not None
+        self._ring.set_event(self._event_fd)
 
     def _unwatch(self) -> None:
-        if self._reader is not None:
-            self._reader.set_event(-1)
+        if self._ring is not None:
+            self._ring.set_event(-1)
         if self._epoll is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(self._connection.fileno())
@@ -326,13 +334,13 @@ class Subscriber(Receiver[Frame]):
 
     def stats(self) -> SubscriberStats:
         """Counters so far; those of the end once it is closed."""
-        reader = self._reader
+        reader = self._ring
         return self._past if reader is None else self._past.plus(reader.counters)
 
     def close(self) -> None:
         """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given
         up with the last of them. A thread that waits in :meth:`next` gets ValueError. Closing twice is fine."""
-        reader = self._reader
+        reader = self._ring
         if self._closed or reader is None:
             return
         self._closed = True
@@ -342,7 +350,7 @@ class Subscriber(Receiver[Frame]):
         reader.close()
         self._past = self.stats()
         # Frames that are out refer to it, and so does a thread in next(); ours would keep the memory mapped.
-        self._reader = None
+        self._ring = None
         lifetime.unregister(self)
 
     def _forget(self) -> None:

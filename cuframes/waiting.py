@@ -1,10 +1,12 @@
 """Waiting for several subscribers and packet readers at once."""
 
+import itertools
+import os
 import select
+import threading
 from collections.abc import Iterable
-from typing import Any
 
-from cuframes._any import MOST, wait_rings
+from cuframes._any import wait_rings
 from cuframes.packets import PacketReader
 from cuframes.subscriber import Subscriber
 
@@ -31,30 +33,50 @@ def wait_any(
 
     Raises
     ------
-    ValueError
-        One of them is closed, or there is none.
+    ValueError, TypeError
+        One of them is closed, or something else; or there is none.
 
     Notes
     -----
-    Up to 128 are waited for with one system call (``futex_waitv``, Linux 5.16), without the GIL, and publishers pay
-    nothing more than for one sleeping subscriber. More of them, or an older kernel, are waited for through their
-    ``fileno()``.
+    Waits without the GIL. Up to 16, and up to 128 with packet readers among them, are waited for with ``futex_waitv``
+    (Linux 5.16), for which publishers pay no more than for one sleeping subscriber. More of them, or on an older
+    kernel, are waited for through eventfds: publishers then pay one system call per frame and such a subscriber, and a
+    packet reader gets a thread.
     """
     waiting = list(receivers)
     if not waiting:
         raise ValueError("wait_any needs at least one subscriber or packet reader")
-    rings = [receiver.ring() for receiver in waiting]
-    if len(rings) <= MOST:
-        found = wait_rings(rings, timeout)
-        if found is not None:
-            return [waiting[at] for at in found]
-    return _poll(waiting, timeout)
+    return wait_rings(waiting, timeout, _poller)
 
 
-def _poll(waiting: list[Any], timeout: float | None) -> list[Any]:
-    poller = select.poll()
-    by_descriptor = {receiver.fileno(): receiver for receiver in waiting}
-    for descriptor in by_descriptor:
-        poller.register(descriptor, select.POLLIN)
-    found = dict(poller.poll(None if timeout is None else timeout * 1000))
-    return [receiver for descriptor, receiver in by_descriptor.items() if descriptor in found]
+class _Poller(threading.local):
+    """A thread's epoll of the eventfds of everything that it has waited for. It is made when it is first needed.
+
+    What is closed disappears from it by itself. What is not waited for any more can only end a sleep for nothing, and the
+    next look at the rings says so.
+    """
+
+    _numbers = itertools.count(1)
+    number = 0  # rings remember it, to know whether they were added
+
+    def fileno(self) -> int:
+        if not self.number:
+            self._epoll, self.number = select.epoll(), next(self._numbers)
+        return self._epoll.fileno()
+
+    def add(self, receiver: Subscriber | PacketReader) -> None:
+        try:
+            # Edge-triggered: it is never read, since the ring itself says whether something is there.
+            self._epoll.register(receiver._event_descriptor(), select.EPOLLIN | select.EPOLLET)
+        except FileExistsError:  # another thread has waited for it meanwhile
+            pass
+
+    def forget(self) -> None:
+        """In a forked child: the epoll is the parent's."""
+        if self.number:
+            self._epoll.close()
+            self.number = 0
+
+
+_poller = _Poller()
+os.register_at_fork(after_in_child=_poller.forget)

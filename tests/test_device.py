@@ -187,7 +187,7 @@ class TestOneProcess:
         for number in range(3):
             publisher.publish(gray(number))
             subscriber.next(5).release()
-        cycle = [subscriber._reader, subscriber]
+        cycle = [subscriber._ring, subscriber]
         cycle.append(cycle)
         del subscriber, cycle
         gc.collect()

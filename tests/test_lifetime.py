@@ -78,7 +78,7 @@ print(os.path.exists(f"/dev/shm/cuframes-{sys.argv[1]}"))
         "[frame]",
         "[frame, subscriber]",
         "[subscriber, frame, array]",
-        "[frame.planes[0], subscriber._reader]",
+        "[frame.planes[0], subscriber._ring]",
         "[publisher, subscriber, frame]",
         "[slot := publisher.acquire(), slot.__enter__(), publisher._writer]",
         "[frame.__dlpack__(), subscriber]",

@@ -1,5 +1,8 @@
 """Waiting for several rings, and for a frame that is due."""
 
+import asyncio
+import contextlib
+import os
 import subprocess
 import threading
 import time
@@ -9,7 +12,7 @@ import pytest
 from harness import Worker, compile_program, eventually
 
 import cuframes
-from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any, waiting
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, _any, wait_any
 from cuframes.listing import collect_garbage
 
 HERE = Path(__file__).parent
@@ -17,11 +20,11 @@ FRAME = bytes(64 * 48)
 
 
 @pytest.fixture(params=["futex_waitv", "descriptors"])
-def way(request, monkeypatch):
-    """Both ways of waiting: the kernel's own, and what older kernels get."""
-    if request.param == "descriptors":
-        monkeypatch.setattr(waiting, "wait_rings", lambda rings, timeout: None)
-    return request.param
+def way(request):
+    """Both ways of waiting: for few, and for many or on an older kernel."""
+    _any.allow_waitv(request.param == "futex_waitv")
+    yield request.param
+    _any.allow_waitv(True)
 
 
 def drain(receivers):
@@ -70,6 +73,131 @@ def test_a_wait_ends_when_a_frame_comes(key, way):
         assert wait_any([subscriber]) == [subscriber]
         assert subscriber.next(0).seq == 1
         timer.join()
+
+
+def test_nothing_is_missed_by_who_takes_one_at_a_time(key, way):
+    with contextlib.ExitStack() as stack:
+        publishers = [stack.enter_context(Publisher(f"{key}-{n}", 64, 48, "gray8")) for n in range(20)]
+        subscribers = [stack.enter_context(Subscriber(f"{key}-{n}", mode="ordered")) for n in range(20)]
+
+        def publish():
+            for n in range(400):
+                publishers[n * 7 % 20].publish(FRAME, pts_ns=n)
+                if n % 3 == 0:
+                    time.sleep(0.0005)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        found = []
+        while len(found) < 400:
+            ready = wait_any(subscribers, 20)
+            assert ready
+            for subscriber in ready:
+                with contextlib.suppress(cuframes.Timeout), subscriber.next(0) as frame:
+                    assert frame.lost == 0
+                    found.append(frame.pts_ns)
+        thread.join()
+        assert sorted(found) == list(range(400))
+        assert wait_any(subscribers, 0.05) == []
+
+
+def test_two_threads_wait_for_the_same_ones(key, way):
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key) as subscriber:
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(wait_any([subscriber], 20))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        assert found == []
+        publisher.publish(FRAME)
+        for thread in threads:
+            thread.join()
+        assert found == [[subscriber], [subscriber]]
+        assert wait_any([subscriber], 0) == [subscriber]  # nobody has taken it
+
+
+def test_the_next_publisher_is_waited_for(key, way):
+    with Publisher(key, 64, 48, "gray8") as publisher:
+        subscriber = Subscriber(key, reconnect=True)
+        assert wait_any([subscriber], 0.01) == []
+        publisher.close()
+        assert wait_any([subscriber], 20) == [subscriber]
+    with subscriber, Publisher(key, 64, 48, "gray8") as publisher:
+        with pytest.raises(cuframes.Timeout):
+            subscriber.next(1)  # joins it
+        timer = threading.Timer(0.1, publisher.publish, (FRAME,))
+        timer.start()
+        assert wait_any([subscriber], 20) == [subscriber]
+        assert subscriber.next(0).seq == 1
+        timer.join()
+
+
+def test_a_publisher_that_is_gone_is_found(key, way):
+    with Worker("producer.py", f"{key}-a", "--delay", 10) as killed, Publisher(f"{key}-b", 64, 48, "gray8"):
+        with Subscriber(f"{key}-a", start="next") as subscriber, Subscriber(f"{key}-b") as other:
+            killed.kill()
+            eventually(lambda: wait_any([subscriber, other], 20) == [subscriber] and ended(subscriber))
+            assert wait_any([other], 0.01) == []
+    collect_garbage()
+
+
+def test_a_publisher_that_is_gone_cannot_be_asked_for_a_descriptor(key):
+    with Worker("producer.py", key, "--delay", 10) as killed, Subscriber(key) as subscriber:
+        killed.kill()
+        with pytest.raises(cuframes.Disconnected):
+            subscriber.fileno()
+
+        async def read():
+            return [frame async for frame in subscriber]
+
+        assert asyncio.run(read()) == []
+    collect_garbage()
+
+
+def ended(subscriber):
+    try:
+        subscriber.next(0)
+    except cuframes.Disconnected:
+        return True
+    except cuframes.Timeout:
+        pass
+    return False
+
+
+def test_a_forked_child_waits_for_subscribers_of_its_own(key, way):
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key) as subscriber:
+        assert wait_any([subscriber], 0) == []
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                with Subscriber(key) as own:
+                    with pytest.raises(RuntimeError, match="parent"):
+                        wait_any([subscriber], 0)
+                    status = 0 if wait_any([own], 20) == [own] else 2
+            finally:
+                os._exit(status)
+        eventually(lambda: len(publisher.subscribers) == 2)
+        time.sleep(0.1)  # it may already be waiting
+        publisher.publish(FRAME)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert wait_any([subscriber], 20) == [subscriber]
+        assert subscriber.next(0).seq == 1
+        assert wait_any([subscriber], 0.01) == []
+
+
+def test_waiting_leaves_no_descriptor_behind(key, way):
+    def once():
+        with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key) as subscriber:
+            wait_any([subscriber], 0)
+            publisher.publish(FRAME)
+            assert wait_any([subscriber], 20) == [subscriber]
+
+    once()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        once()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_killed_publisher_ends_a_wait_while_another_is_busy(key):
@@ -123,6 +251,8 @@ def test_bad_arguments(key):
         subscriber.close()
         with pytest.raises(ValueError, match="closed"):
             wait_any([subscriber])
+    with pytest.raises(TypeError, match="not int"):
+        wait_any([1])
 
 
 def test_more_than_one_call_can_wait_for(key):

@@ -86,7 +86,10 @@ class Connection:
 
     def request_event(self) -> int:
         """Ask for an eventfd that the publisher feeds at every frame; returns the descriptor, ours to close."""
-        self.sock.sendall(wire.pack(MessageType.EVENT_FD))
+        try:
+            self.sock.sendall(wire.pack(MessageType.EVENT_FD))
+        except (BrokenPipeError, ConnectionResetError):
+            raise Disconnected("the publisher is gone") from None
         descriptors: list[int] = []
         _receive(self.sock, self.parser, MessageType.EVENT_FD, time.monotonic() + HANDSHAKE_SECONDS, descriptors)
         if len(descriptors) != 1:
