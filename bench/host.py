@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from measure import Child, Floor, conditions, percentiles
+from measure import Child, Floor, alternate, conditions, percentiles
 from peers import (
     FRAMES,
     PEERS,
@@ -36,10 +36,9 @@ from peers import (
     RawSemaphore,
     RawSpin,
 )
+from report import Result, compare, markdown, plot
 
 import cuframes
-
-Result = dict[str, Any]
 
 
 def send_all(peer: Peer, size: int, rate_hz: float, count: int, *, pin: bool = False) -> list[int]:
@@ -66,18 +65,27 @@ def send_all(peer: Peer, size: int, rate_hz: float, count: int, *, pin: bool = F
 def latency(quick: bool) -> Result:
     """From the moment before sending until a view of the block is in the other process's hand."""
     result: Result = {}
-    for size, rate, count in ((64, 2000, 2000), (65_536, 200, 300), (3_110_400, 60, 90), (12_441_600, 60, 60)):
+    cores = sorted(os.sched_getaffinity(0))
+    for size, rate, count, pin in (
+        (64, 2000, 2000, False),
+        (64, 2000, 2000, True),
+        (65_536, 200, 300, False),
+        (3_110_400, 60, 90, False),
+        (12_441_600, 60, 60, False),
+    ):
         rounds, count = (1, 20) if quick else (3, count)
         floor = Floor("floor_host")
         found: dict[str, list[Result]] = {}
         for _ in range(rounds):
             for kind in PEERS:
+                name = f"{kind.name} (copied {kind.copies})"
                 try:
-                    found.setdefault(kind.name, []).append(percentiles(send_all(kind(), size, rate, count)))
+                    found.setdefault(name, []).append(percentiles(send_all(kind(), size, rate, count, pin=pin)))
                 except ImportError:
-                    found.pop(kind.name, None)
-            found.setdefault("floor (C)", []).append(floor(rate, count, size))
-        result[f"{size} bytes at {rate} Hz"] = {
+                    found.pop(name, None)
+            pinned = (cores[0], cores[-1]) if pin else ()
+            found.setdefault("floor (C)", []).append(floor(rate, count, size, *pinned))
+        result[f"{size} bytes at {rate} Hz{', a core each' if pin else ''}"] = {
             name: {key: round(statistics.median(r[key] for r in each), 2) for key in each[0] if key != "n"}
             for name, each in found.items()
         }
@@ -142,32 +150,58 @@ def calls(quick: bool) -> Result:
 
 
 SLEEPER = """
-import sys, time, cuframes
-subscriber = cuframes.Subscriber(sys.argv[1])
-print('"ready"', flush=True)
-for frame in subscriber: frame.release()
-print("0")
+import sys, time, json, cuframes
+
+def main():
+    late = {}
+    with cuframes.Subscriber(sys.argv[1], mode="ordered") as subscriber:
+        print('"ready"', flush=True)
+        for frame in subscriber:
+            late[frame.seq] = time.monotonic_ns() - frame.pts_ns
+            frame.release()
+    return late
+
+print(json.dumps(main()))
 """
 
 
+def wake_sleepers(count: int, work_us: int, times: int) -> Result:
+    """One round of fanout."""
+    key, block, took = f"bench-{os.getpid()}-{count}", bytes(64), []
+    with cuframes.Publisher(key, 64, 1, "gray8", memory="host") as publisher:
+        children = [Child(SLEEPER, key) for _ in range(count)]
+        for _ in range(times):
+            time.sleep(0.015)  # until all of them sleep again
+            begin = time.monotonic_ns()
+            publisher.publish(block, pts_ns=begin)
+            took.append(time.monotonic_ns() - begin)
+            while time.monotonic_ns() < begin + 1000 * work_us:
+                pass
+        time.sleep(0.05)
+    late = [child.result() for child in children]
+    result = percentiles(took, "publish")
+    if late:
+        slowest = [max(each[seq] for each in late) for seq in late[0] if all(seq in each for each in late)]
+        result |= percentiles(slowest, "slowest")
+    return result
+
+
 def fanout(quick: bool) -> Result:
-    """What publishing a small frame costs the publisher while so many processes sleep on it, in microseconds."""
+    """A small frame to so many processes that sleep: what publishing costs, and when the last of them has it; by a
+    publisher that goes back to sleep, and by one that works for 3 ms after each frame, as a decoder does.
+    """
     result: Result = {}
-    block, floor, times = bytes(64), Floor("floor_host"), 50 if quick else 400
+    floor, times = Floor("floor_host"), 20 if quick else 120
     for count in (1, 2) if quick else (0, 1, 2, 4, 8, 16, 31):
-        key = f"bench-{os.getpid()}-{count}"
-        with cuframes.Publisher(key, 64, 1, "gray8", memory="host") as publisher:
-            children = [Child(SLEEPER, key) for _ in range(count)]
-            took = []
-            for _ in range(times):
-                time.sleep(0.01)  # until all of them sleep again
-                begin = time.perf_counter_ns()
-                publisher.publish(block)
-                took.append(time.perf_counter_ns() - begin)
-        for child in children:
-            child.result()
-        result[f"{count} subscribers asleep"] = percentiles(took)
-        result[f"floor (C): one futex broadcast to {count} asleep"] = floor("wake", count, times)
+        for work_us in (0, 3000):
+            name = f"{count} asleep, publisher {'works' if work_us else 'sleeps'}"
+            both = alternate(
+                1 if quick else 3,
+                cuframes=lambda count=count, work_us=work_us: wake_sleepers(count, work_us, times),
+                floor=lambda count=count, work_us=work_us: floor("wake", count, times, work_us),
+            )
+            result[name] = both["cuframes"]
+            result[f"{name}, floor (C)"] = both["floor"]
     return result
 
 
@@ -188,9 +222,8 @@ print(json.dumps([received, time.process_time() - begin, sum(s.stats().lost for 
 """
 
 
-def streams(quick: bool) -> Result:
-    """64 cameras at 25 fps from one process; two others take all of them, with one thread each: CPU of all three."""
-    count, fps, seconds = (4, 25, 0.5) if quick else (64, 25, 5.0)
+def take_streams(count: int, fps: int, seconds: float) -> Result:
+    """One round of streams."""
     key = f"bench-{os.getpid()}"
     publishers = [cuframes.Publisher(f"{key}-{n}", 64, 48, "gray8", memory="host") for n in range(count)]
     children = [Child(STREAMS, key, count, seconds) for _ in range(2)]
@@ -207,15 +240,22 @@ def streams(quick: bool) -> Result:
     found = [child.result() for child in children]
     for publisher in publishers:
         publisher.close()
+    receiving = sum(cpu for _, cpu, _ in found)
     return {
-        "streams": count,
         "published": published,
-        "received": [received for received, _, _ in found],
-        "lost": [lost for _, _, lost in found],
+        "received_share": round(sum(received for received, _, _ in found) / 2 / published, 3),
+        "lost": sum(lost for _, _, lost in found),
         "publishing_percent_of_a_core": round(100 * mine / seconds, 2),
-        "receiving_percent_of_a_core": [round(100 * cpu / seconds, 2) for _, cpu, _ in found],
-        "all_percent_of_a_core": round(100 * (mine + sum(cpu for _, cpu, _ in found)) / seconds, 2),
+        "each_receiver_percent_of_a_core": round(50 * receiving / seconds, 2),
+        "all_percent_of_a_core": round(100 * (mine + receiving) / seconds, 2),
     }
+
+
+def streams(quick: bool) -> Result:
+    """Cameras at 25 fps from one process; two others take all of them, with one thread each: CPU of all three."""
+    counts, seconds = ((4, 20), 0.5) if quick else ((8, 64), 4.0)
+    cases = {f"{count} streams": lambda count=count: take_streams(count, 25, seconds) for count in counts}
+    return alternate(1 if quick else 3, **cases)
 
 
 STEADY = """
@@ -238,32 +278,39 @@ print(json.dumps(main()))
 """
 
 
+def take_steady(fps: int, wait: str, pin: bool, count: int) -> Result:
+    """One round of steady."""
+    key, block, cores = f"bench-{os.getpid()}", bytes(64), sorted(os.sched_getaffinity(0))
+    with cuframes.Publisher(key, 64, 1, "gray8", memory="host") as publisher:
+        child = Child(STEADY, key, wait, cores[-1] if pin else -1)
+        os.sched_setaffinity(0, cores[:1] if pin else cores)
+        due = time.monotonic()
+        for _ in range(count):
+            due += 1 / fps
+            time.sleep(max(0.0, due - time.monotonic()))
+            publisher.publish(block, pts_ns=time.monotonic_ns())
+        os.sched_setaffinity(0, cores)
+    sent, published, cpu = child.result()
+    begin = len(sent) // 4  # a predictor has to see some first
+    return {
+        **percentiles(sent[begin:], "sent"),
+        **percentiles(published[begin:], "published"),
+        "percent_of_a_core": round(100 * cpu, 2),
+    }
+
+
 def steady(quick: bool) -> Result:
     """A steady source, 64 bytes: the subscriber's CPU, and latency from the call of publish ("sent") and from when the
     frame can be seen ("published"); between the two the publisher, which has just woken up, is at work.
     """
-    result: Result = {}
-    block, cores = bytes(64), sorted(os.sched_getaffinity(0))
-    for fps, pin in ((50, False), (50, True), (60, False)):
-        for wait in ("block", "spin", "predictive"):
-            key = f"bench-{os.getpid()}"
-            with cuframes.Publisher(key, 64, 1, "gray8", memory="host") as publisher:
-                child = Child(STEADY, key, wait, cores[-1] if pin else -1)
-                os.sched_setaffinity(0, cores[:1] if pin else cores)
-                due = time.monotonic()
-                for _ in range(20 if quick else 10 * fps):
-                    due += 1 / fps
-                    time.sleep(max(0.0, due - time.monotonic()))
-                    publisher.publish(block, pts_ns=time.monotonic_ns())
-                os.sched_setaffinity(0, cores)
-            sent, published, cpu = child.result()
-            begin = len(sent) // 4  # a predictor has to see some first
-            result[f"{fps} fps, {wait}{', a core each' if pin else ''}"] = {
-                "sent": percentiles(sent[begin:]),
-                "published": percentiles(published[begin:]),
-                "percent_of_a_core": round(100 * cpu, 2),
-            }
-    return result
+    cases = {
+        f"{fps} fps, {wait}{', a core each' if pin else ''}": lambda fps=fps, wait=wait, pin=pin: take_steady(
+            fps, wait, pin, 20 if quick else 5 * fps
+        )
+        for fps, pin in ((50, False), (50, True), (60, False))
+        for wait in ("block", "spin", "predictive")
+    }
+    return alternate(1 if quick else 3, **cases)
 
 
 IDLE = """
@@ -403,59 +450,6 @@ CASES: dict[str, Callable[[bool], Result]] = {
     case.__name__: case for case in (latency, ping, calls, fanout, streams, idle, steady, small)
 }
 
-# ---- reports
-
-
-def flat(result: Any, path: str = "") -> dict[str, float]:
-    """Every number of a result, by its path."""
-    if isinstance(result, dict):
-        parts = [flat(value, f"{path} / {name}" if path else str(name)) for name, value in result.items()]
-        return {name: value for part in parts for name, value in part.items()}
-    return {path: float(result)} if isinstance(result, (int, float)) and not isinstance(result, bool) else {}
-
-
-def markdown(result: Result) -> str:
-    """One table per case, its conditions above."""
-    lines = ["", ", ".join(f"{name} {value}" for name, value in result["conditions"].items()), ""]
-    for case in CASES:
-        if case in result:
-            lines += [f"**{case}**: {CASES[case].__doc__}", "", "| | |", "|---|---|"]
-            lines += [f"| {name} | {value:g} |" for name, value in flat(result[case]).items()] + [""]
-    return "\n".join(lines)
-
-
-def plot(result: Result, path: Path) -> None:
-    """Latencies, p50 to p99, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(result["latency"]), figsize=(5 * len(result["latency"]), 5), squeeze=False)
-    for axis, (title, peers) in zip(axes[0], result["latency"].items(), strict=True):
-        named = {name: figures for name, figures in peers.items() if "p50_us" in figures}
-        for at, (name, figures) in enumerate(named.items()):
-            colour = "tab:blue" if name.startswith("cuframes") else "tab:gray"
-            axis.plot([figures["p50_us"], figures["p99_us"]], [at, at], color=colour, marker="|")
-            axis.plot(figures["p50_us"], at, color=colour, marker="o")
-        axis.set_yticks(range(len(named)), list(named))
-        axis.invert_yaxis()
-        axis.set_xscale("log")
-        axis.set_xlabel("µs from sending to a view in hand, p50 (dot) to p99")
-        axis.set_title(title)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-def compare(before: Result, after: Result) -> str:
-    """What changed between two results, figure by figure."""
-    old, new = flat(before), flat(after)
-    lines = ["| | before | after | after / before |", "|---|---|---|---|"]
-    for name in (name for name in old if name in new and not name.startswith("conditions")):
-        ratio = f"{new[name] / old[name]:.2f}" if old[name] else "-"
-        lines.append(f"| {name} | {old[name]:g} | {new[name]:g} | {ratio} |")
-    return "\n".join(lines)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -482,7 +476,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))
     if options.markdown:
-        options.markdown.write_text(markdown(result))
+        options.markdown.write_text(markdown(result, CASES))
     if options.plot:
         plot(result, options.plot)
 

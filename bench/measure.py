@@ -45,9 +45,11 @@ def _cpu() -> str:
     return platform.machine()
 
 
-def percentiles(values_ns: Any) -> dict[str, Any]:
-    """p50 and p99 of nanoseconds, in microseconds."""
+def percentiles(values_ns: Any, what: str = "") -> dict[str, Any]:
+    """p50 and p99 of nanoseconds, in microseconds; of `what`, where there are several."""
     p50, p99 = numpy.percentile(values_ns, [50, 99]) / 1000
+    if what:
+        return {f"{what}_p50_us": round(float(p50), 2), f"{what}_p99_us": round(float(p99), 2)}
     return {"p50_us": round(float(p50), 2), "p99_us": round(float(p99), 2), "n": len(values_ns)}
 
 
