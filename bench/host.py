@@ -51,11 +51,12 @@ def send_all(peer: Peer, size: int, rate_hz: float, count: int, *, pin: bool = F
         peer.pin(cores[-1])
         os.sched_setaffinity(0, {cores[0]})
     block = numpy.zeros(size, numpy.uint8)
+    stamp = block[:8].view(numpy.int64)
     due = time.monotonic()
     for _ in range(count):
         due += 1 / rate_hz
         time.sleep(max(0.0, due - time.monotonic()))
-        STAMP.pack_into(block, 0, time.monotonic_ns())
+        stamp[0] = time.monotonic_ns()
         peer.send(block)
     time.sleep(0.05)
     os.sched_setaffinity(0, cores)

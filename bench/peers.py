@@ -70,8 +70,9 @@ class Peer:
         took = []
         blocks = cls.receive(address, size, lambda: results.send("ready"), *extra)
         for block in blocks:
+            now = time.monotonic_ns()
             (sent,) = STAMP.unpack_from(block)
-            took.append(time.monotonic_ns() - sent)
+            took.append(now - sent)
             if sent == 0:
                 break
         del block

@@ -63,22 +63,24 @@ static inline bool cf_any_ready(const cf_any *a, int64_t now_ns) {
  * cf_any_ready. */
 static inline int cf_any_sleep(const cf_any *rings, uint32_t count, int64_t end, int64_t now) {
     cf_futex_waitv waits[CF_ANY_MAX];
-    struct timespec until = {.tv_sec = end / 1000000000, .tv_nsec = end % 1000000000};
     uint32_t asleep = 0;
     bool news = false;
     for (; asleep < count && !news; asleep++) {
         const cf_any *a = &rings[asleep];
         /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
-        if (a->frames) cf_fetch_add_u32(&a->frames->shared->waiters, 1);
+        if (a->frames && a->frames->wakes) cf_fetch_add_u32(&a->frames->shared->waiters, 1);
+        if (a->frames && !a->frames->wakes) end = cf_min_i64(end, now + CF_LOOK_NS);
         uint64_t seen = cf_load_seq_cst(cf_any_seq(a));
         waits[asleep] = (cf_futex_waitv){
             .val = (uint32_t)seen, .uaddr = (uint64_t)(uintptr_t)cf_low_half(cf_any_seq(a)), .flags = CF_FUTEX_32};
         news = cf_any_ready(a, now);
     }
+    struct timespec until = {.tv_sec = end / 1000000000, .tv_nsec = end % 1000000000};
     long rc = news ? 0 : syscall(SYS_futex_waitv, waits, count, 0, &until, CLOCK_MONOTONIC);
     int problem = rc < 0 ? errno : 0;
     for (uint32_t i = 0; i < asleep; i++)
-        if (rings[i].frames) cf_fetch_add_u32(&rings[i].frames->shared->waiters, (uint32_t)-1);
+        if (rings[i].frames && rings[i].frames->wakes)
+            cf_fetch_add_u32(&rings[i].frames->shared->waiters, (uint32_t)-1);
     return problem;
 }
 

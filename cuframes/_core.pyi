@@ -40,7 +40,7 @@ class FrameReader:
         slots: Slots,
         connection: _Connection,
         *,
-        ring: tuple[int, int, bool, int, bool, bool],
+        ring: tuple[int, int, bool, int, bool, bool, bool],
         position: tuple[int, int | None],
         stream: Any = None,
     ) -> None: ...

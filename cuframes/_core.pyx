@@ -329,7 +329,8 @@ cdef class FrameReader:
         has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame
         released.
     ring : tuple
-        (bit, max_held, ordered, wait, pins, strict); wait is BLOCK, SPIN or PREDICT
+        (bit, max_held, ordered, wait, pins, wakes, strict); wait is BLOCK, SPIN or PREDICT, the last three say what the
+        publisher does
     position : tuple
         (last seq, its frame_no or None when what lies before the first frame is not to be counted)
     stream
@@ -346,7 +347,8 @@ cdef class FrameReader:
         self.epoch = self.ring.shared.epoch
         self.generation = current_generation()
         self.ring.ring_size = slots.count
-        self.ring.bit, self.ring.max_held, ordered, self.ring.wait, self.ring.pins, self.ring.strict = ring
+        self.ring.bit, self.ring.max_held, ordered, self.ring.wait, *publisher = ring
+        self.ring.pins, self.ring.wakes, self.ring.strict = publisher
         self.ring.mode = CF_ORDERED if ordered else CF_NEWEST
         self.ring.last_seq, last_frame_no = position
         self.ring.counted = last_frame_no is not None

@@ -38,6 +38,7 @@
 enum { CF_NEWEST = 0, CF_ORDERED = 1 };
 enum { CF_BLOCK = 0, CF_SPIN = 1, CF_PREDICT = 2 };
 
+#define CF_LOOK_NS 1000000         /* a sleeping reader looks this often where the publisher wakes nobody (plain version 3) */
 #define CF_STRICT_SLICE_NS 5000000 /* a waiting writer looks again this often: plain version 3 readers wake nobody */
 #define CF_FIRST_BIT 1u        /* bit 0 is never given out */
 
@@ -258,6 +259,7 @@ typedef struct {
     int mode;            /* CF_NEWEST or CF_ORDERED */
     int wait;            /* CF_BLOCK, CF_SPIN or CF_PREDICT */
     bool pins;           /* the publisher honours pins; without them a frame is checked when it is released */
+    bool wakes;          /* the publisher wakes sleepers */
     bool strict;         /* the publisher waits for acknowledgements, also of frames that were passed over */
     bool counted;        /* last_frame_no is known, so what is missing between it and the next frame can be counted */
     int sock;            /* the connection, watched while waiting */
@@ -371,6 +373,10 @@ static inline bool cf_reader_heard(const cf_reader *r) {
 static inline int cf_reader_sleep(cf_reader *r, uint64_t seen, int64_t ns) {
     const uint32_t *word = cf_low_half(&r->shared->global_seq);
     int rc = 0;
+    if (!r->wakes) {
+        cf_sleep_ns(cf_min_i64(ns, CF_LOOK_NS));
+        return ns <= CF_LOOK_NS ? ETIMEDOUT : 0;
+    }
     /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
     cf_fetch_add_u32(&r->shared->waiters, 1);
     if (cf_load_seq_cst(&r->shared->global_seq) == seen && !cf_load_seq_cst(&r->shared->shutdown_flag))

@@ -39,6 +39,7 @@ cdef extern from "_ring.h" nogil:
         int mode
         int wait
         bint pins
+        bint wakes
         bint strict
         bint counted
         int sock

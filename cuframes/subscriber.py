@@ -180,12 +180,12 @@ class Subscriber(Receiver[Frame]):
         elif self._start == "latest" and last:
             last, known = last - 1, frame_no - 1
         held = self._max_held if self._max_held is not None else max(1, welcome.ring_size // 2)
-        strict = found["policy"] == STRICT_WAIT
+        wakes, strict = bool(welcome.features & _mapped.FUTEX), found["policy"] == STRICT_WAIT
         reader = FrameReader(
             header,
             slots,
             connection,
-            ring=(place.bit, held, self.mode == "ordered", WAITS[self.wait], pins, strict),
+            ring=(place.bit, held, self.mode == "ordered", WAITS[self.wait], pins, wakes, strict),
             position=(last, known),
             stream=self._stream,
         )

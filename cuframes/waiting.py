@@ -1,5 +1,6 @@
 """Waiting for several subscribers and packet readers at once."""
 
+import contextlib
 import itertools
 import os
 import select
@@ -52,8 +53,8 @@ def wait_any(
 class _Poller(threading.local):
     """A thread's epoll of the eventfds of everything that it has waited for. It is made when it is first needed.
 
-    What is closed disappears from it by itself. What is not waited for any more can only end a sleep for nothing, and the
-    next look at the rings says so.
+    What is closed disappears from it by itself. What is not waited for any more can only end a sleep for nothing, and
+    the next look at the rings says so.
     """
 
     _numbers = itertools.count(1)
@@ -65,11 +66,9 @@ class _Poller(threading.local):
         return self._epoll.fileno()
 
     def add(self, receiver: Subscriber | PacketReader) -> None:
-        try:
-            # Edge-triggered: it is never read, since the ring itself says whether something is there.
+        # Edge-triggered: it is never read, since the ring itself says whether something is there.
+        with contextlib.suppress(FileExistsError):  # another thread has waited for it meanwhile
             self._epoll.register(receiver._event_descriptor(), select.EPOLLIN | select.EPOLLET)
-        except FileExistsError:  # another thread has waited for it meanwhile
-            pass
 
     def forget(self) -> None:
         """In a forked child: the epoll is the parent's."""

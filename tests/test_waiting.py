@@ -12,7 +12,7 @@ import pytest
 from harness import Worker, compile_program, eventually
 
 import cuframes
-from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, _any, wait_any
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, _any, _mapped, wait_any
 from cuframes.listing import collect_garbage
 
 HERE = Path(__file__).parent
@@ -267,6 +267,23 @@ def test_more_than_one_call_can_wait_for(key):
             eventually(lambda: len(wait_any(everybody, 10)) == 141)
         for reader in readers:
             reader.close()
+
+
+@pytest.mark.parametrize("wait", [lambda s: s.next(30), lambda s: wait_any([s], 30)[0].next(0)], ids=["next", "any"])
+def test_a_publisher_that_wakes_nobody_is_looked_at(key, wait):
+    with Publisher(key, 64, 48, "gray8") as publisher:
+        welcome = publisher._server._welcome
+        publisher._server._welcome = welcome._replace(features=welcome.features & ~_mapped.FUTEX)
+        with Subscriber(key) as subscriber:
+            found = []
+            thread = threading.Thread(target=lambda: found.append(wait(subscriber).seq))
+            thread.start()
+            for _ in range(20):  # nothing of ours is written where such a publisher has no such field
+                time.sleep(0.005)
+                assert Path(f"/dev/shm/cuframes-{key}").read_bytes()[216:220] == bytes(4)
+            publisher.publish(FRAME)
+            thread.join(30)
+            assert found == [1]
 
 
 # ---- a frame that is due

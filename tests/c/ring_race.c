@@ -99,7 +99,7 @@ int main(int argc, char **argv) {
         task->index = i;
         if (cf_writer_join(&writer, "reader", i, &task->bit, &seq, &frame_no) != CF_OK) return 2;
         task->reader = (cf_reader){.shared = &header, .ring_size = RING, .bit = task->bit, .max_held = 2,
-            .mode = i % 3 == 2 ? CF_NEWEST : CF_ORDERED, .wait = (int)(i % 3), .pins = true, .strict = strict, .counted = true,
+            .mode = i % 3 == 2 ? CF_NEWEST : CF_ORDERED, .wait = (int)(i % 3), .pins = true, .wakes = true, .strict = strict, .counted = true,
             .sock = -1, .event_fd = -1, .last_seq = seq, .last_frame_no = frame_no};
     }
     for (uint32_t i = 0; i < readers; i++) pthread_create(&tasks[i].thread, NULL, read_all, &tasks[i]);
