@@ -38,7 +38,8 @@
 enum { CF_NEWEST = 0, CF_ORDERED = 1 };
 enum { CF_BLOCK = 0, CF_SPIN = 1, CF_PREDICT = 2 };
 
-#define CF_LOOK_NS 1000000         /* a sleeping reader looks this often where the publisher wakes nobody (plain version 3) */
+#define CF_LOOK_NS 1000000         /* a sleeping reader looks this often where the publisher wakes nobody */
+#define CF_WARM_NS 1000000         /* who spins keeps the rest of the way to a frame in the caches, this often */
 #define CF_STRICT_SLICE_NS 5000000 /* a waiting writer looks again this often: plain version 3 readers wake nobody */
 #define CF_FIRST_BIT 1u        /* bit 0 is never given out */
 
@@ -274,8 +275,9 @@ typedef struct {
     uint64_t lost;
     uint64_t skipped;
     uint64_t overwritten; /* atomic */
-    int64_t looked_ns;   /* when wait_any last asked whether the publisher is alive */
+    int64_t looked_ns;   /* when wait_any, or who spins, last asked whether the publisher is alive */
     cf_pace pace;        /* CF_PREDICT */
+    int64_t warm_ns;     /* CF_SPIN; when the caller last got warm */
     int64_t lookout_ns;  /* CF_PREDICT; when the sleep before the look-out was to end, until the look-out begins */
 } cf_reader;
 
@@ -418,6 +420,13 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         if (now >= deadline) return cf_reader_heard(r) ? CF_PEER : CF_TIMED_OUT;
         if (now >= slice_end) return cf_reader_heard(r) ? CF_PEER : CF_AGAIN;
         if (r->wait == CF_SPIN) {
+            if (now - r->warm_ns >= CF_WARM_NS) {
+                r->warm_ns = now;
+                /* The caller comes back before a slice is over, so this is where the connection is looked at. */
+                if (now - r->looked_ns < CF_SLICE_NS) return CF_SOON;
+                r->looked_ns = now;
+                return cf_reader_heard(r) ? CF_PEER : CF_SOON;
+            }
             cf_spin_yield();
             continue;
         }
@@ -446,8 +455,8 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
 }
 
 /* Take the next frame, waiting for it until `deadline`. CF_AGAIN after a slice of waiting (call again), CF_SOON just
- * before a predicted frame (call again, at once or nearly so), CF_PEER when the socket should be read first, CF_ENDED
- * when the publisher is gone and nothing is left. */
+ * before a predicted frame or now and then while spinning (call again, at once or nearly so), CF_PEER when the socket
+ * should be read first, CF_ENDED when the publisher is gone and nothing is left. */
 static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
     cf_reader_rehearsed(r);

@@ -21,7 +21,7 @@ enum {
     CF_OVERSIZED = -12,  /* a packet larger than the ring's limit */
     CF_OVERRUN = -13,    /* packets were overwritten before they were read */
     CF_NO_WAITV = -15,   /* the kernel cannot wait for several futexes */
-    CF_SOON = -16,       /* nothing yet, but a frame is due: get warm, then call again */
+    CF_SOON = -16,       /* nothing yet, but a frame is due or may be: get warm, then call again */
     CF_CORRUPT = -14,    /* the segment holds what no writer would write */
 };
 

@@ -367,10 +367,10 @@ class Subscriber(Receiver[Frame]):
 
 
 def _rehearse(frame: Frame) -> None:
-    """Use a frame of nothing as a caller would, just before one is due.
+    """Use a frame of nothing as a caller would, just before one is due, or now and then while spinning.
 
-    Who has slept for some milliseconds finds neither code nor data in the processor's caches; fetching what it takes to
-    make a frame and to run a line of Python takes longer than the frame's own way through the ring.
+    Who has slept for some milliseconds, or only spun, finds neither code nor data in the processor's caches; fetching
+    what it takes to make a frame and to run a line of Python takes longer than the frame's own way through the ring.
     """
     _ = frame.pts_ns, time.monotonic_ns()
 

@@ -302,10 +302,11 @@ def test_predictive_waiting_takes_every_frame(key):
     assert found == list(range(1, 61))
 
 
-def test_a_due_frame_is_rehearsed_and_the_rehearsal_holds_nothing(key, monkeypatch):
+@pytest.mark.parametrize("wait", ["predictive", "spin"])
+def test_a_frame_is_rehearsed_and_the_rehearsal_holds_nothing(key, monkeypatch, wait):
     rehearsed, found = [], []
     monkeypatch.setattr("cuframes.subscriber._rehearse", lambda frame: rehearsed.append((frame.width, frame.seq)))
-    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key, mode="ordered", wait="predictive") as subscriber:
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key, mode="ordered", wait=wait) as subscriber:
         thread = threading.Thread(target=lambda: found.extend(frame.frame_no for frame in subscriber))
         thread.start()
         deadline = time.monotonic() + 30  # a busy machine's source may look irregular for a while
