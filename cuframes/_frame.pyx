@@ -190,8 +190,8 @@ cdef class Frame(View):
 def take(FrameReader reader not None, FrameLayout layout not None, timeout, rehearse):
     """The reader's next frame, read-only. Blocks without the GIL; errors are those of ``Subscriber.next``.
 
-    ``rehearse`` is called with a frame of nothing: in predictive waiting shortly before a frame is due, in spinning now and
-    then.
+    ``rehearse`` is called with a frame of nothing: in predictive waiting shortly before a frame is due, in spinning now
+    and then.
     """
     cdef int64_t deadline = deadline_after(timeout)
     cdef Hold hold = nothing_held(reader)
