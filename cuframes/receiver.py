@@ -44,10 +44,6 @@ class Receiver(lifetime.Closing, Generic[T]):
         """A descriptor to poll."""
         raise NotImplementedError
 
-    def _event_descriptor(self) -> int:
-        """An eventfd that is written to whenever there is more to take."""
-        raise NotImplementedError
-
     def _take_reconnecting(self, take: Callable[[float | None], T], timeout: float | None) -> T:
         """What `take` gives, after joining the next publisher as often as that needs."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -211,6 +207,7 @@ class WatchedReceiver(Receiver[T], Generic[T, R, C]):
         return self._event_fd
 
     def _event_descriptor(self) -> int:
+        """The eventfd that is written to whenever there is more to take; wait_any polls it too."""
         return self.fileno()
 
     def _watch(self) -> None:
