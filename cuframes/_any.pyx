@@ -114,5 +114,5 @@ cdef int listen(object poller, uint64_t number, object receiver, object ring) ex
             poller.add(receiver)
             frames.polled_by = number
         except Disconnected:
-            frames.ring.looked_ns = 0  # look at the connection now: it is ready, to say that it has ended
+            pass  # as the next look at its connection will find
     return 0

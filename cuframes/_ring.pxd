@@ -52,7 +52,6 @@ cdef extern from "_ring.h" nogil:
         uint64_t lost
         uint64_t skipped
         uint64_t overwritten
-        int64_t looked_ns
 
     ctypedef struct cf_taken:
         uint64_t seq

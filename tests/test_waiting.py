@@ -12,7 +12,7 @@ import pytest
 from harness import Worker, compile_program, eventually
 
 import cuframes
-from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, _any, _mapped, wait_any
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, _any, _mapped, wait_any, waiting
 from cuframes.listing import collect_garbage
 
 HERE = Path(__file__).parent
@@ -75,14 +75,15 @@ def test_a_wait_ends_when_a_frame_comes(key, way):
         timer.join()
 
 
-def test_nothing_is_missed_by_who_takes_one_at_a_time(key, way):
+@pytest.mark.parametrize("count", [10, 20])  # few, and many
+def test_nothing_is_missed_by_who_takes_one_at_a_time(key, way, count):
     with contextlib.ExitStack() as stack:
-        publishers = [stack.enter_context(Publisher(f"{key}-{n}", 64, 48, "gray8")) for n in range(20)]
-        subscribers = [stack.enter_context(Subscriber(f"{key}-{n}", mode="ordered")) for n in range(20)]
+        publishers = [stack.enter_context(Publisher(f"{key}-{n}", 64, 48, "gray8")) for n in range(count)]
+        subscribers = [stack.enter_context(Subscriber(f"{key}-{n}", mode="ordered")) for n in range(count)]
 
         def publish():
             for n in range(400):
-                publishers[n * 7 % 20].publish(FRAME, pts_ns=n)
+                publishers[n * 7 % count].publish(FRAME, pts_ns=n)
                 if n % 3 == 0:
                     time.sleep(0.0005)
 
@@ -165,8 +166,12 @@ def ended(subscriber):
 
 
 def test_a_forked_child_waits_for_subscribers_of_its_own(key, way):
+    def polled():  # an edge wakes one of those who share an epoll, so the child must have its own
+        return Path(f"/proc/self/fdinfo/{waiting._poller.fileno()}").read_text().count("tfd:")
+
     with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key) as subscriber:
         assert wait_any([subscriber], 0) == []
+        before = polled()
         child = os.fork()
         if child == 0:
             status = 1
@@ -179,6 +184,7 @@ def test_a_forked_child_waits_for_subscribers_of_its_own(key, way):
                 os._exit(status)
         eventually(lambda: len(publisher.subscribers) == 2)
         time.sleep(0.1)  # it may already be waiting
+        assert polled() == before
         publisher.publish(FRAME)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert wait_any([subscriber], 20) == [subscriber]
