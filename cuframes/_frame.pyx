@@ -158,12 +158,13 @@ cdef class Frame(View):
         """
         if stream is not None and self.gpu is None:
             raise ValueError("host memory has no stream; pass stream=None")
-        if stream is not None and not self.dropped:
+        if self.dropped:
+            return
+        if stream is not None:
             self.owner.note(stream_of(stream))
         self.let_go()
 
     cdef int let_go(self) except -1:
-        """Give it up, once."""
         cdef bint whole
         if self.dropped:
             return 0
