@@ -31,6 +31,7 @@
 #include <sys/stat.h>
 
 #include "_copy.h"
+#include "_gate.h"
 #include "_shm.h"
 #include "_status.h"
 
@@ -143,7 +144,7 @@ typedef struct {
     bool unlocked;     /* no writer of ours is there, whatever the header says */
     int fd;            /* the file */
     int event_fd;      /* or -1 */
-    uint32_t closing;  /* atomic */
+    cf_gate gate;      /* closed by close() */
     uint32_t hurry;    /* how far behind the oldest whole frame to go on: 0, or more after torn copies */
     uint64_t at;       /* the frame wanted next */
     int64_t looked_ns; /* when the file was last looked at */
@@ -268,14 +269,11 @@ static inline int cf_cache_sleep(const cf_cache_reader *r, uint64_t seen, int64_
 static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
     int64_t begin = 0;
     for (;;) {
-        if (cf_load_seq_cst_u32(&r->closing)) return CF_CLOSED;
+        if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
         uint64_t cursor = cf_load_seq_cst(&r->shared->write_cursor);
         if (cursor != r->at) return CF_OK;
-        if (r->event_fd >= 0) {
-            /* Nothing left: make the event wait for the next frame, and look once more for one that came meanwhile. */
-            uint64_t count;
-            if (read(r->event_fd, &count, sizeof count) > 0) continue;
-        }
+        /* Nothing left: make the event wait for the next frame, and look once more for one that came meanwhile. */
+        if (cf_event_drain(r->event_fd)) continue;
         int64_t now = cf_now_ns();
         if (!begin) begin = now;
         if (!r->since_ns || r->waiting_for != r->at) r->since_ns = now, r->waiting_for = r->at;
@@ -296,10 +294,10 @@ static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
  * of its own, with a reader of its own. */
 static inline void cf_cache_watch(const cf_cache_reader *watched, int event_fd) {
     cf_cache_reader r = *watched;
-    uint64_t told = UINT64_MAX, one = 1;
+    uint64_t told = UINT64_MAX;
     int64_t since = cf_now_ns();
     bool ended = false;
-    while (!ended && !cf_load_seq_cst_u32(&watched->closing)) {
+    while (!ended && !cf_gate_is_shut(&watched->gate)) {
         uint64_t cursor = cf_load_seq_cst(&r.shared->write_cursor);
         int64_t now = cf_now_ns();
         if (now - r.looked_ns >= CF_SLICE_NS) {
@@ -307,19 +305,12 @@ static inline void cf_cache_watch(const cf_cache_reader *watched, int event_fd) 
             ended = cf_cache_check(&r) != CF_OK;
         }
         if (ended || cursor != told) {
-            ssize_t ignored = write(event_fd, &one, sizeof one);
-            (void)ignored; /* EAGAIN: the counter is full, so it is readable */
+            cf_event_signal(event_fd);
             told = cursor;
             since = now;
         }
         if (!ended) cf_cache_sleep(&r, cursor, CF_SLICE_NS, now - since);
     }
-}
-
-/* Make threads that wait in here return. */
-static inline void cf_cache_close(cf_cache_reader *r) {
-    cf_store_seq_cst_u32(&r->closing, 1);
-    cf_futex_wake_all(cf_low_half(&r->shared->write_cursor));
 }
 
 #endif

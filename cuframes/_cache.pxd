@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._frame cimport FrameLayout
 from cuframes._mapped cimport Mapping
+from cuframes._status cimport cf_gate
 
 
 cdef extern from "_shm.h" nogil:
@@ -44,9 +45,11 @@ cdef extern from "_cache.h" nogil:
         uint64_t cursor
 
     ctypedef struct cf_cache_reader:
+        cf_gate gate
         cf_cache_shape shape
         bint newest
         bint unlocked
+        int fd
         int event_fd
         uint64_t received
         uint64_t dropped
@@ -80,7 +83,6 @@ cdef extern from "_cache.h" nogil:
     int cf_cache_check(cf_cache_reader* r)
     int cf_cache_wait(cf_cache_reader* r, int64_t deadline)
     void cf_cache_watch(const cf_cache_reader* r, int event_fd)
-    void cf_cache_close(cf_cache_reader* r)
 
 
 cdef class CacheWriter:
@@ -101,9 +103,12 @@ cdef class CacheRing:
     cdef Mapping mapping
     cdef FrameLayout layout
     cdef uint32_t busy
-    cdef int fd  # plus 1; ours to close
+    cdef int fd  # or -1; ours to close
     cdef int generation
 
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
     cdef SlotFrame take(self, int64_t deadline, bint copy, object out)
     cdef SlotFrame read(self, const cf_cache_frame* found, bint copy, object out)
     cdef int refuse(self, int status) except -1

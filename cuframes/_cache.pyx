@@ -11,7 +11,7 @@ from posix.unistd cimport close as c_close
 
 from cuframes._frame cimport FrameLayout
 from cuframes._mapped cimport Borrowed_make, Mapping
-from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_now_ns, cf_store_release_u32
+from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_low_half, cf_now_ns, cf_store_release_u32
 from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
 from cuframes._status cimport *
 
@@ -314,16 +314,33 @@ cdef class CacheRing:
     """
 
     def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint newest):
+        self.fd = -1
         self.generation = current_generation()
         self.mapping = Mapping(fd, size)
         if cf_cache_reader_init(&self.ring, self.mapping.address, size, fd, start) != CF_OK:
             raise corrupt(self.mapping)
         self.ring.newest = newest
-        self.fd = fd + 1
+        self.fd = fd
 
     def __dealloc__(self):
-        if self.fd:
-            c_close(self.fd - 1)
+        if self.fd >= 0:
+            c_close(self.fd)
+            if self.ring.event_fd >= 0:
+                c_close(self.ring.event_fd)
+
+    cdef int enter(self) except -1:
+        """The caller is about to use the slot; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the reader is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
 
     def set_layout(self, FrameLayout layout):
         """How the pixels lie in a whole frame; None: frames are bytes."""
@@ -334,11 +351,14 @@ cdef class CacheRing:
         cdef cf_cache_frame found
         cdef SlotFrame frame
         cdef int status, laps = 0
-        check_generation(self.generation)
+        self.enter()
         if cf_exchange_u32(&self.busy, 1):
+            self.leave()
             check(CF_BUSY, "another thread is reading from this reader")
         try:
             while True:
+                if cf_gate_is_shut(&self.ring.gate):
+                    self.refuse(CF_CLOSED)
                 status = cf_cache_find(&self.ring, &found)
                 if status == CF_OK:
                     frame = self.read(&found, copy, out)
@@ -356,6 +376,7 @@ cdef class CacheRing:
                     self.refuse(status)
         finally:
             cf_store_release_u32(&self.busy, 0)
+            self.leave()
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CORRUPT:
@@ -419,22 +440,67 @@ cdef class CacheRing:
 
     def check(self):
         """(whether the slot is still there, whether a writer holds it)."""
-        cdef cf_cache_reader probe = self.ring
-        return cf_cache_check(&probe) == CF_OK, not probe.unlocked
+        cdef cf_cache_reader probe
+        self.enter()
+        probe = self.ring
+        status = cf_cache_check(&probe)
+        self.leave()
+        return status == CF_OK, not probe.unlocked
 
     def set_event(self, int fd):
-        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left."""
-        self.ring.event_fd = fd
+        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
+        becomes the reader's.
+        """
+        if cf_gate_is_shut(&self.ring.gate) or self.ring.event_fd >= 0:
+            c_close(fd)
+        else:
+            self.ring.event_fd = fd
 
     def watch(self, int fd):
         """Feed an eventfd whenever there is something to read, until the end. For a thread of its own."""
+        self.enter()
         with nogil:
             cf_cache_watch(&self.ring, fd)
+        self.leave()
 
     def close(self):
-        """Make threads in :meth:`next` and :meth:`watch` return."""
-        if not is_inherited(self.generation):
-            cf_cache_close(&self.ring)
+        """Read no more. Threads in :meth:`next` and :meth:`watch` return.
+
+        Returns
+        -------
+        bool
+            Whether this call closed it, rather than an earlier one.
+        """
+        cdef const uint32_t* word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
+        cdef int status
+        if is_inherited(self.generation):
+            if cf_gate_shut(&self.ring.gate):
+                self.finish()
+            return False
+        with nogil:
+            status = shut(&self.ring.gate, word, self.ring.event_fd)
+        if status == FINISH:
+            self.finish()
+        return status != SHUT_BEFORE
+
+    cdef void finish(self) noexcept:
+        """Nobody reads any more. The mapping stays as long as a frame lies in it."""
+        if self.ring.event_fd >= 0:
+            c_close(self.ring.event_fd)
+        if self.fd >= 0:
+            c_close(self.fd)
+        self.fd = self.ring.fd = self.ring.event_fd = -1
+        cf_gate_done(&self.ring.gate)
+
+    @property
+    def closed(self):
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
+
+    @property
+    def over(self):
+        """Whether the slot was removed."""
+        return not self.check()[0]
 
     @property
     def counters(self):

@@ -31,8 +31,10 @@ cdef class FrameWriter:
     cdef char* staging_base
     cdef Py_ssize_t staging_stride
     cdef int generation
-    cdef bint closed
 
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
     cdef int announce(self, tuple exports) except -1
     cdef int begin(self, object timeout, int wanted, void* stream) except -1
     cdef int order(self, void* stream) except -1
@@ -64,11 +66,11 @@ cdef class FrameReader:
     cdef Mapping header
     cdef Slots slots
     cdef void* stream
-    cdef object connection
+    cdef readonly object connection
+    cdef readonly object layout
     cdef readonly uint64_t epoch
     cdef int generation
     cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (_any)
-    cdef bint closing
     # Frames that were released while the GPU may still read them: by slot, guarded by `lock`.
     cdef pthread_mutex_t lock
     cdef Pending[16] pending
@@ -76,7 +78,11 @@ cdef class FrameReader:
     cdef void* spare_event[64]
     cdef int spare_events
 
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
     cdef bint take(self, Hold hold, int64_t deadline) except -1
+    cdef bint take_inside(self, Hold hold, int64_t deadline) except -1
     cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil
     cdef void defer(self, Hold hold) noexcept
     cdef void reap(self, bint wait) noexcept nogil

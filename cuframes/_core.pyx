@@ -119,13 +119,24 @@ cdef class FrameWriter:
                 memcpy(h.slots[k].cuda_ptr_external, &pointer, sizeof(pointer))
         return 0
 
+    cdef int enter(self) except -1:
+        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the publisher is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
+
     cdef int begin(self, object timeout, int wanted, void* stream) except -1:
-        """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait)."""
+        """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait). Inside only."""
         cdef int64_t deadline = deadline_after(timeout)
         cdef int status = CF_AGAIN
-        if self.closed:
-            raise ValueError("the publisher is closed")
-        check_generation(self.generation)
         if self.ring.policy == CF_POLICY_DROP_OLDEST:
             status = cf_writer_begin(&self.ring, wanted, deadline)  # never waits: not worth giving the GIL up
         while status == CF_AGAIN:
@@ -133,6 +144,8 @@ cdef class FrameWriter:
                 status = cf_writer_begin(&self.ring, wanted, deadline)
             if status == CF_AGAIN:
                 PyErr_CheckSignals()
+                if cf_gate_is_shut(&self.ring.gate):
+                    raise ValueError("the publisher was closed")
         if status == CF_TIMED_OUT:
             check(status, "a subscriber did not release the oldest frame in time (policy strict_wait)")
         check(status, "another frame of this publisher is being written; a publisher is one writer")
@@ -160,10 +173,16 @@ cdef class FrameWriter:
         return self.slots.address[self.slot()]
 
     cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes, void* stream) except? 0:
+        """Publish the begun frame, or give it up and raise ValueError, if the publisher was closed meanwhile. Inside
+        only.
+        """
         cdef int64_t now, pts
         cdef uint64_t seq
         cdef int k = self.slot()
         cdef int result
+        if cf_gate_is_shut(&self.ring.gate):
+            self.abandon(stream)
+            raise ValueError("the publisher was closed before the frame was published")
         if self.slots.device is not None:
             # Before the sequence number: a subscriber that sees it must find the event recorded.
             result = self.slots.device.record(self.slots.event[k], stream)
@@ -252,17 +271,35 @@ cdef class FrameWriter:
             cf_writer_feed(&self.ring, bit, fd)
 
     def close(self):
-        """Tell every subscriber that nothing will come. Frames they hold stay as they are."""
-        cdef int k
-        self.closed = True
+        """Tell every subscriber that nothing will come. Frames they hold stay as they are.
+
+        A frame that another thread is publishing is waited for; one that it writes in place can no longer be published.
+        """
+        cdef const uint32_t* word = &header_of(self.header).writer_wait
+        cdef int status
         if is_inherited(self.generation):
+            cf_gate_shut(&self.ring.gate)
             return
+        with nogil:
+            status = shut(&self.ring.gate, word, -1)
+        if status == FINISH:
+            self.finish()
+
+    cdef void finish(self) noexcept:
+        """Nobody uses the ring any more."""
+        cdef int k
         cf_writer_shutdown(&self.ring)
         if self.slots.device is not None:
             with nogil:
                 for k in range(self.slots.count):
                     self.slots.device.synchronize(self.slots.event[k])  # queued copies still write to the pool
             self.sources = [[] for _ in range(self.slots.count)]
+        cf_gate_done(&self.ring.gate)
+
+    @property
+    def closed(self):
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
 
     @property
     def counters(self):
@@ -327,7 +364,9 @@ cdef class FrameReader:
     connection
         Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``heard()`` is called when it
         has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame
-        released.
+        released, ``forget()`` instead in a forked child.
+    layout : FrameLayout
+        Where the samples of a frame lie.
     ring : tuple
         (bit, max_held, ordered, wait, pins, wakes, strict); wait is BLOCK, SPIN or PREDICT, the last three say what the
         publisher does
@@ -337,13 +376,14 @@ cdef class FrameReader:
         The stream that waits for each frame, for device memory.
     """
 
-    def __cinit__(self, Mapping header not None, Slots slots not None, connection, *, tuple ring, tuple position,
-                  stream=None):
+    def __cinit__(self, Mapping header not None, Slots slots not None, connection, layout, *, tuple ring,
+                  tuple position, stream=None):
         pthread_mutex_init(&self.lock, NULL)
         self.ring.shared = header_of(header)
         self.header = header
         self.slots = slots
         self.connection = connection
+        self.layout = layout
         self.epoch = self.ring.shared.epoch
         self.generation = current_generation()
         self.ring.ring_size = slots.count
@@ -366,14 +406,33 @@ cdef class FrameReader:
             self.slots.device.drop_event(self.spare_event[i])
         pthread_mutex_destroy(&self.lock)
 
+    cdef int enter(self) except -1:
+        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the subscriber is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
+
     cdef bint take(self, Hold hold, int64_t deadline) except -1:
         """Let `hold` have the next frame, waiting without the GIL. False: none yet, but one is due any moment, so
         this is the time to get ready; then call again.
         """
-        cdef int status
-        check_generation(self.generation)
+        self.enter()
+        try:
+            return self.take_inside(hold, deadline)
+        finally:
+            self.leave()
+
+    cdef bint take_inside(self, Hold hold, int64_t deadline) except -1:
         # A frame that is there is not worth giving the GIL up for: getting it back can take a switch interval.
-        status = cf_reader_now(&self.ring, &hold.taken)
+        cdef int status = cf_reader_now(&self.ring, &hold.taken)
         while status != CF_OK:
             if status == CF_PEER:
                 if self.connection.heard():
@@ -393,6 +452,10 @@ cdef class FrameReader:
         if status == CF_TOO_MANY:
             check(status, f"this subscriber holds {cf_reader_held(&self.ring)} of at most {self.ring.max_held} frames; "
                           "release frames, and arrays or tensors made from them, or raise max_held")
+        if status == CF_CORRUPT:
+            check(status, "the publisher's frame numbers went back: another process writes to the control segment, and "
+                          "the frame before this call was perhaps none; the next call goes on with the frames that "
+                          "come")
         check(status, "another thread is taking a frame from this subscriber" if status == CF_BUSY
               else "the subscriber is closed" if status == CF_CLOSED else None)
 
@@ -464,9 +527,10 @@ cdef class FrameReader:
         pthread_mutex_unlock(&self.lock)
 
     cdef void hang_up_if_idle(self) noexcept:
-        if self.closing and cf_reader_held(&self.ring) == 0:
+        """Give the place in the ring up, if this end is closed and nothing of the ring is held."""
+        if cf_gate_is_empty(&self.ring.gate) and cf_reader_held(&self.ring) == 0:
             try:
-                self.connection.close()
+                self.connection.close()  # which does nothing when it is done twice
             except AttributeError:
                 pass  # collected in one cycle with us and cleared already, its socket with it
 
@@ -474,16 +538,54 @@ cdef class FrameReader:
         """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
         self.ring.event_fd = fd
 
+    def hang_up(self):
+        """The connection has ended: what is valid can still be taken."""
+        cf_reader_hangup(&self.ring)
+
+    @property
+    def over(self):
+        """Whether the publisher is gone, and everything that it left was taken."""
+        cdef cf_frame_header* h = header_of(self.header)
+        if not self.ring.gone and not cf_load_acquire(&h.shutdown_flag):
+            return False
+        return cf_reader_pick(&self.ring) == 0
+
     def close(self):
-        """Take no more frames. The connection ends when the last held frame is released."""
-        if self.closing:
-            return
-        self.closing = True
-        if not is_inherited(self.generation):
-            cf_reader_close(&self.ring)
-            with nogil:
-                self.reap(True)
+        """Take no more frames. The connection ends when the last held frame is released.
+
+        Returns
+        -------
+        bool
+            Whether this call closed it, rather than an earlier one.
+        """
+        cdef const uint32_t* word = cf_low_half(&header_of(self.header).global_seq)
+        cdef int status, event = self.connection.event_fd
+        if is_inherited(self.generation):
+            if cf_gate_shut(&self.ring.gate):
+                self.connection.forget()
+            return False
+        with nogil:
+            status = shut(&self.ring.gate, word, event)
+        if status == FINISH:
+            self.finish()
+        return status != SHUT_BEFORE
+
+    cdef void finish(self) noexcept:
+        """Nobody takes frames any more."""
+        with nogil:
+            self.reap(True)
+        self.ring.event_fd = -1
+        try:
+            self.connection.close_event()
+        except AttributeError:
+            pass  # as in hang_up_if_idle
         self.hang_up_if_idle()
+        cf_gate_done(&self.ring.gate)
+
+    @property
+    def closed(self):
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
 
     @property
     def counters(self):
@@ -528,7 +630,7 @@ cdef class Hold(Owner):
             reader.defer(self)
             with nogil:
                 # Without the GIL: the driver may be waiting for a callback of its own that needs it.
-                reader.reap(reader.closing)
+                reader.reap(cf_gate_is_shut(&reader.ring.gate))
         reader.hang_up_if_idle()
         return status
 

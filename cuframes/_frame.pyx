@@ -187,7 +187,7 @@ cdef class Frame(View):
                 f"{', released' if self.dropped else ''}>")
 
 
-def take(FrameReader reader not None, FrameLayout layout not None, timeout, rehearse):
+def take(FrameReader reader not None, timeout, rehearse):
     """The reader's next frame, read-only. Blocks without the GIL; errors are those of ``Subscriber.next``.
 
     ``rehearse`` is called with a frame of nothing: in predictive waiting shortly before a frame is due, in spinning now
@@ -196,8 +196,8 @@ def take(FrameReader reader not None, FrameLayout layout not None, timeout, rehe
     cdef int64_t deadline = deadline_after(timeout)
     cdef Hold hold = nothing_held(reader)
     while not reader.take(hold, deadline):
-        rehearse(frame_of(layout, nothing_held(reader)))
-    return frame_of(layout, hold)
+        rehearse(frame_of(nothing_held(reader)))
+    return frame_of(hold)
 
 
 cdef Hold nothing_held(FrameReader reader):
@@ -206,8 +206,9 @@ cdef Hold nothing_held(FrameReader reader):
     return hold
 
 
-cdef Frame frame_of(FrameLayout layout, Hold hold):
+cdef Frame frame_of(Hold hold):
     cdef FrameReader reader = hold.reader
+    cdef FrameLayout layout = reader.layout
     cdef Frame frame = Frame.__new__(Frame)
     frame.layout = layout
     frame.reader = reader
@@ -246,7 +247,11 @@ cdef class WritableFrame(View):
     def __enter__(self):
         if self.lease is not None:
             raise ValueError("a writable frame is used once; call acquire() again")
-        self.writer.begin(self.timeout, self.wanted, self.stream)
+        self.writer.enter()
+        try:
+            self.writer.begin(self.timeout, self.wanted, self.stream)
+        finally:
+            self.writer.leave()  # close() does not wait for the block: the frame can then not be published
         self.begun = True
         self.slot = self.writer.slot()
         self.lease = WriteLease.__new__(WriteLease)
@@ -264,9 +269,13 @@ cdef class WritableFrame(View):
         try:
             if exc_type is None:
                 pts_ns = None if self.pts_ns is None else nanoseconds_of(self.pts_ns)
-                self.lease.gather()
-                self.begun = False
-                self.seq = self.writer.commit(pts_ns, self.layout.nbytes, self.stream)
+                self.writer.enter()
+                try:
+                    self.lease.gather()
+                    self.begun = False
+                    self.seq = self.writer.commit(pts_ns, self.layout.nbytes, self.stream)
+                finally:
+                    self.writer.leave()
         finally:
             self.give_up()
 
@@ -350,6 +359,15 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
 
     Everything that can be wrong with the arguments is found before a slot is taken.
     """
+    writer.enter()
+    try:
+        return publish_inside(writer, layout, src, pts_ns, stream, timeout)
+    finally:
+        writer.leave()
+
+
+cdef object publish_inside(FrameWriter writer, FrameLayout layout, object src, object pts_ns, object stream,
+                           object timeout):
     cdef Py_buffer buffer
     cdef Rows[3] rows
     if writer.slots.device is None and stream is None and plain_rows(layout, src, &buffer, rows):

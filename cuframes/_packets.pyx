@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
 from cuframes._mapped cimport Borrowed_make, Mapping
-from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_store_release_u32
+from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_low_half, cf_store_release_u32
 from cuframes._status cimport *
 
 from cuframes.errors import ProtocolError
@@ -71,19 +71,43 @@ cdef class PacketWriter:
         cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
         cf_packet_writer_open(&self.ring)
 
+    cdef int enter(self) except -1:
+        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the publisher is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
+
     def put(self, data, pts_ns, dts_ns, uint32_t flags):
         """Publish one packet; returns its sequence number. Waits for nobody."""
-        self.write(data, pts_ns, dts_ns, flags)
-        cf_packet_writer_wake(&self.ring)
-        return self.ring.seq
+        self.enter()
+        try:
+            self.write(data, pts_ns, dts_ns, flags)
+            cf_packet_writer_wake(&self.ring)
+            return self.ring.seq
+        finally:
+            self.leave()
 
     def put_all(self, packets):
         """Publish packets, given as (data, pts_ns, dts_ns, flags), and wake the readers once."""
+        cdef uint64_t before = self.ring.seq
         try:
             for data, pts_ns, dts_ns, flags in packets:
-                self.write(data, pts_ns, dts_ns, flags)
+                self.enter()  # for each, since the iterable may take its time, and close() would have to wait for it
+                try:
+                    self.write(data, pts_ns, dts_ns, flags)
+                finally:
+                    self.leave()
         finally:
-            cf_packet_writer_wake(&self.ring)
+            if self.ring.seq != before:
+                cf_packet_writer_wake(&self.ring)
         return self.ring.seq
 
     cdef int write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except -1:
@@ -92,9 +116,6 @@ cdef class PacketWriter:
         cdef int64_t dts = CF_NO_TIME if dts_ns is None else nanoseconds_of(dts_ns)
         cdef Py_ssize_t size
         cdef int status
-        if self.closed:
-            raise ValueError("the publisher is closed")
-        check_generation(self.generation)
         if flags & ~ALL_FLAGS:
             raise ValueError(f"flags {flags:#x} are not known; combine cuframes.PacketFlags")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -115,16 +136,31 @@ cdef class PacketWriter:
 
     def set_extradata(self, bytes extradata not None):
         """Change it now, when no packet is out, or with the next keyframe."""
-        if self.ring.seq:
-            self.next_extradata = extradata
-        else:
-            cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+        self.enter()
+        try:
+            if self.ring.seq:
+                self.next_extradata = extradata
+            else:
+                cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+        finally:
+            self.leave()
 
     def close(self):
-        """Tell every reader that nothing will come."""
-        self.closed = True
-        if not is_inherited(self.generation):
-            cf_packet_writer_shutdown(&self.ring)
+        """Tell every reader that nothing will come. A packet that another thread is publishing is waited for."""
+        cdef const uint32_t* word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
+        cdef int status
+        if is_inherited(self.generation):
+            cf_gate_shut(&self.ring.gate)
+            return
+        with nogil:
+            status = shut(&self.ring.gate, word, -1)
+        if status == FINISH:
+            self.finish()
+
+    cdef void finish(self) noexcept:
+        """Nobody uses the ring any more."""
+        cf_packet_writer_shutdown(&self.ring)
+        cf_gate_done(&self.ring.gate)
 
     @property
     def counters(self):
@@ -155,6 +191,7 @@ cdef class PacketRing:
     """
 
     def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint spin, bint rejoined):
+        self.fd = -1
         self.generation = current_generation()
         self.rejoined = rejoined
         self.mapping = Mapping(fd, size)
@@ -166,11 +203,27 @@ cdef class PacketRing:
             )
         self.ring.spin = spin
         self.begin(start)
-        self.fd = fd + 1
+        self.fd = fd
 
     def __dealloc__(self):
-        if self.fd:
-            c_close(self.fd - 1)
+        if self.fd >= 0:
+            c_close(self.fd)
+            if self.ring.event_fd >= 0:
+                c_close(self.ring.event_fd)
+
+    cdef int enter(self) except -1:
+        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the reader is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
 
     cdef int begin(self, int start) except -1:
         """Choose the first packet, and read it at once, before it can be overwritten."""
@@ -190,10 +243,13 @@ cdef class PacketRing:
         cdef cf_packet found
         cdef Packet packet
         cdef int status
-        check_generation(self.generation)
+        self.enter()
         if cf_exchange_u32(&self.busy, 1):
+            self.leave()
             check(CF_BUSY, "another thread is taking a packet from this reader")
         try:
+            if cf_gate_is_shut(&self.ring.gate):
+                self.refuse(CF_CLOSED)
             packet, self.ahead = self.ahead, None
             while packet is None:
                 status = cf_packets_find(&self.ring, &found)  # what is there is not worth giving the GIL up for
@@ -210,6 +266,7 @@ cdef class PacketRing:
             return packet
         finally:
             cf_store_release_u32(&self.busy, 0)
+            self.leave()
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CORRUPT:
@@ -266,26 +323,76 @@ cdef class PacketRing:
         """
         cdef char out[4096]
         cdef uint32_t size
+        self.enter()
         with nogil:
             size = cf_packets_extradata(&self.ring, out)
+        self.leave()
         if size > <uint32_t>CF_PKT_EXTRADATA_MAX:
             raise ProtocolError(f"the packet ring announces {size} bytes of extradata; the limit is {EXTRADATA_MAX}")
         return PyBytes_FromStringAndSize(out, size)
 
     def set_event(self, int fd):
-        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left."""
-        self.ring.event_fd = fd
+        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
+        becomes the reader's.
+        """
+        if cf_gate_is_shut(&self.ring.gate) or self.ring.event_fd >= 0:
+            c_close(fd)
+        else:
+            self.ring.event_fd = fd
 
     def watch(self, int fd):
         """Feed an eventfd whenever there is something to take, until the end. For a thread of its own."""
+        self.enter()
         with nogil:
             cf_packets_watch(&self.ring, fd)
+        self.leave()
 
     def close(self):
-        """Make threads in :meth:`next` and :meth:`watch` return."""
+        """Take no more packets. Threads in :meth:`next` and :meth:`watch` return.
+
+        Returns
+        -------
+        bool
+            Whether this call closed it, rather than an earlier one.
+        """
+        cdef const uint32_t* word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
+        cdef int status
+        if is_inherited(self.generation):
+            if cf_gate_shut(&self.ring.gate):
+                self.finish()
+            return False
+        with nogil:
+            status = shut(&self.ring.gate, word, self.ring.event_fd)
+        if status == FINISH:
+            self.finish()
+        return status != SHUT_BEFORE
+
+    cdef void finish(self) noexcept:
+        """Nobody takes packets any more. The mapping stays as long as a packet lies in it."""
         self.ahead = None
-        if not is_inherited(self.generation):
-            cf_packets_close(&self.ring)
+        if self.ring.event_fd >= 0:
+            c_close(self.ring.event_fd)
+        if self.fd >= 0:
+            c_close(self.fd)
+        self.fd = self.ring.fd = self.ring.event_fd = -1
+        cf_gate_done(&self.ring.gate)
+
+    @property
+    def closed(self):
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
+
+    @property
+    def over(self):
+        """Whether the publisher is gone, and everything that it left was taken. A guess while another thread takes."""
+        cdef cf_packet_header* h = <cf_packet_header*>self.mapping.address
+        if self.ahead is not None or cf_load_acquire(&h.global_seq) > self.ring.seen:
+            return False
+        self.enter()
+        try:
+            return bool(cf_load_acquire(&h.shutdown_flag)) or cf_packets_check(&self.ring) == CF_ENDED
+        finally:
+            self.leave()
 
     @property
     def counters(self):

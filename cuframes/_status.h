@@ -26,6 +26,7 @@ enum {
 };
 
 #define CF_SLICE_NS 100000000 /* a sleeper looks this often whether the other side is still alive */
+#define CF_SPIN_SLICE_NS 10000000 /* who spins comes back this often, to look at signals */
 #define CF_SPIN_BATCH 64      /* looks at the ring between two looks at the clock */
 
 /* For who looks without sleeping, after a batch of looks: let somebody else have this core. It may be the publisher who

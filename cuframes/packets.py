@@ -1,7 +1,6 @@
 """Encoded packets: share them beside frames or alone, and read them in other processes."""
 
 import os
-import time
 from collections.abc import Iterable
 from enum import IntFlag
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from cuframes.names import check_key, group_id, packets_name
 from cuframes.receiver import WatchedReceiver
 from cuframes.segment import OwnedSegment, inspect, open_segment
 from cuframes.session import client
+from cuframes.session.client import Steps
 
 __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketReaderStats"]
 
@@ -218,7 +218,8 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         The first packet: the newest keyframe that is still there (and then everything since), the oldest keyframe
         that is still there (the seconds before an event), or the next packet to come, keyframe or not.
     connect_timeout : float, optional
-        Seconds to wait for a publisher to appear; None waits for ever.
+        Seconds to wait for a publisher to appear and to answer; None waits for ever. A publisher that is there gets
+        0.2 s to answer, also when this is less.
     reconnect : bool
         When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its packets
         are read from the oldest keyframe on, and the first is marked ``DISCONTINUITY``.
@@ -231,6 +232,8 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         There is no publisher of this key.
     NoPacketRing
         There is one, and it shares no packets.
+    Timeout
+        A publisher is there, but did not answer in time: it is stopped, or overloaded.
     ProtocolError, PermissionError, ValueError, TypeError
 
     Notes
@@ -256,40 +259,22 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
             raise ValueError(f"start must be one of {', '.join(STARTS)}; not {start!r}")
         if wait not in ("block", "spin"):
             raise ValueError(f"wait must be block or spin, not {wait!r}")
-        self.key = check_key(key)
-        self.reconnect = reconnect
+        super().__init__(check_key(key), reconnect, PacketReaderStats(0, 0))
+        self._start = STARTS[start]
         self._spin = wait == "spin"
-        self._past = PacketReaderStats(0, 0)
-        self._join(STARTS[start], connect_timeout, rejoined=False)
-        self._closed = False
-        lifetime.register(self)
+        self._join(connect_timeout)
 
-    def _join(self, start: int, timeout: float | None, *, rejoined: bool) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            problem: Exception
-            try:
-                fd = _open(self.key)
-                break
-            except (NotFound, NoPacketRing, Disconnected) as caught:
-                problem = caught
-            if deadline is not None and time.monotonic() >= deadline:
-                raise problem
-            time.sleep(client.POLL_SECONDS)
+    def _open(self, *, again: bool) -> Steps[PacketRing]:
+        fd = yield from _find(self.key)
         try:
-            self._ring = PacketRing(fd, os.fstat(fd).st_size, start=start, spin=self._spin, rejoined=rejoined)
-            self._codec_id = self._ring.codec_id
+            start = START_OLDEST if again else self._start
+            return PacketRing(fd, os.fstat(fd).st_size, start=start, spin=self._spin, rejoined=again)
         except BaseException:
             os.close(fd)
             raise
 
-    def _join_next(self, timeout: float) -> None:
-        old = self._joined()
-        try:
-            self._join(START_OLDEST, timeout, rejoined=True)
-        except NoPacketRing as problem:  # a publisher that has just begun
-            raise NotFound(str(problem)) from None
-        self._left(old)
+    def _installing(self, ring: PacketRing) -> None:
+        self._codec_id = ring.codec_id
 
     def next(self, timeout: float | None = None, *, copy: bool = True) -> Packet:
         """The next packet. Waits without the GIL.
@@ -316,18 +301,10 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         ValueError
             The reader is closed.
         """
-        ring = self._ring
-        if ring is None:
-            raise ValueError("the reader is closed")
-        try:
-            return ring.next(timeout, copy, False)
-        except Disconnected:
-            if not self.reconnect:
-                raise
-        return self._take_reconnecting(lambda left: self._joined().next(left, copy, False), timeout)
+        return self._next(lambda ring, left: ring.next(left, copy, False), timeout)
 
-    def _take(self, timeout: float | None) -> Packet:
-        return self._joined().next(timeout, True, True)
+    def _take(self, ring: PacketRing, timeout: float | None) -> Packet:
+        return ring.next(timeout, True, True)
 
     def __next__(self) -> Packet:
         ring = self._ring
@@ -369,11 +346,11 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         return f"<PacketReader of {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"
 
 
-def _open(key: str) -> int:
+def _find(key: str) -> Steps[int]:
     """A descriptor of the packet ring of a living publisher: from its socket, or else by name."""
     missing: Exception
     try:
-        fd = client.fetch_packets(key)
+        fd = yield from client.fetch_packets(key)
         missing = NotFound(f"the publisher of {key!r} is closing")
     except (NotFound, NoPacketRing) as problem:
         missing = problem
@@ -381,7 +358,11 @@ def _open(key: str) -> int:
             fd = open_segment(packets_name(key), writable=False)
         except NotFound:
             raise missing from None
-    state, kind, header = inspect(fd)
+    try:
+        state, kind, header = inspect(fd)
+    except BaseException:
+        os.close(fd)
+        raise
     if state == "alive" and kind == "packets" and header is not None and not header["shutdown"]:
         return fd
     os.close(fd)
