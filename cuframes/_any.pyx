@@ -6,6 +6,7 @@ from libc.stdlib cimport free, malloc
 from cuframes._core cimport FrameReader
 from cuframes._packets cimport PacketRing, cf_packet_reader
 from cuframes._ring cimport cf_reader, cf_reader_hangup
+from cuframes._shm cimport cf_now_ns
 from cuframes._status cimport *
 
 
@@ -16,6 +17,7 @@ cdef extern from "Python.h":
 cdef extern from "_any.h" nogil:
     enum:
         CF_ANY_MAX
+        CF_ANY_CONNECTION
     ctypedef struct cf_any:
         cf_reader* frames
         cf_packet_reader* packets
@@ -90,9 +92,24 @@ cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_
         if status == CF_NO_WAITV:
             waitv_works = False
             status = CF_AGAIN
+        if status == CF_OK and not read_connections(count, any, rings, ready) and cf_now_ns() < deadline:
+            status = CF_AGAIN
         if asking:
             unanswered = listen_again(poller, number, unanswered)
     return 0
+
+
+cdef bint read_connections(uint32_t count, cf_any* any, list rings, int* ready) except -1:
+    """Read connections that have something to say: it may be the end, or nothing of interest. Whether any ring is ready."""
+    cdef bint found = False
+    cdef uint32_t i
+    for i in range(count):
+        if ready[i] == CF_ANY_CONNECTION:
+            ready[i] = (<FrameReader>rings[i]).connection.heard()
+            if ready[i]:
+                cf_reader_hangup(any[i].frames)
+        found = found or ready[i]
+    return found
 
 
 cdef object ring_of(object receiver, cf_any* any):

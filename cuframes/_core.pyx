@@ -15,7 +15,11 @@ from cuframes._ring cimport *
 from cuframes._shm cimport *
 from cuframes._status cimport *
 
+import logging
+
 from cuframes.errors import FrameDropped, ProtocolError
+
+log = logging.getLogger("cuframes")
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -439,6 +443,9 @@ cdef class FrameReader:
                     cf_reader_hangup(&self.ring)
             elif status == CF_SOON:
                 return False
+            elif status == CF_CORRUPT:
+                log.warning("the frame numbers went back: another process writes to the control segment, and the frame "
+                            "before was perhaps none; going on with the frames that come")
             elif status != CF_AGAIN and status != CF_EMPTY and not (status == CF_TOO_MANY and self.pending_mask):
                 break
             PyErr_CheckSignals()
@@ -452,10 +459,6 @@ cdef class FrameReader:
         if status == CF_TOO_MANY:
             check(status, f"this subscriber holds {cf_reader_held(&self.ring)} of at most {self.ring.max_held} frames; "
                           "release frames, and arrays or tensors made from them, or raise max_held")
-        if status == CF_CORRUPT:
-            check(status, "the publisher's frame numbers went back: another process writes to the control segment, and "
-                          "the frame before this call was perhaps none; the next call goes on with the frames that "
-                          "come")
         check(status, "another thread is taking a frame from this subscriber" if status == CF_BUSY
               else "the subscriber is closed" if status == CF_CLOSED else None)
 

@@ -331,7 +331,10 @@ static inline bool cf_reader_derailed(cf_reader *r) {
 
 static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
     uint64_t seq;
+    uint32_t held = 0;
     while ((seq = cf_reader_pick(r))) {
+        /* Before the pin: whoever finds nothing held after a close gives our bit up, and with it the pin. */
+        if (!held) held = cf_fetch_add_u32(&r->held, 1) + 1;
         cf_slot *slot = &r->shared->slots[seq % r->ring_size];
         if (r->pins) cf_fetch_or(&slot->pin_bitmap, cf_reader_mask(r)); /* R1. PAIRS WITH: writer claim, W2 */
         /* R2. PAIRS WITH: writer claim, W1; its acquire half PAIRS WITH: writer commit (the pixels are there) */
@@ -341,7 +344,10 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
             cf_reader_let_go(r);
         }
     }
-    if (!seq) return cf_reader_derailed(r) ? CF_CORRUPT : CF_EMPTY;
+    if (!seq) {
+        if (held) cf_fetch_add_u32(&r->held, (uint32_t)-1);
+        return cf_reader_derailed(r) ? CF_CORRUPT : CF_EMPTY;
+    }
     cf_slot *slot = &r->shared->slots[seq % r->ring_size];
     t->slot = (uint32_t)(seq % r->ring_size);
     t->seq = seq;
@@ -369,7 +375,6 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
     r->received += 1;
     r->lost += t->lost;
     r->skipped += t->skipped;
-    uint32_t held = cf_fetch_add_u32(&r->held, 1) + 1;
     cf_subscriber *me = &r->shared->subscribers[r->bit];
     cf_store_relaxed(&me->received, r->received);
     cf_store_relaxed(&me->lost, r->lost);
@@ -507,6 +512,12 @@ static inline int cf_reader_release(cf_reader *r, uint32_t k, uint64_t seq) {
     /* Last: whoever finds nothing held after a close gives the bit up, and then it may be somebody else's. */
     cf_fetch_add_u32(&r->held, (uint32_t)-1);
     return rc;
+}
+
+/* Make threads that wait in here return CF_CLOSED; the rest of closing is the rule in _gate.h. */
+static inline void cf_reader_close(cf_reader *r) {
+    cf_gate_shut(&r->gate);
+    cf_futex_wake_all(cf_low_half(&r->shared->global_seq));
 }
 
 /* The connection has ended: what is valid is still taken, then cf_reader_next says CF_ENDED. */

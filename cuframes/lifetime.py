@@ -1,6 +1,7 @@
 """What happens to publishers and subscribers when the interpreter ends, and in a forked child."""
 
 import atexit
+import contextlib
 import os
 import weakref
 from types import TracebackType
@@ -37,8 +38,10 @@ class Closing:
         self.close()
 
     def __del__(self) -> None:
-        if not self._closed:
-            self.close()
+        # It has no caller to tell, and at interpreter exit little is left to work with.
+        with contextlib.suppress(Exception):
+            if not self._closed:
+                self.close()
 
 
 _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
@@ -54,17 +57,25 @@ def unregister(thing: Closable) -> None:
     _open.discard(thing)
 
 
+def _still_open() -> list[Closable]:
+    while True:
+        with contextlib.suppress(RuntimeError):  # another thread registers one just now
+            return list(_open)
+
+
 @atexit.register
 def _close_all() -> None:
-    for thing in list(_open):
-        thing.close()
+    for thing in _still_open():
+        with contextlib.suppress(Exception):  # one that fails must not keep the others open
+            thing.close()
 
 
 def _forget_all() -> None:
-    # The rings themselves know that they were inherited (_core, fork_generation). What is left are descriptors: a child
-    # that kept a socket or an owner lock open would make its dead parent look alive.
-    for thing in list(_open):
-        thing._forget()
+    # The rings themselves know that they were inherited (_status, fork_generation). What is left are descriptors: a
+    # child that kept a socket or an owner lock open would make its dead parent look alive.
+    for thing in _still_open():
+        with contextlib.suppress(Exception):
+            thing._forget()
     _open.clear()
 
 

@@ -229,8 +229,9 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         """The next item. Never blocks the event loop, and loses nothing when it is cancelled."""
         import asyncio  # here, since it is a third of the import time and few need it
 
-        if self._prompt:
-            await asyncio.sleep(0)  # so that other tasks run, also while we are always behind
+        if self._prompt:  # perhaps we are always behind; others shall run all the same
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # a timer that was due has woken its task; that runs now
         self._prompt = True
         while (ring := self._ring) is not None:
             try:

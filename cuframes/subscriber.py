@@ -130,8 +130,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         self._stream = stream
         self._start = start
         self._max_held = max_held
-        self._epoll: select.epoll | None = None  # of the ring's eventfd, its connection, and `_wake`
-        self._wake = -1
+        self._epoll: select.epoll | None = None  # of the ring's eventfd and its connection
         self._join(connect_timeout)
 
     def _open(self, *, again: bool) -> Steps[FrameReader]:
@@ -280,9 +279,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         ring = self._joined()
         with self._changing:
             if self._epoll is None and not self._closed:
-                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 self._epoll = select.epoll()
-                self._epoll.register(self._wake, select.EPOLLIN)
                 self._watch(ring)
             if self._closed or self._epoll is None:
                 raise self._is_closed()
@@ -314,11 +311,10 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
     def _unwatch(self) -> None:
         with self._changing:
             epoll, self._epoll = self._epoll, None
-            wake, self._wake = self._wake, -1
         if epoll is not None:
-            os.eventfd_write(wake, 1)  # whoever has a copy of the descriptor in an event loop
+            # For those who poll it just now, and event loops that have a copy of it: readable, and for good.
+            epoll.register(_ever_readable(), select.EPOLLIN)
             epoll.close()
-            os.close(wake)
 
     @property
     def _connection(self) -> client.Connection:
@@ -374,12 +370,26 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         super()._forget()
         if self._epoll is not None:
             self._epoll.close()
-            os.close(self._wake)
-            self._epoll, self._wake = None, -1
+            self._epoll = None
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.mode
         return f"<Subscriber {self.name!r} of {self.key!r}, {self.format} {self.width}x{self.height}, {state}>"
+
+
+_readable_fd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # nobody reads it
+
+
+def _ever_readable() -> int:
+    """A descriptor that is always readable. It cannot be made when it is needed: there may be none left by then."""
+    global _readable_fd
+    try:
+        intact = os.readlink(f"/proc/self/fd/{_readable_fd}") == "anon_inode:[eventfd]"
+    except OSError:
+        intact = False
+    if not intact:  # a program that became a daemon has closed all descriptors
+        _readable_fd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    return _readable_fd
 
 
 def _rehearse(frame: Frame) -> None:

@@ -298,7 +298,8 @@ def repeat(attempt: Callable[[], Steps[T]], passing: tuple[type[Exception], ...]
             result: T = done.value
             return result
         except passing as caught:
-            problem = caught
+            if not (isinstance(problem, Unavailable) and isinstance(caught, Timeout)):  # it has said why
+                problem = caught
         except OSError as caught:
             if caught.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise
