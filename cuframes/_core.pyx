@@ -541,9 +541,15 @@ cdef class FrameReader:
         """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
         self.ring.event_fd = fd
 
-    def hang_up(self):
-        """The connection has ended: what is valid can still be taken."""
-        cf_reader_hangup(&self.ring)
+    def heard(self):
+        """Read what the publisher has sent, without waiting. True: it is gone; what is valid can still be taken."""
+        self.enter()
+        try:
+            if self.connection.heard():
+                cf_reader_hangup(&self.ring)
+            return bool(self.ring.gone)
+        finally:
+            self.leave()
 
     @property
     def over(self):

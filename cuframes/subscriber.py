@@ -263,9 +263,8 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         fd = self._pollable()
         ring = self._joined()
         deadline = time.monotonic() + client.ANSWER_SECONDS
-        while ring.connection.event_fd < 0 and not ring.closed:
-            if ring.connection.heard():
-                ring.hang_up()
+        while ring.connection.event_fd < 0:
+            if ring.heard():
                 raise Disconnected("the publisher is gone")
             left = deadline - time.monotonic()
             if left <= 0:
