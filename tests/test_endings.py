@@ -442,7 +442,7 @@ def test_wait_any_serves_the_others_when_one_publisher_is_stopped(stopped, key, 
                 _any.allow_waitv(True)
         assert bad.fileno() >= 0
         stopped.signal(signal.SIGCONT)
-        assert bad.next(ENDS).frame_no > 1
+        assert bad.next(ENDS).frame_no >= 1
 
 
 def test_a_timeout_is_a_number_of_seconds(key):
