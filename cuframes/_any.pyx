@@ -100,7 +100,9 @@ cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_
 
 
 cdef bint read_connections(uint32_t count, cf_any* any, list rings, int* ready) except -1:
-    """Read connections that have something to say: it may be the end, or nothing of interest. Whether any ring is ready."""
+    """Read connections that have something to say: it may be the end, or nothing of interest. Whether any ring is
+    ready.
+    """
     cdef bint found = False
     cdef uint32_t i
     for i in range(count):

@@ -88,6 +88,8 @@ cdef extern from "_shm.h" nogil:
     int64_t cf_load_relaxed_i64(const int64_t* p)
     void cf_futex_wake_all(const uint32_t* word)
     const uint32_t* cf_low_half(const uint64_t* p)
+    uint64_t cf_fetch_or(uint64_t* p, uint64_t v)
+    uint64_t cf_fetch_and(uint64_t* p, uint64_t v)
     void cf_event_signal(int fd)
     int64_t cf_now_ns()
     void cf_sleep_ns(int64_t ns)

@@ -1,9 +1,11 @@
 """What the wrappers of all rings share: status codes as exceptions, deadlines, closing, and forks."""
 
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.string cimport memset
+from posix.unistd cimport close as c_close
 
-from cuframes._shm cimport cf_event_signal, cf_futex_wake_all, cf_now_ns
+from cuframes._shm cimport cf_event_signal, cf_fetch_and, cf_fetch_or, cf_futex_wake_all, cf_now_ns, cf_sleep_ns
 
 from cuframes.errors import (
     Disconnected,
@@ -17,6 +19,10 @@ from cuframes.errors import (
 )
 
 
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident()
+
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef void (*fork_handler)() noexcept nogil
     int pthread_atfork(fork_handler prepare, fork_handler parent, fork_handler child)
@@ -27,9 +33,34 @@ cdef extern from "<pthread.h>" nogil:
 cdef int fork_generation = 0
 
 
+# Descriptors that mean "this process is alive" to others: owner locks, and both ends of connections. A child that kept
+# them would make its dead parent look alive. Bit n: descriptor n.
+cdef int OWNED = 65536
+cdef uint64_t[1024] owned
+
+
 cdef void in_forked_child() noexcept nogil:
     global fork_generation
+    cdef int fd
     fork_generation += 1
+    for fd in range(OWNED):
+        if owned[fd // 64] >> (fd % 64) & 1:
+            c_close(fd)
+    memset(owned, 0, sizeof(owned))
+
+
+def own(int fd):
+    """Close this descriptor in every forked child, also of a fork() in C. Returns it."""
+    if 0 <= fd < OWNED:
+        cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
+    return fd
+
+
+def disown(int fd):
+    """The opposite: before it is closed, or given away."""
+    if 0 <= fd < OWNED:
+        cf_fetch_and(&owned[fd // 64], ~(<uint64_t>1 << (fd % 64)))
+    return fd
 
 
 pthread_atfork(NULL, NULL, in_forked_child)
@@ -67,28 +98,58 @@ cdef extern from *:
     int cf_inside
 
 
-cdef bint enter(cf_gate* gate, bint* last) noexcept nogil:
+# At interpreter exit everything is closed while daemon threads may be at it. They have nobody to tell that it is: an
+# exception would only print a traceback, or begin another turn of a loop that logs it. So they wait for the end.
+cdef unsigned long exiting_thread = 0
+cdef int64_t EXIT_NS = 1_000_000_000  # for so long at most: perhaps another exit handler waits for the thread
+
+
+def begin_exit():
+    """The interpreter ends; this thread closes what is still open."""
+    global exiting_thread
+    exiting_thread = PyThread_get_thread_ident()
+
+
+cdef void wait_for_exit() noexcept:
+    if not exiting_thread or cf_inside or PyThread_get_thread_ident() == exiting_thread:
+        return
+    with nogil:
+        cf_sleep_ns(EXIT_NS)
+
+
+def pause_at_exit():
+    """See above; for those who find something closed without a gate. Returns at once but for a daemon thread at exit."""
+    wait_for_exit()
+
+
+cdef bint enter(cf_gate* gate, bint* last) noexcept:
     """Whether the caller may use the end of a ring; :func:`leave` follows. False: the end is closed, and `last` says
     whether the caller has to finish the close.
     """
     global cf_inside
     if cf_gate_enter(gate, last) != CF_OK:
+        if not last[0]:
+            wait_for_exit()
         return False
     cf_inside += 1
     return True
 
 
-cdef bint leave(cf_gate* gate) noexcept nogil:
+cdef bint leave(cf_gate* gate) noexcept:
     """True: the caller was the last one inside, and finishes a close that did not wait for it."""
     global cf_inside
     cf_inside -= 1
-    return cf_gate_leave(gate)
+    if cf_gate_leave(gate):
+        return True
+    if exiting_thread and cf_gate_is_shut(gate):
+        wait_for_exit()
+    return False
 
 
 cdef int shut(cf_gate* gate, const uint32_t* word, int event_fd) noexcept nogil:
     """Close the gate. Wakes those who sleep inside, on the futex `word` or on `event_fd` (or -1), and waits until they
-    have gone. FINISH: the caller finishes the close, and says so with cf_gate_done. FINISHED_LATER: the last call inside
-    does. SHUT_BEFORE: it was closed before.
+    have gone. FINISH: the caller finishes the close, and says so with cf_gate_done. FINISHED_LATER: the last call
+    inside does. SHUT_BEFORE: it was closed before.
     """
     if not cf_gate_shut(gate):
         # Another thread closes: nothing shall be left when we return.

@@ -7,6 +7,8 @@ import weakref
 from types import TracebackType
 from typing import Protocol, Self
 
+from cuframes import _status
+
 __all__ = ["Closing", "register", "unregister"]
 
 
@@ -65,6 +67,7 @@ def _still_open() -> list[Closable]:
 
 @atexit.register
 def _close_all() -> None:
+    _status.begin_exit()
     for thing in _still_open():
         with contextlib.suppress(Exception):  # one that fails must not keep the others open
             thing.close()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from cuframes import _mapped
+from cuframes import _mapped, _status
 from cuframes.errors import (
     AlreadyExists,
     CuframesError,
@@ -118,6 +118,7 @@ class Connection:
         self._gone = False
         self._asked = False
         self._arrived: Callable[[int], None] | None = None
+        _status.own(sock.fileno())
         # One thread reads the socket at a time: two would take each other's answers.
         self._reading = threading.Lock()
 
@@ -208,6 +209,7 @@ class Connection:
         self._gone = True
         self.close_descriptors()
         self.close_event()
+        _status.disown(self.sock.fileno())
         self.sock.close()
 
 
