@@ -85,5 +85,7 @@ cdef extern from "_shm.h" nogil:
     void cf_store_release_u32(uint32_t* p, uint32_t v)
     uint32_t cf_exchange_u32(uint32_t* p, uint32_t v)
     int64_t cf_load_relaxed_i64(const int64_t* p)
+    uint32_t cf_load_relaxed_u32(const uint32_t* p)
+    void cf_fence_acquire()
     int64_t cf_now_ns()
     void cf_sleep_ns(int64_t ns)
