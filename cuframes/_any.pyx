@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from cuframes._core cimport FrameReader
+from cuframes._mapped cimport is_cut
 from cuframes._packets cimport PacketRing, cf_packet_reader
 from cuframes._ring cimport cf_reader
 from cuframes._status cimport *
@@ -70,13 +71,29 @@ def wait_rings(list receivers not None, timeout, poller):
             if status == CF_NO_WAITV:
                 waitv_works = False
                 status = CF_AGAIN
+            elif status == CF_AGAIN and any_cut(rings):
+                break
         found = []
         for i in range(count):
-            if ready[i] or any[i].packets != NULL and (<PacketRing>rings[i]).ahead is not None:
+            if ready[i] or ring_cut(rings[i]) or any[i].packets != NULL and (<PacketRing>rings[i]).ahead is not None:
                 found.append(receivers[i])
         return found
     finally:
         free(any)
+
+
+cdef bint ring_cut(object ring):
+    """Whether the ring's memory was cut off, which its receiver is to say."""
+    if isinstance(ring, FrameReader):
+        return is_cut((<FrameReader>ring).header.cut)
+    return is_cut((<PacketRing>ring).mapping.cut)
+
+
+cdef bint any_cut(list rings):
+    for ring in rings:
+        if ring_cut(ring):
+            return True
+    return False
 
 
 cdef object ring_of(object receiver, cf_any* any):

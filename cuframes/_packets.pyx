@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
-from cuframes._mapped cimport Borrowed_make, Mapping
+from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_store_release_u32
 from cuframes._status cimport *
 
@@ -44,7 +44,7 @@ def describe_packets(Mapping mapping not None):
     cdef cf_packet_reader ring
     if mapping.size < <Py_ssize_t>sizeof(cf_packet_header):
         raise ProtocolError(f"a packet ring has at least {sizeof(cf_packet_header)} bytes, this one {mapping.size}")
-    return {
+    found = {
         "magic": h.magic,
         "proto_version": h.proto_version,
         "slots": h.ring_slots,
@@ -58,6 +58,8 @@ def describe_packets(Mapping mapping not None):
         "shutdown": bool(cf_load_acquire(&h.shutdown_flag)),
         "locks": cf_packet_reader_init(&ring, h, mapping.size, -1) == CF_OK and ring.locks,
     }
+    check_whole(mapping.cut)
+    return found
 
 
 cdef class PacketWriter:
@@ -70,6 +72,7 @@ cdef class PacketWriter:
         cf_packet_writer_init(&self.ring, mapping.address, slots, data_size, max_packet, codec_id, pid)
         cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
         cf_packet_writer_open(&self.ring)
+        check_whole(mapping.cut)
 
     def put(self, data, pts_ns, dts_ns, uint32_t flags):
         """Publish one packet; returns its sequence number. Waits for nobody."""
@@ -108,6 +111,7 @@ cdef class PacketWriter:
             with nogil:
                 status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
         PyBuffer_Release(&view)
+        check_whole(self.mapping.cut)
         if status == CF_OVERSIZED:
             check(status, f"the packet has {size} bytes, more than the ring's limit of {self.ring.max_packet}; publish "
                           "smaller packets, or give max_packet_size (and data_size)")
@@ -119,6 +123,7 @@ cdef class PacketWriter:
             self.next_extradata = extradata
         else:
             cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+            check_whole(self.mapping.cut)
 
     def close(self):
         """Tell every reader that nothing will come."""
@@ -159,13 +164,14 @@ cdef class PacketRing:
         self.rejoined = rejoined
         self.mapping = Mapping(fd, size)
         if cf_packet_reader_init(&self.ring, self.mapping.address, size, fd) != CF_OK:
-            found = describe_packets(self.mapping)
+            found = describe_packets(self.mapping)  # or SegmentTruncated
             raise ProtocolError(
                 f"this is no packet ring of version 2, or a truncated one: magic {found['magic']:#x}, version "
                 f"{found['proto_version']}, {found['slots']} slots, {found['data_size']} bytes of data, file of {size}"
             )
         self.ring.spin = spin
         self.begin(start)
+        check_whole(self.mapping.cut)
         self.fd = fd + 1
 
     def __dealloc__(self):
@@ -201,6 +207,7 @@ cdef class PacketRing:
                     PyErr_CheckSignals()
                     with nogil:
                         status = cf_packets_next(&self.ring, deadline, &found)
+                    check_whole(self.mapping.cut)
                 if status != CF_OK:
                     self.refuse(status)
                 packet = self.read(&found, copy)
@@ -262,12 +269,13 @@ cdef class PacketRing:
         Raises
         ------
         ProtocolError
-            The ring announces more than 4096 bytes.
+            The ring announces more than 4096 bytes, or was cut off (SegmentTruncated).
         """
         cdef char out[4096]
         cdef uint32_t size
         with nogil:
             size = cf_packets_extradata(&self.ring, out)
+        check_whole(self.mapping.cut)
         if size > <uint32_t>CF_PKT_EXTRADATA_MAX:
             raise ProtocolError(f"the packet ring announces {size} bytes of extradata; the limit is {EXTRADATA_MAX}")
         return PyBytes_FromStringAndSize(out, size)

@@ -12,6 +12,7 @@ from cuframes.errors import (
     PacketOverrun,
     PacketOversized,
     ProtocolError,
+    SegmentTruncated,
     Timeout,
     TooManyHeld,
 )
@@ -78,6 +79,8 @@ cdef int check(int status, object context=None) except -1:
         raise PacketOverrun(context)
     if status == CF_CORRUPT:
         raise ProtocolError(context)
+    if status == CF_CUT:
+        raise SegmentTruncated()
     raise SystemError(f"unknown ring status {status}")
 
 
