@@ -96,7 +96,11 @@ class PacketPublisher(lifetime.Closing):
         self.key = key
         self.codec_id = codec_id(codec)
         self._segment = OwnedSegment(
-            packets_name(key), segment_size(slots, data_size), what="packet ring", gid=group_id(group)
+            packets_name(key),
+            segment_size(slots, data_size),
+            what="packet ring",
+            gid=group_id(group),
+            mode=0o640,  # readers write nothing there
         )
         try:
             self._writer = PacketWriter(
