@@ -220,8 +220,7 @@ cdef class PacketRing:
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CORRUPT:
-            check(status, "the packet ring is damaged: its file was cut off, or lengths in it point outside; "
-                          "restart its publisher")
+            check(status, "the packet ring is damaged: lengths in it point outside; restart its publisher")
         check(status, "no packet arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
 
     cdef Packet read(self, const cf_packet* found, bint copy):

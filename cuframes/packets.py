@@ -143,6 +143,8 @@ class PacketPublisher(lifetime.Closing):
         ------
         PacketOversized
             It is larger than ``max_packet_size``; nothing was published.
+        SegmentTruncated
+            Somebody cut the packet ring off. Close this publisher, and open a new one.
         ValueError, TypeError
         """
         return self._writer.put(data, pts_ns, dts_ns, flags | KEY if keyframe else flags)

@@ -251,6 +251,8 @@ class Publisher(lifetime.Closing):
             Every slot is held (``drop_oldest``).
         Timeout
             The oldest slot did not become free in time (``strict_wait``).
+        SegmentTruncated
+            Somebody cut the control segment off. Close this publisher, and open a new one.
         ValueError, TypeError
             `src` does not fit; nothing was published.
         """
