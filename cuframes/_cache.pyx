@@ -366,8 +366,8 @@ cdef class CacheRing:
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CORRUPT:
-            check(status, "the slot is damaged: an entry announces more bytes than it has room for; remove it and create "
-                          "it anew")
+            check(status, "the slot is damaged: an entry announces more bytes than it has room for; remove it and "
+                          "create it anew")
         if status == CF_ENDED:
             raise Disconnected("the slot was removed, and every frame that it had has been read")
         check(status, "no frame arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
