@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from cuframes._core cimport FrameReader
+from cuframes._mapped cimport is_cut
 from cuframes._packets cimport PacketRing, cf_packet_reader
 from cuframes._ring cimport cf_reader, cf_reader_hangup
 from cuframes._shm cimport cf_now_ns
@@ -55,7 +56,7 @@ def wait_rings(list receivers not None, timeout, poller):
         wait_inside(receivers, rings, any, ready, deadline, poller)
         found = []
         for i in range(count):
-            if ready[i] or any[i].packets != NULL and (<PacketRing>rings[i]).ahead is not None:
+            if ready[i] or ring_cut(rings[i]) or any[i].packets != NULL and (<PacketRing>rings[i]).ahead is not None:
                 found.append(receivers[i])
         return found
     finally:
@@ -94,6 +95,8 @@ cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_
             status = CF_AGAIN
         if status == CF_OK and not read_connections(count, any, rings, ready) and cf_now_ns() < deadline:
             status = CF_AGAIN
+        if status == CF_AGAIN and any_cut(rings):
+            break
         if asking:
             unanswered = listen_again(poller, number, unanswered)
     return 0
@@ -112,6 +115,22 @@ cdef bint read_connections(uint32_t count, cf_any* any, list rings, int* ready) 
                 cf_reader_hangup(any[i].frames)
         found = found or ready[i]
     return found
+
+
+cdef bint ring_cut(object ring):
+    """Whether the ring's memory was cut off, which its receiver is to say."""
+    if ring is None:
+        return False
+    if isinstance(ring, FrameReader):
+        return is_cut((<FrameReader>ring).header.cut)
+    return is_cut((<PacketRing>ring).mapping.cut)
+
+
+cdef bint any_cut(list rings):
+    for ring in rings:
+        if ring_cut(ring):
+            return True
+    return False
 
 
 cdef object ring_of(object receiver, cf_any* any):

@@ -244,13 +244,13 @@ static inline void cf_cache_lapped(cf_cache_reader *r) {
     r->hurry = r->hurry * 2 + 1 < r->shape.depth ? r->hurry * 2 + 1 : r->shape.depth;
 }
 
-/* CF_OK: there may be more. CF_ENDED: the slot was removed. CF_CORRUPT: its file was cut off. */
+/* CF_OK: there may be more. CF_ENDED: the slot was removed. CF_CUT: its file was cut off. */
 static inline int cf_cache_check(cf_cache_reader *r) {
     struct stat file;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
     r->unlocked = fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
     if (fstat(r->fd, &file)) return CF_OK;
-    if ((uint64_t)file.st_size < cf_cache_size(r->shape.frame_size, r->shape.depth)) return CF_CORRUPT;
+    if ((uint64_t)file.st_size < cf_cache_size(r->shape.frame_size, r->shape.depth)) return CF_CUT;
     return file.st_nlink == 0 ? CF_ENDED : CF_OK;
 }
 

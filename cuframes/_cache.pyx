@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
 from cuframes._frame cimport FrameLayout
-from cuframes._mapped cimport Borrowed_make, Mapping
+from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_low_half, cf_now_ns, cf_store_release_u32
 from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
 from cuframes._status cimport *
@@ -67,7 +67,7 @@ def describe_slot(Mapping mapping not None):
     cdef cf_cache_header* h = <cf_cache_header*>mapping.address
     if mapping.size < <Py_ssize_t>sizeof(cf_cache_header):
         raise ProtocolError(f"a framecache slot has at least {sizeof(cf_cache_header)} bytes, this one {mapping.size}")
-    return {
+    found = {
         "magic": h.magic,
         "version": h.version,
         "width": h.width,
@@ -83,6 +83,8 @@ def describe_slot(Mapping mapping not None):
         "slot_id": (<bytes>h.slot_id[:64]).split(b"\0")[0].decode("utf-8", "replace"),
         "writer_pid": cf_load_acquire(&h.writer_pid),
     }
+    check_whole(mapping.cut)
+    return found
 
 
 cdef uint64_t microseconds_of(object value) except? 0:
@@ -94,7 +96,7 @@ cdef uint64_t microseconds_of(object value) except? 0:
 
 
 cdef corrupt(Mapping mapping):
-    found = describe_slot(mapping)
+    found = describe_slot(mapping)  # or SegmentTruncated
     if found["magic"] == MAGIC and found["version"] != VERSION:
         return ProtocolError(f"the slot has version {found['version']} of the framecache format; this library reads "
                              f"version {VERSION}")
@@ -116,6 +118,7 @@ cdef class CacheWriter:
         self.closed = True
         if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, fd, pid) != CF_OK:
             raise corrupt(mapping)
+        check_whole(mapping.cut)
         self.closed = False
 
     cdef int begin(self, char** pixels) except -1:
@@ -134,6 +137,7 @@ cdef class CacheWriter:
         cdef uint64_t pts = cf_now_ns() // 1000 if pts_us is None else pts_us
         cdef uint64_t seq = self.ring.cursor
         cf_cache_commit(&self.ring, <uint32_t>size, pts, wall)
+        check_whole(self.mapping.cut)
         if self.semaphore.value < TOKENS:
             self.semaphore.release()
         return seq
@@ -181,6 +185,7 @@ cdef class CacheWriter:
         """Count frames that the source lost."""
         check_generation(self.generation)
         cf_cache_drop(&self.ring, count)
+        check_whole(self.mapping.cut)
 
     @property
     def cursor(self):
@@ -320,6 +325,7 @@ cdef class CacheRing:
         if cf_cache_reader_init(&self.ring, self.mapping.address, size, fd, start) != CF_OK:
             raise corrupt(self.mapping)
         self.ring.newest = newest
+        check_whole(self.mapping.cut)
         self.fd = fd
 
     def __dealloc__(self):
@@ -372,6 +378,7 @@ cdef class CacheRing:
                 PyErr_CheckSignals()
                 with nogil:
                     status = cf_cache_wait(&self.ring, deadline)
+                check_whole(self.mapping.cut)
                 if status != CF_OK and status != CF_AGAIN:
                     self.refuse(status)
         finally:
@@ -380,8 +387,8 @@ cdef class CacheRing:
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CORRUPT:
-            check(status, "the slot is damaged: its file was cut off, or an entry announces more bytes than it has "
-                          "room for; remove it and create it anew")
+            check(status, "the slot is damaged: an entry announces more bytes than it has room for; remove it and "
+                          "create it anew")
         if status == CF_ENDED:
             raise Disconnected("the slot was removed, and every frame that it had has been read")
         check(status, "no frame arrived in time" if status == CF_TIMED_OUT else "the reader is closed")

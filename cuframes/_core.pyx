@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from cuframes._cuda cimport CF_CUDA_STREAM_PER_THREAD, Device, check_driver, stream_of
-from cuframes._mapped cimport Mapping, Slots, header_of
+from cuframes._mapped cimport Mapping, Slots, check_whole, header_of, is_cut
 from cuframes._ring cimport *
 from cuframes._shm cimport *
 from cuframes._status cimport *
@@ -104,6 +104,7 @@ cdef class FrameWriter:
         if slots.device is not None:
             self.announce(exports)
         cf_writer_init(&self.ring, h, slots.count, policy)
+        check_whole(header.cut)
 
     cdef int announce(self, tuple exports) except -1:
         cdef cf_frame_header* h = header_of(self.header)
@@ -143,13 +144,18 @@ cdef class FrameWriter:
         cdef int status = CF_AGAIN
         if self.ring.policy == CF_POLICY_DROP_OLDEST:
             status = cf_writer_begin(&self.ring, wanted, deadline)  # never waits: not worth giving the GIL up
-        while status == CF_AGAIN:
+        while status == CF_AGAIN and not is_cut(self.header.cut):
             with nogil:
                 status = cf_writer_begin(&self.ring, wanted, deadline)
             if status == CF_AGAIN:
                 PyErr_CheckSignals()
                 if cf_gate_is_shut(&self.ring.gate):
                     raise ValueError("the publisher was closed")
+        if is_cut(self.header.cut):
+            # The pins that were looked at may be zeros, and the slot may be somebody's: not a byte is written to it.
+            if status == CF_OK:
+                cf_writer_abandon(&self.ring)
+            check_whole(self.header.cut)
         if status == CF_TIMED_OUT:
             check(status, "a subscriber did not release the oldest frame in time (policy strict_wait)")
         check(status, "another frame of this publisher is being written; a publisher is one writer")
@@ -199,9 +205,11 @@ cdef class FrameWriter:
         now = cf_now_ns()
         pts = now if pts_ns is None else pts_ns
         if cf_writer_quiet(&self.ring):
-            return cf_writer_commit(&self.ring, now, pts, written_bytes)
-        with nogil:
             seq = cf_writer_commit(&self.ring, now, pts, written_bytes)
+        else:
+            with nogil:
+                seq = cf_writer_commit(&self.ring, now, pts, written_bytes)
+        check_whole(self.header.cut)
         return seq
 
     cdef void abandon(self, void* stream) noexcept:
@@ -262,6 +270,9 @@ cdef class FrameWriter:
         if status == CF_NO_BIT:
             return None
         check(status)
+        if is_cut(self.header.cut):
+            self.leave(bit)
+            check_whole(self.header.cut)
         return bit, seq, frame_no
 
     def leave(self, uint32_t bit):
@@ -403,6 +414,7 @@ cdef class FrameReader:
             self.stream = stream_of(stream)
         if not 1 <= self.ring.bit < CF_MAX_SUBSCRIBERS:
             raise ProtocolError(f"bit {self.ring.bit} is out of range")
+        check_whole(header.cut)
 
     def __dealloc__(self):
         cdef int i
@@ -438,6 +450,7 @@ cdef class FrameReader:
         # A frame that is there is not worth giving the GIL up for: getting it back can take a switch interval.
         cdef int status = cf_reader_now(&self.ring, &hold.taken)
         while status != CF_OK:
+            check_whole(self.header.cut)
             if status == CF_PEER:
                 if self.connection.heard():
                     cf_reader_hangup(&self.ring)
@@ -453,6 +466,7 @@ cdef class FrameReader:
                 status = self.wait(deadline, &hold.taken)
         if status == CF_OK:
             hold.live = True
+            check_whole(self.header.cut)
             if self.slots.device is not None:
                 hold.use(self.stream)
             return True

@@ -289,11 +289,11 @@ static inline void cf_packets_start(cf_packet_reader *r, int start) {
     }
 }
 
-/* CF_OK: somebody may still write. CF_ENDED: the writer is gone. CF_CORRUPT: the file was cut off. */
+/* CF_OK: somebody may still write. CF_ENDED: the writer is gone. CF_CUT: its file was cut off. */
 static inline int cf_packets_check(const cf_packet_reader *r) {
     struct stat file;
     if (fstat(r->fd, &file) == 0 && (uint64_t)file.st_size < cf_packet_segment_size(r->ring_slots, r->data_size))
-        return CF_CORRUPT;
+        return CF_CUT;
     if (!r->locks) return r->pid && kill((pid_t)r->pid, 0) && errno == ESRCH ? CF_ENDED : CF_OK;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
     return fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK ? CF_ENDED : CF_OK;
@@ -322,7 +322,7 @@ static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_pack
         if (!slice_end) slice_end = now + (r->spin ? CF_SPIN_SLICE_NS : CF_SLICE_NS);
         if (now >= deadline || now >= slice_end) {
             rc = cf_packets_check(r);
-            if (rc == CF_CORRUPT) return rc;
+            if (rc == CF_CUT) return rc;
             if (rc == CF_OK) return now >= deadline ? CF_TIMED_OUT : CF_AGAIN;
             ended = true; /* look once more */
         } else if (r->spin) {

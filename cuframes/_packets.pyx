@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
-from cuframes._mapped cimport Borrowed_make, Mapping
+from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_low_half, cf_store_release_u32
 from cuframes._status cimport *
 
@@ -44,7 +44,7 @@ def describe_packets(Mapping mapping not None):
     cdef cf_packet_reader ring
     if mapping.size < <Py_ssize_t>sizeof(cf_packet_header):
         raise ProtocolError(f"a packet ring has at least {sizeof(cf_packet_header)} bytes, this one {mapping.size}")
-    return {
+    found = {
         "magic": h.magic,
         "proto_version": h.proto_version,
         "slots": h.ring_slots,
@@ -58,6 +58,8 @@ def describe_packets(Mapping mapping not None):
         "shutdown": bool(cf_load_acquire(&h.shutdown_flag)),
         "locks": cf_packet_reader_init(&ring, h, mapping.size, -1) == CF_OK and ring.locks,
     }
+    check_whole(mapping.cut)
+    return found
 
 
 cdef class PacketWriter:
@@ -70,6 +72,7 @@ cdef class PacketWriter:
         cf_packet_writer_init(&self.ring, mapping.address, slots, data_size, max_packet, codec_id, pid)
         cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
         cf_packet_writer_open(&self.ring)
+        check_whole(mapping.cut)
 
     cdef int enter(self) except -1:
         """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
@@ -129,6 +132,7 @@ cdef class PacketWriter:
             with nogil:
                 status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
         PyBuffer_Release(&view)
+        check_whole(self.mapping.cut)
         if status == CF_OVERSIZED:
             check(status, f"the packet has {size} bytes, more than the ring's limit of {self.ring.max_packet}; publish "
                           "smaller packets, or give max_packet_size (and data_size)")
@@ -142,6 +146,7 @@ cdef class PacketWriter:
                 self.next_extradata = extradata
             else:
                 cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+                check_whole(self.mapping.cut)
         finally:
             self.leave()
 
@@ -196,13 +201,14 @@ cdef class PacketRing:
         self.rejoined = rejoined
         self.mapping = Mapping(fd, size)
         if cf_packet_reader_init(&self.ring, self.mapping.address, size, fd) != CF_OK:
-            found = describe_packets(self.mapping)
+            found = describe_packets(self.mapping)  # or SegmentTruncated
             raise ProtocolError(
                 f"this is no packet ring of version 2, or a truncated one: magic {found['magic']:#x}, version "
                 f"{found['proto_version']}, {found['slots']} slots, {found['data_size']} bytes of data, file of {size}"
             )
         self.ring.spin = spin
         self.begin(start)
+        check_whole(self.mapping.cut)
         self.fd = fd
 
     def __dealloc__(self):
@@ -257,6 +263,7 @@ cdef class PacketRing:
                     PyErr_CheckSignals()
                     with nogil:
                         status = cf_packets_next(&self.ring, deadline, &found)
+                    check_whole(self.mapping.cut)
                 if status != CF_OK:
                     self.refuse(status)
                 packet = self.read(&found, copy)
@@ -270,8 +277,7 @@ cdef class PacketRing:
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CORRUPT:
-            check(status, "the packet ring is damaged: its file was cut off, or lengths in it point outside; "
-                          "restart its publisher")
+            check(status, "the packet ring is damaged: lengths in it point outside; restart its publisher")
         check(status, "no packet arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
 
     cdef Packet read(self, const cf_packet* found, bint copy):
@@ -319,7 +325,7 @@ cdef class PacketRing:
         Raises
         ------
         ProtocolError
-            The ring announces more than 4096 bytes.
+            The ring announces more than 4096 bytes, or was cut off (SegmentTruncated).
         """
         cdef char out[4096]
         cdef uint32_t size
@@ -327,6 +333,7 @@ cdef class PacketRing:
         with nogil:
             size = cf_packets_extradata(&self.ring, out)
         self.leave()
+        check_whole(self.mapping.cut)
         if size > <uint32_t>CF_PKT_EXTRADATA_MAX:
             raise ProtocolError(f"the packet ring announces {size} bytes of extradata; the limit is {EXTRADATA_MAX}")
         return PyBytes_FromStringAndSize(out, size)

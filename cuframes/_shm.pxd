@@ -91,5 +91,7 @@ cdef extern from "_shm.h" nogil:
     uint64_t cf_fetch_or(uint64_t* p, uint64_t v)
     uint64_t cf_fetch_and(uint64_t* p, uint64_t v)
     void cf_event_signal(int fd)
+    uint32_t cf_load_relaxed_u32(const uint32_t* p)
+    void cf_fence_acquire()
     int64_t cf_now_ns()
     void cf_sleep_ns(int64_t ns)

@@ -20,6 +20,7 @@ cdef extern from "_status.h" nogil:
         CF_OVERSIZED
         CF_OVERRUN
         CF_CORRUPT
+        CF_CUT
         CF_NO_WAITV
 
 

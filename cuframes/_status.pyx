@@ -14,6 +14,7 @@ from cuframes.errors import (
     PacketOverrun,
     PacketOversized,
     ProtocolError,
+    SegmentTruncated,
     Timeout,
     TooManyHeld,
 )
@@ -118,7 +119,7 @@ cdef void wait_for_exit() noexcept:
 
 
 def pause_at_exit():
-    """See above; for those who find something closed without a gate. Returns at once but for a daemon thread at exit."""
+    """See above; for those who find something closed without a gate. Returns at once, but at exit."""
     wait_for_exit()
 
 
@@ -194,6 +195,8 @@ cdef int check(int status, object context=None) except -1:
         raise PacketOverrun(context)
     if status == CF_CORRUPT:
         raise ProtocolError(context)
+    if status == CF_CUT:
+        raise SegmentTruncated()
     raise SystemError(f"unknown ring status {status}")
 
 

@@ -96,7 +96,11 @@ class PacketPublisher(lifetime.Closing):
         self.key = key
         self.codec_id = codec_id(codec)
         self._segment = OwnedSegment(
-            packets_name(key), segment_size(slots, data_size), what="packet ring", gid=group_id(group)
+            packets_name(key),
+            segment_size(slots, data_size),
+            what="packet ring",
+            gid=group_id(group),
+            mode=0o640,  # readers write nothing there
         )
         try:
             self._writer = PacketWriter(
@@ -139,6 +143,8 @@ class PacketPublisher(lifetime.Closing):
         ------
         PacketOversized
             It is larger than ``max_packet_size``; nothing was published.
+        SegmentTruncated
+            Somebody cut the packet ring off. Close this publisher, and open a new one.
         ValueError, TypeError
         """
         return self._writer.put(data, pts_ns, dts_ns, flags | KEY if keyframe else flags)

@@ -9,7 +9,7 @@ from cuframes._core import FrameWriter
 from cuframes._frame import FrameLayout, WritableFrame
 from cuframes._mapped import DROP_OLDEST, FUTEX, HEADER_BYTES, OWNER_LOCK, PINS, STRICT_WAIT, describe, meta_bytes
 from cuframes._version import __version__
-from cuframes.errors import AlreadyExists, NoPacketRing
+from cuframes.errors import AlreadyExists, NoPacketRing, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.memory import Pool, create_external, create_pool
 from cuframes.names import check_key, group_id, packets_name, runtime_dir, segment_name, socket_path
@@ -251,6 +251,8 @@ class Publisher(lifetime.Closing):
             Every slot is held (``drop_oldest``).
         Timeout
             The oldest slot did not become free in time (``strict_wait``).
+        SegmentTruncated
+            Somebody cut the control segment off. Close this publisher, and open a new one.
         ValueError, TypeError
             `src` does not fit; nothing was published.
         """
@@ -346,7 +348,10 @@ class Publisher(lifetime.Closing):
         """Who is connected, with the counters they keep themselves."""
         if self._closed:
             return ()
-        found: Any = describe(self._segment.mapping)["subscribers"]
+        try:
+            found: Any = describe(self._segment.mapping)["subscribers"]
+        except SegmentTruncated:  # publish() says so; closing must go on
+            return ()
         return tuple(SubscriberInfo(**entry) for entry in found)
 
     def stats(self) -> PublisherStats:

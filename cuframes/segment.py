@@ -17,7 +17,7 @@ import posix_ipc
 
 from cuframes._mapped import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, Mapping, describe
 from cuframes._packets import PACKET_HEADER_BYTES, PACKET_MAGIC, describe_packets
-from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
+from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError, SegmentTruncated
 from cuframes.names import SEGMENT_DIR
 
 __all__ = ["OwnedSegment", "SegmentState", "create_memfd", "inspect", "open_segment", "remove_dead"]
@@ -83,7 +83,7 @@ def create_memfd(name: str, size: int) -> tuple[int, Mapping]:
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         reserve(fd, size, f"the frame pool {name}")
-        mapping = Mapping(fd, size, writable=True, populate=True)
+        mapping = Mapping(fd, size, writable=True, populate=True, guarded=False)  # nobody else has it yet
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except BaseException:
@@ -142,10 +142,11 @@ def _read_header(fd: int, size: int) -> tuple[str, dict[str, Any] | None]:
     magic = int.from_bytes(os.pread(fd, 4, 0), "little")
     if magic == 0:
         return "unfinished", None
-    if magic == PACKET_MAGIC:
-        return "packets", describe_packets(Mapping(fd, size))
-    if magic == FRAME_MAGIC and size >= HEADER_BYTES:
-        return "frames", describe(Mapping(fd, HEADER_BYTES))
+    with contextlib.suppress(SegmentTruncated):  # it got shorter just now
+        if magic == PACKET_MAGIC and size >= PACKET_HEADER_BYTES:
+            return "packets", describe_packets(Mapping(fd, size))
+        if magic == FRAME_MAGIC and size >= HEADER_BYTES:
+            return "frames", describe(Mapping(fd, HEADER_BYTES))
     return "foreign", None
 
 
@@ -199,7 +200,8 @@ def _same_file(name: str, fd: int) -> bool:
 class OwnedSegment:
     """A named segment of our own: created, locked, sized and mapped; zero-filled.
 
-    A segment that a dead publisher left under the same name is replaced.
+    A segment that a dead publisher left under the same name is replaced. With `gid` members of that group may use it as
+    far as `mode` says.
 
     Raises
     ------
@@ -210,13 +212,13 @@ class OwnedSegment:
         The name belongs to something that is not ours.
     """
 
-    def __init__(self, name: str, size: int, *, what: str, gid: int | None = None) -> None:
+    def __init__(self, name: str, size: int, *, what: str, gid: int | None = None, mode: int = 0o660) -> None:
         self.name = name
         self.fd = self._create(name)
         try:
             if gid is not None:
                 os.fchown(self.fd, -1, gid)
-                os.fchmod(self.fd, 0o660)  # the mode given at creation is subject to umask
+                os.fchmod(self.fd, mode)  # the mode given at creation is subject to umask
             reserve(self.fd, size, f"the {what} {name}")
             # Not through the locked descriptor: a mapping keeps its open file, and so the lock, alive, and a forked
             # child inherits mappings.

@@ -218,6 +218,8 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             The publisher ended and everything it left has been taken (never with ``reconnect=True``).
         TooManyHeld
             ``max_held`` frames are out.
+        SegmentTruncated
+            Somebody cut the control segment off. Frames that are held stay good.
         ValueError
             The subscriber is closed.
         """

@@ -527,7 +527,7 @@ def test_damage_is_told(slots, slot):
             reader.read(5)
     with SlotReader(slot.slot_id) as reader:
         os.truncate(path, 4096)
-        with pytest.raises(ProtocolError, match="damaged"):
+        with pytest.raises(ProtocolError, match="cut off"):
             reader.read(5)
 
 

@@ -137,6 +137,8 @@ class SlotWriter(lifetime.Closing):
         TypeError
         Disconnected
             The slot was removed.
+        SegmentTruncated
+            Somebody cut its file off. Close this writer, remove the slot and create it anew.
         """
         return self._writer.write(src, pts_us, wall_us)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cuframes._core import FrameWriter
 from cuframes._mapped import PASS_FD, PINS
-from cuframes.errors import ProtocolError
+from cuframes.errors import ProtocolError, SegmentTruncated
 from cuframes.segment import is_socket
 from cuframes.session import wire
 from cuframes.session.wire import ErrorCode, MessageType
@@ -204,6 +204,8 @@ class Server:
                 self._handle(peer, message)
         except Refused as refusal:
             self._refuse(peer, refusal)
+        except SegmentTruncated as problem:  # ours, so nobody can join any more
+            self._refuse(peer, Refused(ErrorCode.RESOURCES, f"the publisher's {problem}"))
         except ProtocolError as problem:
             self._refuse(peer, Refused(ErrorCode.MALFORMED, str(problem)))
         except OSError as problem:  # no descriptor left for an event, say
