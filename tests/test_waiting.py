@@ -139,7 +139,7 @@ def test_a_publisher_that_is_gone_is_found(key, way):
             killed.kill()
             eventually(lambda: wait_any([subscriber, other], 20) == [subscriber] and ended(subscriber))
             assert wait_any([other], 0.01) == []
-    collect_garbage()
+    collect_garbage([f"{key}-a"])
 
 
 def test_a_publisher_that_is_gone_cannot_be_asked_for_a_descriptor(key):
@@ -152,7 +152,7 @@ def test_a_publisher_that_is_gone_cannot_be_asked_for_a_descriptor(key):
             return [frame async for frame in subscriber]
 
         assert asyncio.run(read()) == []
-    collect_garbage()
+    collect_garbage([key])
 
 
 def ended(subscriber):
@@ -227,7 +227,7 @@ def test_a_killed_publisher_ends_a_wait_while_another_is_busy(key):
                         ended = receiver is reader
             assert ended
         busy.kill()
-    collect_garbage()
+    collect_garbage([f"{key}-a", f"{key}-b"])
 
 
 def test_what_was_read_ahead_is_there(key):
