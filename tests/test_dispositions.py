@@ -8,7 +8,8 @@ from pathlib import Path
 SHOW = """
 import dispositions, os, signal, subprocess, sys
 dispositions.reset()
-code = "import signal; print([signal.getsignal(n) == signal.SIG_IGN for n in (1, 2, 3, 15)], signal.pthread_sigmask(0, ()))"
+ignored = "[signal.getsignal(n) == signal.SIG_IGN for n in (1, 2, 3, 15)]"
+code = f"import signal; print({ignored}, signal.pthread_sigmask(0, ()))"
 subprocess.run([sys.executable, "-c", code], check=True)
 subprocess.run(["grep", "SigIgn", "/proc/self/status"], check=True)
 """
