@@ -6,7 +6,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -331,7 +330,7 @@ def test_demo_stops_on_sigint(tmp_path):
     child = subprocess.Popen(
         command("demo", "--seconds", 60, "--json"), stdout=subprocess.PIPE, text=True, cwd=tmp_path
     )
-    time.sleep(3)
+    eventually((tmp_path / "demo.png").exists, 60)  # frames are flowing, so everybody has begun
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 0

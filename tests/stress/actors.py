@@ -106,6 +106,7 @@ class Actor:
             die_with_parent()
             stack = open(self._stack(os.getpid()), "w")  # noqa: SIM115  # until the end
             faulthandler.enable(stack)
+            faulthandler.register(signal.SIGUSR1, stack)
             self.role(self.board, *self.arguments)
             status = 0
         except BaseException:
@@ -131,6 +132,15 @@ class Actor:
             if pid:
                 self.status = status
         return not self.pid or self.status is not None
+
+    def where(self) -> str:
+        """What it is doing: its stacks."""
+        path = self._stack(self.pid)
+        before = path.stat().st_size if path.exists() else 0
+        self.signal(signal.SIGUSR1)
+        eventually(lambda: self.over() or (path.exists() and path.stat().st_size > before), 2)
+        time.sleep(0.1)
+        return path.read_text()[before:] if path.exists() else ""
 
     def kill(self) -> None:
         """SIGKILL, and its death. What it died of before that, it is asked about first."""

@@ -43,10 +43,11 @@ def storm(game: Round, victims: list[Actor]) -> None:
 
 
 def survive(game: Round, survivors: list[Actor]) -> None:
-    """Everybody who was left alone still gets frames."""
+    """Everybody who was left alone gets frames."""
     for actor in survivors:
         if not actor.moves() and not actor.over():
-            game.fault(f"{actor.role.__name__} gets nothing after the storm", str(actor))
+            others = "\n".join(f"{other}:\n{other.where()}" for other in survivors if other is not actor)
+            game.fault(f"{actor.role.__name__} gets nothing", f"{actor}:\n{actor.where()}\nbeside\n{others}")
 
 
 def judge(game: Round, actors: list[Actor]) -> None:
@@ -166,8 +167,8 @@ def ask(game: Round, url: str) -> None:
 
 
 SCENARIOS = (
-    Scenario("kill-receivers", "subscribers and readers of every kind are killed and stopped", receivers, 1.5),
-    Scenario("kill-everybody", "publishers too; receivers reconnect", everybody, 1.5),
-    Scenario("kill-slots", "writers and readers of slots are killed and stopped", slots, 0.8),
-    Scenario("kill-service", "the HTTP service is killed and stopped while it is asked", service, 0.5),
+    Scenario("kill-receivers", "subscribers and readers of every kind are killed and stopped", receivers, 1.5, 120),
+    Scenario("kill-everybody", "publishers too; receivers reconnect", everybody, 1.5, 120),
+    Scenario("kill-slots", "writers and readers of slots are killed and stopped", slots, 0.8, 120),
+    Scenario("kill-service", "the HTTP service is killed and stopped while it is asked", service, 0.5, 120),
 )
