@@ -29,8 +29,8 @@
 
 #define RING 4
 #define WORDS 40
-#define PATIENCE_NS 20000000
-#define TRIES 400 /* of PATIENCE_NS or a slice each: more is for ever */
+#define PATIENCE_NS 3000000
+#define TRIES 2000 /* of PATIENCE_NS or a slice each: more is for ever */
 
 static long crash_at = -1; /* in the child */
 static long passed;

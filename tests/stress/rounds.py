@@ -275,5 +275,6 @@ def asan_environment(folder: Path) -> dict[str, str]:
         "LD_PRELOAD": library.stdout.strip(),
         # Python itself leaks on exit by design; faulthandler and the sanitizer cannot both have SIGSEGV.
         "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0:handle_sigbus=0:allocator_may_return_null=1",
+        "PYTHONMALLOC": "malloc",  # so that the sanitizer sees every object
         "PYTHONPATH": os.pathsep.join([str(Path(folder) / "asan"), os.environ["PYTHONPATH"]]),
     }
