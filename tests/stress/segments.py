@@ -83,7 +83,7 @@ def put(game: Round, path: Path, sound: bytes, header: int) -> Callable[[], None
     if kind < 0.85:
         raw = mutated(chance, sound, header)
         path.write_bytes(raw)
-        if kind < 0.1:
+        if kind < 0.3:
             return lambda: os.truncate(path, chance.choice((0, 100, 4096, len(raw) // 2)))
         return lambda: None
     strange = chance.choice(("fifo", "directory", "link", "loop", "socket", "device"))
@@ -219,7 +219,7 @@ def slots(game: Round) -> None:
 def _look_while_it_changes(
     game: Round, looks: list[tuple[str, Callable[[], object]]], changes: list[Callable[[], None]]
 ) -> None:
-    delay = game.random.random() * 0.01
+    delay = game.random.random() ** 2 * 0.01
 
     def change() -> None:
         time.sleep(delay)
@@ -239,6 +239,6 @@ def _look_while_it_changes(
 SCENARIOS = (
     Scenario("segments-rings", "strange files as segments: ls, info, gc, readers, publishers", rings, 0.7, 10),
     Scenario("segments-slots", "strange files as slots: lists, readers, writers", slots, 0.7, 10),
-    Scenario("segments-rings-asan", "the same, extension modules under ASan", rings, 0.5, 40, asan=True),
-    Scenario("segments-slots-asan", "the same, extension modules under ASan", slots, 0.5, 40, asan=True),
+    Scenario("segments-rings-asan", "the same, extension modules under ASan", rings, 0.5, 20, asan=True),
+    Scenario("segments-slots-asan", "the same, extension modules under ASan", slots, 0.5, 20, asan=True),
 )
