@@ -2,14 +2,22 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cuframes._mapped import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
 from cuframes.errors import NotFound, ProtocolError
 from cuframes.formats import pixel_format
-from cuframes.names import PACKETS_SUFFIX, SEGMENT_DIR, SEGMENT_PREFIX, packets_name, runtime_dirs, segment_name
+from cuframes.names import (
+    PACKETS_SUFFIX,
+    SEGMENT_DIR,
+    SEGMENT_PREFIX,
+    check_key,
+    packets_name,
+    runtime_dirs,
+    segment_name,
+)
 from cuframes.publisher import SubscriberInfo
 from cuframes.segment import SegmentState, inspect, is_socket, open_segment, remove_dead
 
@@ -171,14 +179,19 @@ def _memory(header: dict[str, Any]) -> str:
     return "cuda" if header["ext_flags"] & VMM_MEMORY else "cuda-ipc"
 
 
-def collect_garbage(*, dry_run: bool = False) -> list[Path]:
+def collect_garbage(keys: Iterable[str] | None = None, *, dry_run: bool = False) -> list[Path]:
     """Remove segments and sockets whose owner is dead; returns their paths. With `dry_run` only says which.
+
+    With `keys`, those of these keys only.
 
     Never touches what a living publisher owns: a segment is removed under its owner lock, a socket only when nobody
     listens on it.
     """
     removed = []
+    chosen = None if keys is None else {check_key(key) for key in keys}
     for name, state in list(_segments()):
+        if chosen is not None and name not in chosen and name.removesuffix(PACKETS_SUFFIX) not in chosen:
+            continue
         if state.state == "dead" and (dry_run or remove_dead(f"/{SEGMENT_PREFIX}{name}")):
             removed.append(SEGMENT_DIR / f"{SEGMENT_PREFIX}{name}")
     for directory in runtime_dirs():
@@ -187,7 +200,7 @@ def collect_garbage(*, dry_run: bool = False) -> list[Path]:
         except PermissionError:
             continue
         for path in sockets:
-            if _abandoned(path):
+            if (chosen is None or path.stem in chosen) and _abandoned(path):
                 if not dry_run:
                     path.unlink(missing_ok=True)
                 removed.append(path)

@@ -429,7 +429,7 @@ class TestOtherProcesses:
                 assert consumer.result()["torn"] == 0
         with Publisher(key, 64, 48, "gray8", memory=memory):
             pass
-        collect_garbage()
+        collect_garbage([key])
 
     def test_a_held_frame_outlives_a_closed_publisher(self, key, memory):
         publisher = Publisher(key, 64, 48, "gray8", memory=memory)

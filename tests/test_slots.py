@@ -460,18 +460,21 @@ def test_async_reading_and_polling(slot):
             if next(taken) == count:
                 return
 
-    ready = threading.Event()
+    ready, enough = threading.Event(), threading.Event()
 
     def write():
         ready.wait(20)
-        for number in range(50):
-            slot.write(numbered(number))
+        while not enough.is_set():  # a busy machine's reader misses some
+            slot.write(numbered(slot.frames_written))
             time.sleep(0.001)
 
     writing = threading.Thread(target=write)
     writing.start()
-    seen = asyncio.run(asyncio.wait_for(read(40), 60))
-    writing.join()
+    try:
+        seen = asyncio.run(asyncio.wait_for(read(40), 60))
+    finally:
+        enough.set()
+        writing.join()
     assert len(seen) == 40
     assert seen == sorted(seen)
     with SlotReader(slot.slot_id) as reader:
@@ -479,9 +482,9 @@ def test_async_reading_and_polling(slot):
         poller.register(reader.fileno(), select.POLLIN)
         with pytest.raises(Timeout):
             reader.read(0)
-        slot.write(numbered(50))
+        last = slot.write(numbered(50))
         assert poller.poll(20_000)
-        assert reader.read(0).seq == 50
+        assert reader.read(0).seq == last
 
 
 def test_no_descriptor_and_no_thread_is_left(slot):
@@ -696,7 +699,7 @@ def test_a_writer_in_c_after_ours_was_killed(slots, slot_id):
             time.sleep(0.005)
         result = reader.result()
     assert result["torn"] == 0
-    assert result["read"] > 50
+    assert result["read"] > 30  # who looks every 0.1 s finds 5 of each 20
     assert find_slot(slot_id).fps is None  # it does not say when it captured them
 
 

@@ -124,11 +124,12 @@ def _packets_alone(packets: PacketRingInfo, json_: bool) -> None:
 
 
 def gc(
+    keys: Annotated[list[str] | None, typer.Argument(help="Only these keys.", show_default="all")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Remove segments and sockets whose owner is dead. Running publishers are not touched."""
-    paths = [str(path) for path in collect_garbage(dry_run=dry_run)]
+    paths = [str(path) for path in collect_garbage(keys or None, dry_run=dry_run)]
     if json_:
         print(json.dumps({"dry_run": dry_run, "removed": paths}))
         return
