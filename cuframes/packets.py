@@ -359,7 +359,7 @@ def _find(key: str) -> Steps[int]:
         fd = yield from client.fetch_packets(key)
         missing = NotFound(f"the publisher of {key!r} is closing")
     except (NotFound, NoPacketRing) as problem:
-        missing = problem
+        missing = client.bare(problem)
         try:
             fd = open_segment(packets_name(key), writable=False)
         except NotFound:

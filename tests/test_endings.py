@@ -4,6 +4,7 @@ not.
 
 import asyncio
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -307,6 +308,28 @@ def test_a_reader_that_is_dropped_with_a_packet_ahead_frees_its_ring(key):
         del reader
         assert descriptors() == before
         assert bytes(held.data) == b"x"
+
+
+def test_joining_keeps_nothing_of_its_caller(key):
+    """An exception that was kept for later held the frames it had gone through, until a garbage collection."""
+    import weakref
+
+    class Local:
+        pass
+
+    def join():
+        local = Local()
+        with PacketReader(key) as reader:  # which asks for a socket first, and finds none
+            assert reader.next(0).seq == 1
+        return weakref.ref(local)
+
+    with PacketPublisher(key, "h264") as publisher:
+        publisher.publish_packet(b"x", pts_ns=0, keyframe=True)
+        gc.disable()
+        try:
+            assert join()() is None
+        finally:
+            gc.enable()
 
 
 def test_one_that_cannot_be_closed_at_exit_does_not_keep_the_others_open(key):

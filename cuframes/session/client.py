@@ -42,6 +42,7 @@ __all__ = [
     "NoPlace",
     "Pause",
     "Steps",
+    "bare",
     "connect",
     "deadline_after",
     "default_name",
@@ -281,6 +282,12 @@ def wait(pause: Pause, seconds: float) -> None:
     poller.poll(seconds * 1000)
 
 
+def bare(problem: Exception) -> Exception:
+    """The exception without the frames that it went through: kept, it would keep them and all that they refer to."""
+    problem.__traceback__ = problem.__context__ = problem.__cause__ = None
+    return problem
+
+
 PASSING: tuple[type[Exception], ...] = (NotFound, NoPacketRing, Disconnected, Unavailable, Timeout)
 
 
@@ -301,11 +308,11 @@ def repeat(attempt: Callable[[], Steps[T]], passing: tuple[type[Exception], ...]
             return result
         except passing as caught:
             if not (isinstance(problem, Unavailable) and isinstance(caught, Timeout)):  # it has said why
-                problem = caught
+                problem = bare(caught)
         except OSError as caught:
             if caught.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise
-            problem = caught  # of descriptors or memory: others may give some back
+            problem = bare(caught)  # out of descriptors or memory: others may give some back
         finally:
             steps.close()
         yield Pause(-1, problem)
