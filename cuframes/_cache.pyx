@@ -15,6 +15,7 @@ from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_low_half, cf_now
 from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
 from cuframes._status cimport *
 
+import os
 import time
 
 import numpy
@@ -503,6 +504,15 @@ cdef class CacheRing:
     def closed(self):
         """Whether close() has begun."""
         return bool(cf_gate_is_shut(&self.ring.gate))
+
+    @property
+    def abandoned(self):
+        """Whether the slot was removed, whatever was in it."""
+        self.enter()
+        try:
+            return os.fstat(self.fd).st_nlink == 0
+        finally:
+            self.leave()
 
     @property
     def over(self):

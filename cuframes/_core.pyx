@@ -566,6 +566,11 @@ cdef class FrameReader:
             self.leave()
 
     @property
+    def abandoned(self):
+        """Whether the publisher is gone, whatever it left."""
+        return self.heard()
+
+    @property
     def over(self):
         """Whether the publisher is gone, and everything that it left was taken."""
         cdef cf_frame_header* h = header_of(self.header)

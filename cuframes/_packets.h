@@ -289,14 +289,19 @@ static inline void cf_packets_start(cf_packet_reader *r, int start) {
     }
 }
 
+/* Whether the writer is gone, whatever it left. */
+static inline bool cf_packets_abandoned(const cf_packet_reader *r) {
+    if (!r->locks) return r->pid && kill((pid_t)r->pid, 0) && errno == ESRCH;
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+    return fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
+}
+
 /* CF_OK: somebody may still write. CF_ENDED: the writer is gone. CF_CUT: its file was cut off. */
 static inline int cf_packets_check(const cf_packet_reader *r) {
     struct stat file;
     if (fstat(r->fd, &file) == 0 && (uint64_t)file.st_size < cf_packet_segment_size(r->ring_slots, r->data_size))
         return CF_CUT;
-    if (!r->locks) return r->pid && kill((pid_t)r->pid, 0) && errno == ESRCH ? CF_ENDED : CF_OK;
-    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
-    return fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK ? CF_ENDED : CF_OK;
+    return cf_packets_abandoned(r) ? CF_ENDED : CF_OK;
 }
 
 /* Find the next packet, waiting for it until `deadline`. CF_AGAIN after a slice of waiting: call again. CF_ENDED: the

@@ -73,6 +73,7 @@ cdef extern from "_packets.h" nogil:
     void cf_packets_start(cf_packet_reader* r, int start)
     int cf_packets_find(cf_packet_reader* r, cf_packet* p)
     int cf_packets_next(cf_packet_reader* r, int64_t deadline, cf_packet* p)
+    bint cf_packets_abandoned(const cf_packet_reader* r)
     int cf_packets_check(const cf_packet_reader* r)
     const char* cf_packet_bytes(const cf_packet_reader* r, const cf_packet* p)
     bint cf_packet_read(const cf_packet_reader* r, const cf_packet* p, char* out)

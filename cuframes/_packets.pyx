@@ -390,6 +390,15 @@ cdef class PacketRing:
         return bool(cf_gate_is_shut(&self.ring.gate))
 
     @property
+    def abandoned(self):
+        """Whether the publisher is gone, whatever it left."""
+        self.enter()
+        try:
+            return bool(cf_packets_abandoned(&self.ring))
+        finally:
+            self.leave()
+
+    @property
     def over(self):
         """Whether the publisher is gone, and everything that it left was taken. A guess while another thread takes."""
         cdef cf_packet_header* h = <cf_packet_header*>self.mapping.address

@@ -18,7 +18,14 @@ from cuframes._packets import (
     segment_size,
 )
 from cuframes.codecs import codec_id, codec_name
-from cuframes.errors import Disconnected, NoCodecParameters, NoPacketRing, NotFound, ProtocolError
+from cuframes.errors import (
+    Disconnected,
+    NoCodecParameters,
+    NoPacketRing,
+    NotFound,
+    ProtocolError,
+    SegmentTruncated,
+)
 from cuframes.names import check_key, group_id, packets_name
 from cuframes.receiver import WatchedReceiver
 from cuframes.segment import OwnedSegment, inspect, open_segment
@@ -317,7 +324,7 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         if ring is not None:  # the shortest way to a packet; whatever else there is to do, the base class does
             try:
                 return ring.next(None, True, True)
-            except (Disconnected, ValueError):  # not suppress(): it would cost as much as the packet
+            except (Disconnected, SegmentTruncated, ValueError):  # not suppress(): it would cost as much as the packet
                 pass
         return super().__next__()
 

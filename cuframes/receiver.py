@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from cuframes import _status, lifetime
-from cuframes.errors import Disconnected, Timeout
+from cuframes.errors import Disconnected, SegmentTruncated, Timeout
 from cuframes.session import client
 from cuframes.session.client import POLL_SECONDS, Steps
 
@@ -26,6 +26,10 @@ class Ring(Protocol):
     @property
     def counters(self) -> tuple[int, ...]:
         """What was received, and what was not."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the publisher is gone, whatever it left."""
 
     @property
     def over(self) -> bool:
@@ -198,17 +202,22 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
     def _next(self, take: Callable[[R, float | None], T], timeout: float | None) -> T:
         """What `take` gives, after joining the next publisher as often as that needs."""
         ring = self._joined()
+        deadline = client.deadline_after(timeout) if self.reconnect else None
         try:
             return take(ring, timeout)
-        except Disconnected:
-            if not self.reconnect:
+        except (Disconnected, SegmentTruncated) as problem:
+            if not self._may_rejoin(ring, problem):
                 raise
-        deadline = client.deadline_after(timeout)
         while True:
             ring = self._rejoin(ring, deadline)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             with contextlib.suppress(Disconnected):
                 return take(ring, left)
+
+    def _may_rejoin(self, ring: R, problem: Exception) -> bool:
+        """Whether to wait for the next publisher, instead of raising what the ring said."""
+        # A ring that was cut off is of no use any more, but as long as its publisher lives, there is none after it.
+        return self.reconnect and (isinstance(problem, Disconnected) or ring.abandoned)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -241,9 +250,11 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
                 self._prompt = False
                 with contextlib.suppress(Disconnected):  # as the next turn will find
                     await self._readable()
-            except Disconnected:
-                if not self.reconnect:
-                    break
+            except (Disconnected, SegmentTruncated) as problem:
+                if not self._may_rejoin(ring, problem):
+                    if isinstance(problem, Disconnected):
+                        break
+                    raise
                 self._prompt = False
                 await self._rejoined(ring)
             except ValueError:

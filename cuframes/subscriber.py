@@ -11,7 +11,7 @@ from cuframes import _frame, _mapped
 from cuframes._core import BLOCK, PREDICT, SPIN, FrameReader
 from cuframes._frame import Frame, FrameLayout
 from cuframes._mapped import FRAME_MAGIC, STRICT_WAIT, Mapping, describe
-from cuframes.errors import DeviceError, Disconnected, ProtocolError
+from cuframes.errors import DeviceError, Disconnected, ProtocolError, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.memory import open_device, open_host
 from cuframes.names import check_key
@@ -224,20 +224,16 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             The subscriber is closed.
         """
         ring = self._ring
-        if ring is not None:  # the shortest way to a frame; whatever else there is to do, the base class does
-            try:
-                return _frame.take(ring, timeout, _rehearse)
-            except Disconnected:
-                if not self.reconnect:
-                    raise
+        if ring is not None and not self.reconnect:  # the shortest way to a frame
+            return _frame.take(ring, timeout, _rehearse)
         return self._next(self._take, timeout)
 
     def __next__(self) -> Frame:
         ring = self._ring
-        if ring is not None:  # as in next()
+        if ring is not None:  # the shortest way; whatever else there is to do, the base class does
             try:
                 return _frame.take(ring, None, _rehearse)
-            except (Disconnected, ValueError):
+            except (Disconnected, SegmentTruncated, ValueError):
                 pass
         return super().__next__()
 

@@ -115,6 +115,19 @@ def test_wait_any_names_the_one_that_was_cut_and_serves_the_others(key):
         stopped(publisher)
 
 
+def test_a_reconnecting_subscriber_joins_the_next_publisher(key):
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key, reconnect=True) as subscriber:
+        os.truncate(f"/dev/shm/cuframes-{key}", 0)
+        with pytest.raises(SegmentTruncated):
+            subscriber.next(5)
+        publisher.close()
+        with Publisher(key, 64, 48, "gray8") as publisher:
+            timer = threading.Timer(0.2, publisher.publish, (bytes(48 * 64),))
+            timer.start()
+            assert subscriber.next(20).frame_no == 1
+            timer.join()
+
+
 @pytest.mark.parametrize("how", ["to half", "and back"])
 def test_who_touches_no_missing_page_works_on(key, how):
     with Worker("victim.py", "publisher", key) as publisher, Worker("victim.py", "polling", key) as subscriber:
