@@ -32,7 +32,9 @@ cdef class FrameWriter:
     cdef Py_ssize_t staging_stride
     cdef int generation
     cdef bint closed
+    cdef str failure
 
+    cdef int refuse(self) except -1
     cdef int announce(self, tuple exports) except -1
     cdef int begin(self, object timeout, int wanted, void* stream) except -1
     cdef int order(self, void* stream) except -1

@@ -15,7 +15,7 @@ from cuframes._ring cimport *
 from cuframes._shm cimport *
 from cuframes._status cimport *
 
-from cuframes.errors import FrameDropped, ProtocolError
+from cuframes.errors import CuframesError, FrameDropped, ProtocolError
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -124,7 +124,7 @@ cdef class FrameWriter:
         cdef int64_t deadline = deadline_after(timeout)
         cdef int status = CF_AGAIN
         if self.closed:
-            raise ValueError("the publisher is closed")
+            self.refuse()
         check_generation(self.generation)
         if self.ring.policy == CF_POLICY_DROP_OLDEST:
             status = cf_writer_begin(&self.ring, wanted, deadline)  # never waits: not worth giving the GIL up
@@ -133,6 +133,8 @@ cdef class FrameWriter:
                 status = cf_writer_begin(&self.ring, wanted, deadline)
             if status == CF_AGAIN:
                 PyErr_CheckSignals()
+                if self.closed:
+                    self.refuse()
         if status == CF_TIMED_OUT:
             check(status, "a subscriber did not release the oldest frame in time (policy strict_wait)")
         check(status, "another frame of this publisher is being written; a publisher is one writer")
@@ -144,6 +146,11 @@ cdef class FrameWriter:
                 cf_writer_abandon(&self.ring)
                 raise
         return 0
+
+    cdef int refuse(self) except -1:
+        if self.failure is not None:
+            raise CuframesError(self.failure)
+        raise ValueError("the publisher is closed")
 
     cdef int order(self, void* stream) except -1:
         """Make `stream` wait for what another stream still writes to the slot. Readers are done: they acknowledged."""
@@ -247,9 +254,19 @@ cdef class FrameWriter:
             cf_writer_leave(&self.ring, bit)
 
     def feed(self, uint32_t bit, int fd):
-        """Add 1 to this eventfd at every publish, until the subscriber leaves. The caller closes it after that."""
+        """Add 1 to this eventfd at every publish, until the subscriber leaves or -1 is given. The caller closes it.
+        """
         with nogil:
             cf_writer_feed(&self.ring, bit, fd)
+
+    def fail(self, str reason not None):
+        """End the ring for everybody: subscribers drain it, and publishing raises CuframesError with this reason.
+        Called by the session thread when it can no longer tell the living from the dead.
+        """
+        self.failure = reason
+        self.closed = True
+        if not is_inherited(self.generation):
+            cf_writer_shutdown(&self.ring)
 
     def close(self):
         """Tell every subscriber that nothing will come. Frames they hold stay as they are."""

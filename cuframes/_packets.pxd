@@ -30,6 +30,9 @@ cdef extern from "_packets.h" nogil:
         uint64_t write_offset
         uint64_t shutdown_flag
 
+    ctypedef struct cf_packet_slot:
+        uint64_t seq
+
     ctypedef struct cf_packet_writer:
         uint32_t max_packet
         uint64_t seq

@@ -1,6 +1,7 @@
 """Encoded packets: share them beside frames or alone, and read them in other processes."""
 
 import os
+import threading
 import time
 from collections.abc import Iterable
 from enum import IntFlag
@@ -20,7 +21,7 @@ from cuframes._packets import (
 )
 from cuframes.codecs import codec_id, codec_name
 from cuframes.errors import Disconnected, NoCodecParameters, NoPacketRing, NotFound, ProtocolError
-from cuframes.names import check_key, group_id, packets_name
+from cuframes.names import check_key, group_id, packets_name, runtime_dir
 from cuframes.receiver import WatchedReceiver
 from cuframes.segment import OwnedSegment, inspect, open_segment
 from cuframes.session import client
@@ -95,10 +96,15 @@ class PacketPublisher(lifetime.Closing):
             raise ValueError(f"max_packet_size must be at least 1 byte, not {max_packet_size!r}")
         self.key = key
         self.codec_id = codec_id(codec)
+        self._pid = os.getpid()
+        self._guard = threading.RLock()
+        gid, size, extra = group_id(group), segment_size(slots, data_size), _check_extradata(extradata)
+        # Readers map it read-only, so members of the group need no more.
         self._segment = OwnedSegment(
-            packets_name(key), segment_size(slots, data_size), what="packet ring", gid=group_id(group)
+            runtime_dir(gid), packets_name(key), size, what="packet ring", gid=gid, group_mode=0o640
         )
         try:
+            assert self._segment.mapping is not None
             self._writer = PacketWriter(
                 self._segment.mapping,
                 slots=slots,
@@ -106,13 +112,13 @@ class PacketPublisher(lifetime.Closing):
                 max_packet=min(max_packet_size, data_size),
                 codec_id=self.codec_id,
                 pid=os.getpid(),
-                extradata=_check_extradata(extradata),
+                extradata=extra,
             )
+            lifetime.register(self)
         except BaseException:
             self._segment.close()
             raise
         self._closed = False
-        lifetime.register(self)
 
     def publish_packet(
         self, data: Any, *, pts_ns: int | None, dts_ns: int | None = None, keyframe: bool = False, flags: int = 0
@@ -178,13 +184,18 @@ class PacketPublisher(lifetime.Closing):
 
     def close(self) -> None:
         """End the stream: readers drain what is there, then get :class:`Disconnected`. Closing twice is fine."""
-        if self._closed:
+        if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
+            self._forget()
             return
-        self._closed = True
-        self._writer.close()
-        self._segment.close()
-        lifetime.unregister(self)
-        del self._segment.mapping
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._writer.close()
+            finally:
+                self._segment.close()
+                lifetime.unregister(self)
 
     def _forget(self) -> None:
         self._closed = True

@@ -1,6 +1,7 @@
 """The subscriber's side of the socket: find the publisher, shake hands, notice its end."""
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -21,7 +22,7 @@ from cuframes.errors import (
     ProtocolError,
     Timeout,
 )
-from cuframes.names import runtime_dirs, socket_path
+from cuframes.names import check_directory, check_peer, runtime_dirs, socket_path
 from cuframes.segment import open_segment
 from cuframes.session import wire
 from cuframes.session.wire import ErrorCode, MessageType
@@ -174,15 +175,18 @@ def _open(key: str) -> socket.socket:
     for path in paths:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            check_directory(path.parent)
             sock.connect(str(path))
+            check_peer(sock, path)
             return sock
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             sock.close()
         except PermissionError as problem:
             sock.close()
-            refused = PermissionError(
-                problem.errno, f"{path} belongs to another user; its publisher can share it with group="
-            )
+            refused = problem
+            if problem.errno == errno.EACCES:  # connect's own, which names neither cause nor remedy
+                text = f"{path} belongs to another user; its publisher can share it with group="
+                refused = PermissionError(problem.errno, text)
     if refused is not None:
         raise refused
     tried = ", ".join(map(str, paths))
