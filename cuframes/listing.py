@@ -22,6 +22,7 @@ from cuframes.names import (
 )
 from cuframes.publisher import SubscriberInfo
 from cuframes.segment import SegmentState, inspect, open_segment, remove_dead
+from cuframes.session.asking import ask_for_segment
 from cuframes.session.listener import is_abandoned, is_socket
 
 __all__ = [
@@ -41,7 +42,8 @@ class PublisherInfo(NamedTuple):
     """A publisher as its control segment shows it.
 
     ``alive`` is False when its process is gone and nobody has taken the key over; ``closing`` when it has announced its
-    end. Pids are those of the publisher's own namespace.
+    end. Pids are those of the publisher's own namespace. ``named`` is False when its segment is not in our /dev/shm,
+    because somebody has removed it or the publisher is in another container; then this comes from its socket.
     """
 
     key: str
@@ -58,6 +60,7 @@ class PublisherInfo(NamedTuple):
     published: int
     dropped: int
     subscribers: tuple[SubscriberInfo, ...]
+    named: bool = True
 
 
 class PacketRingInfo(NamedTuple):
@@ -82,7 +85,11 @@ class PacketRingInfo(NamedTuple):
 
 def list_publishers() -> list[PublisherInfo]:
     """Every frame ring on this host that we may read, by key. Reads only; joins nothing."""
-    return [_info(name, state) for name, state in _segments() if state.kind == "frames"]
+    found = {name: _info(name, state) for name, state in _segments() if state.kind == "frames"}
+    for key in set().union(*(_names(directory, suffix=".sock") for directory in runtime_dirs())) - found.keys():
+        if info := _ask(key):
+            found[key] = info
+    return [found[key] for key in sorted(found)]
 
 
 def list_packet_rings() -> list[PacketRingInfo]:
@@ -106,6 +113,8 @@ def find_publisher(key: str) -> PublisherInfo:
     try:
         fd = open_segment(segment_name(key), writable=False)
     except NotFound:
+        if info := _ask(key):
+            return info
         raise NotFound(f"no publisher of {key!r} on this host; see cuframes ls") from None
     try:
         state = inspect(fd)
@@ -116,6 +125,21 @@ def find_publisher(key: str) -> PublisherInfo:
     if state.header is None:
         raise NotFound(f"the publisher of {key!r} has not finished starting, or died doing so; see cuframes gc")
     return _info(key, state)
+
+
+def _ask(key: str) -> PublisherInfo | None:
+    """A publisher whose segment is not in our /dev/shm: it was removed, or is in another container's."""
+    for directory in runtime_dirs():
+        fd = ask_for_segment(directory / f"{key}.sock")
+        if fd is None:
+            continue
+        try:
+            state = inspect(fd)
+        finally:
+            os.close(fd)
+        if state.kind == "frames":
+            return _info(key, state)._replace(named=False)
+    return None
 
 
 def _segments(wanted: str | None = None) -> Iterator[tuple[str, SegmentState]]:

@@ -204,23 +204,31 @@ class Server:
     def _shut_down(self) -> None:
         # Nothing is published any more, so pins and places need not be cleared; and if we have failed they must not be:
         # a frame that was begun before may still be written.
-        goodbye = wire.pack(MessageType.SHUTDOWN)
-        for peer in list(self._peers):
-            if peer.state is State.ACTIVE:
-                with contextlib.suppress(OSError):
-                    wire.send(peer.sock, goodbye)
-            if peer.event_fd >= 0:
-                self._writer.feed(peer.bit, -1)
-                os.close(peer.event_fd)
-            peer.sock.close()
-        self._peers.clear()
-        self._listener.close()
+        try:
+            with contextlib.ExitStack() as ending:  # the last first, and each whatever another raises
+                ending.callback(self._close_descriptors)
+                ending.callback(self._listener.close)
+                for peer in self._peers:
+                    ending.callback(self._hang_up, peer)
+        except Exception:
+            log.exception("the session server of %s did not end well", self.path)
+
+    def _hang_up(self, peer: Peer) -> None:
+        if peer.state is State.ACTIVE:
+            with contextlib.suppress(OSError):
+                wire.send(peer.sock, wire.pack(MessageType.SHUTDOWN))
+        if peer.event_fd >= 0:
+            self._writer.feed(peer.bit, -1)
+            os.close(peer.event_fd)
+        peer.sock.close()
+
+    def _close_descriptors(self) -> None:
+        self._selector.close()
         with self._ending:
             self._stopping = True
             fds = [self._wake, self._spare, *self._descriptors]
             self._wake = self._spare = -1
             self._descriptors = []
-        self._selector.close()
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
