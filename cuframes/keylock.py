@@ -139,8 +139,17 @@ def _open(path: Path) -> tuple[int, bool]:
         with contextlib.suppress(FileNotFoundError):
             return open_regular(path, os.O_RDWR), False
         with contextlib.suppress(FileExistsError):
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), True
-    raise AlreadyExists(f"others keep making and removing {path}")
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            break
+    else:
+        raise AlreadyExists(f"others keep making and removing {path}")
+    try:
+        os.fchmod(fd, 0o600)  # the mode given at creation is subject to umask
+    except BaseException:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+        raise
+    return fd, True
 
 
 def _take(path: Path, name: str) -> int:
