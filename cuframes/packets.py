@@ -31,6 +31,7 @@ __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketRe
 STARTS = {"keyframe": START_KEYFRAME, "oldest": START_OLDEST, "live": START_LIVE}
 DATA_SIZE = 8 << 20
 MAX_PACKET_SIZE = 2 << 20
+LOOK_SECONDS = 0.5
 KEY = 1
 
 
@@ -98,6 +99,7 @@ class PacketPublisher(lifetime.Closing):
         self.codec_id = codec_id(codec)
         self._pid = os.getpid()
         self._guard = threading.RLock()
+        self._next_look: float | None = time.monotonic() + LOOK_SECONDS
         gid, size, extra = group_id(group), segment_size(slots, data_size), _check_extradata(extradata)
         # Readers map it read-only, so members of the group need no more.
         self._segment = OwnedSegment(
@@ -147,6 +149,8 @@ class PacketPublisher(lifetime.Closing):
             It is larger than ``max_packet_size``; nothing was published.
         ValueError, TypeError
         """
+        if self._next_look is not None and time.monotonic() >= self._next_look:
+            self._look()
         return self._writer.put(data, pts_ns, dts_ns, flags | KEY if keyframe else flags)
 
     def publish_packets(self, packets: Iterable[tuple[Any, int | None, int | None, int]]) -> int:
@@ -167,7 +171,19 @@ class PacketPublisher(lifetime.Closing):
         PacketOversized, ValueError, TypeError
             The packets before it are published.
         """
+        if self._next_look is not None and time.monotonic() >= self._next_look:
+            self._look()
         return self._writer.put_all(packets)
+
+    def _look(self) -> None:
+        """See to the ring's files. Without a thread of its own, whoever publishes does; beside frames, their thread."""
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._segment.look()
+
+    def _owned(self) -> OwnedSegment:
+        """The ring's segment, for somebody who sees to its files from now on."""
+        self._next_look = None
+        return self._segment
 
     def set_extradata(self, extradata: Any) -> None:
         """Change the extradata: at once before the first packet, afterwards together with the next keyframe."""

@@ -270,7 +270,9 @@ class Publisher(lifetime.Closing):
         Timeout
             The oldest slot did not become free in time (``strict_wait``).
         ValueError, TypeError
-            `src` does not fit; nothing was published.
+            `src` does not fit; nothing was published. ValueError also when the publisher is closed.
+        CuframesError
+            Its session thread has failed, so the publisher has ended for everybody; open a new one.
         """
         writer = self._writer
         if writer is None:
@@ -330,7 +332,7 @@ class Publisher(lifetime.Closing):
             )
             try:
                 self._open_writer()  # a signal handler may have closed it meanwhile
-                self._server.share_packets(packets_name(self.key), packets.descriptor(), packets._segment)
+                self._server.share_packets(packets_name(self.key), packets.descriptor(), packets._owned())
             except BaseException:
                 packets.close()
                 raise

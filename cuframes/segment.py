@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -246,6 +247,7 @@ class OwnedSegment:
         self.directory = directory
         self._what = what
         self._missed = False
+        self._guard = threading.RLock()  # one thread looks, another closes
         self._fd = -1
         self.key_lock = KeyLock(directory, name.removeprefix(f"/{SEGMENT_PREFIX}"))
         try:
@@ -318,7 +320,9 @@ class OwnedSegment:
         """Notice what was removed from outside. The lock file is made again (False: it cannot be, and the name may be
         another's now); a segment cannot get its name back, so that is said.
         """
-        if not self._missed and self._fd >= 0 and not same_file(segment_path(self.name), self._fd):
+        with self._guard:
+            gone = self._fd >= 0 and not same_file(segment_path(self.name), self._fd)
+        if gone and not self._missed:
             self._missed = True
             log.warning(
                 "%s%s was removed by somebody else (logind's RemoveIPC?); this %s is no longer listed, and only "
@@ -333,10 +337,13 @@ class OwnedSegment:
         """Remove the name if it is still ours, then let the locks go. The mapping lives as long as it is used."""
         self.mapping = None
         try:
-            if self._fd >= 0 and same_file(segment_path(self.name), self._fd):
-                segment_path(self.name).unlink(missing_ok=True)
+            with self._guard:
+                try:
+                    if self._fd >= 0 and same_file(segment_path(self.name), self._fd):
+                        segment_path(self.name).unlink(missing_ok=True)
+                finally:
+                    self._close_descriptor()
         finally:
-            self._close_descriptor()
             self.key_lock.close()
 
     def forget(self) -> None:

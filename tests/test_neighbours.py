@@ -507,6 +507,15 @@ class TestOneKeyOnePublisher:
 class TestCleaners:
     """tmpfiles, logind's RemoveIPC, somebody's rm: noticed, and put right as far as possible."""
 
+    def test_packets_alone_are_seen_to_by_who_publishes(self, key, runtime_dir, caplog):
+        lock = runtime_dir / f"{key}-packets.lock"
+        with PacketPublisher(key, 27) as publisher:
+            lock.unlink()
+            (SHM / f"cuframes-{key}-packets").unlink()
+            eventually(lambda: publisher.publish_packet(b"x", pts_ns=None) and lock.exists())
+            assert "was removed by somebody else" in caplog.text
+        assert not list(runtime_dir.iterdir())
+
     @pytest.mark.parametrize("what", ["socket", "lock", "both", "directory"])
     def test_what_was_removed_from_the_runtime_directory_comes_back(self, key, tmp_path, monkeypatch, what):
         directory = tmp_path / "made"

@@ -207,7 +207,7 @@ def test_close_against_every_other_call(key):
             except BaseException as problem:
                 problems.append(repr(problem))
 
-    for _ in range(15):
+    for _ in range(8):
         publisher, stop = Publisher(key, 64, 48, "gray8"), threading.Event()
         calls = [
             lambda p=publisher: p.publish(pixels),
