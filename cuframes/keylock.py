@@ -146,10 +146,19 @@ def _open(path: Path) -> tuple[int, bool]:
     try:
         os.fchmod(fd, 0o600)  # the mode given at creation is subject to umask
     except BaseException:
-        path.unlink(missing_ok=True)
-        os.close(fd)
+        _discard(path, fd)
         raise
     return fd, True
+
+
+def _discard(path: Path, fd: int) -> None:
+    """Remove and close a file that we have made, unless somebody has become its owner meanwhile."""
+    try:
+        with contextlib.suppress(OSError):
+            if lock(fd, *MOMENT) and not is_locked(fd, *OWNER) and same_file(path, fd):
+                path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
 
 
 def _take(path: Path, name: str) -> int:
@@ -175,9 +184,10 @@ def _take(path: Path, name: str) -> int:
                     return _sign(fd)
                 path.unlink()  # another user's, who could remove it under us
         except BaseException:
-            os.close(fd)
             if made:
-                path.unlink(missing_ok=True)
+                _discard(path, fd)
+            else:
+                os.close(fd)
             raise
         os.close(fd)
         if time.monotonic() > deadline:
