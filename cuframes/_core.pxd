@@ -31,10 +31,12 @@ cdef class FrameWriter:
     cdef char* staging_base
     cdef Py_ssize_t staging_stride
     cdef int generation
+    cdef str failure
 
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
     cdef void finish(self) noexcept
+    cdef int check_usable(self) except -1
     cdef int announce(self, tuple exports) except -1
     cdef int begin(self, object timeout, int wanted, void* stream) except -1
     cdef int order(self, void* stream) except -1

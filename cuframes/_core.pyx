@@ -17,7 +17,7 @@ from cuframes._status cimport *
 
 import logging
 
-from cuframes.errors import FrameDropped, ProtocolError
+from cuframes.errors import CuframesError, FrameDropped, ProtocolError
 
 log = logging.getLogger("cuframes")
 
@@ -142,6 +142,8 @@ cdef class FrameWriter:
         """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait). Inside only."""
         cdef int64_t deadline = deadline_after(timeout)
         cdef int status = CF_AGAIN
+        if self.failure is not None:
+            self.check_usable()
         if self.ring.policy == CF_POLICY_DROP_OLDEST:
             status = cf_writer_begin(&self.ring, wanted, deadline)  # never waits: not worth giving the GIL up
         while status == CF_AGAIN and not is_cut(self.header.cut):
@@ -149,8 +151,7 @@ cdef class FrameWriter:
                 status = cf_writer_begin(&self.ring, wanted, deadline)
             if status == CF_AGAIN:
                 PyErr_CheckSignals()
-                if cf_gate_is_shut(&self.ring.gate):
-                    raise ValueError("the publisher was closed")
+                self.check_usable()
         if is_cut(self.header.cut):
             # The pins that were looked at may be zeros, and the slot may be somebody's: not a byte is written to it.
             if status == CF_OK:
@@ -166,6 +167,14 @@ cdef class FrameWriter:
             except BaseException:
                 cf_writer_abandon(&self.ring)
                 raise
+        return 0
+
+    cdef int check_usable(self) except -1:
+        """Raise, if nothing may be published any more, although the caller is inside."""
+        if cf_gate_is_shut(&self.ring.gate):
+            raise ValueError("the publisher was closed before the frame was published")
+        if self.failure is not None:
+            raise CuframesError(self.failure)
         return 0
 
     cdef int order(self, void* stream) except -1:
@@ -190,9 +199,9 @@ cdef class FrameWriter:
         cdef uint64_t seq
         cdef int k = self.slot()
         cdef int result
-        if cf_gate_is_shut(&self.ring.gate):
+        if cf_gate_is_shut(&self.ring.gate) or self.failure is not None:
             self.abandon(stream)
-            raise ValueError("the publisher was closed before the frame was published")
+            self.check_usable()
         if self.slots.device is not None:
             # Before the sequence number: a subscriber that sees it must find the event recorded.
             result = self.slots.device.record(self.slots.event[k], stream)
@@ -281,9 +290,19 @@ cdef class FrameWriter:
             cf_writer_leave(&self.ring, bit)
 
     def feed(self, uint32_t bit, int fd):
-        """Add 1 to this eventfd at every publish, until the subscriber leaves. The caller closes it after that."""
+        """Add 1 to this eventfd at every publish, until the subscriber leaves or -1 is given. The caller closes it.
+        """
         with nogil:
             cf_writer_feed(&self.ring, bit, fd)
+
+    def fail(self, str reason not None):
+        """End the ring for everybody: subscribers drain it, and publishing raises CuframesError with this reason.
+        Called by the session thread when it can no longer tell the living from the dead.
+        """
+        self.failure = reason
+        if not is_inherited(self.generation):
+            cf_writer_shutdown(&self.ring)
+            cf_futex_wake_all(&header_of(self.header).writer_wait)
 
     def close(self):
         """Tell every subscriber that nothing will come. Frames they hold stay as they are.

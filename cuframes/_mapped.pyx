@@ -6,6 +6,7 @@ Nothing here takes part in a ring; ``_core`` does.
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
 
 from cuframes._cuda cimport Device
 from cuframes._shm cimport *
@@ -145,18 +146,28 @@ cdef cf_frame_header* header_of(Mapping mapping) except NULL:
     return <cf_frame_header*>mapping.address
 
 
-def describe(Mapping mapping not None):
+def describe(source not None):
     """A snapshot of a control segment as a dict, for reports. Reads only; needs no place in the ring.
 
-    Values are as found: a caller that depends on one checks it.
+    `source` is a :class:`Mapping`, or the first bytes of a segment that may be cut off at any time: those are read, not
+    mapped. Values are as found: a caller that depends on one checks it.
 
     Raises
     ------
     SegmentTruncated
-        The segment was cut off while it was read, or before.
+        The mapped segment was cut off while it was looked at, or before.
     """
-    cdef cf_frame_header* h = header_of(mapping)
+    cdef cf_frame_header copy
+    cdef cf_frame_header* h = &copy
+    cdef bytes raw
     cdef cf_subscriber* s
+    if isinstance(source, Mapping):
+        h = header_of(source)
+    elif len(source) >= <Py_ssize_t>sizeof(copy):
+        raw = source
+        memcpy(&copy, <const char*>raw, sizeof(copy))
+    else:
+        raise ProtocolError(f"a control segment has {sizeof(copy)} bytes, this one {len(source)}")
     cdef uint64_t bitmap = cf_load_acquire(&h.subscriber_bitmap)
     subscribers = []
     for bit in range(1, CF_MAX_SUBSCRIBERS):
@@ -195,7 +206,8 @@ def describe(Mapping mapping not None):
         "frames_dropped": cf_load_acquire(&h.frames_dropped),
         "subscribers": subscribers,
     }
-    check_whole(mapping.cut)
+    if isinstance(source, Mapping):
+        check_whole((<Mapping>source).cut)
     return found
 
 

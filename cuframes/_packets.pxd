@@ -31,6 +31,9 @@ cdef extern from "_packets.h" nogil:
         uint64_t write_offset
         uint64_t shutdown_flag
 
+    ctypedef struct cf_packet_slot:
+        uint64_t seq
+
     ctypedef struct cf_packet_writer:
         cf_gate gate
         uint32_t max_packet

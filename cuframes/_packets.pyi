@@ -7,12 +7,13 @@ EXTRADATA_MAX: int
 MAX_SLOTS: int
 PACKET_MAGIC: int
 PACKET_HEADER_BYTES: int
+PACKET_LOOK_BYTES: int
 START_KEYFRAME: int
 START_OLDEST: int
 START_LIVE: int
 
 def segment_size(slots: int, data_size: int) -> int: ...
-def describe_packets(mapping: Mapping) -> dict[str, Any]: ...
+def describe_packets(raw: bytes, size: int) -> dict[str, Any]: ...
 
 class PacketWriter:
     def __init__(

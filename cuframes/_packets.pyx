@@ -7,6 +7,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 from posix.unistd cimport close as c_close
 
 from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
@@ -20,10 +21,17 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
+# The header, and the first slot: in its flags a publisher says that it holds the owner lock.
+cdef struct packet_look:
+    cf_packet_header header
+    cf_packet_slot slot
+
+
 EXTRADATA_MAX = CF_PKT_EXTRADATA_MAX
 MAX_SLOTS = CF_PKT_MAX_SLOTS
 PACKET_MAGIC = CF_PACKET_MAGIC
 PACKET_HEADER_BYTES = sizeof(cf_packet_header)
+PACKET_LOOK_BYTES = sizeof(packet_look)
 START_KEYFRAME = CF_START_KEYFRAME
 START_OLDEST = CF_START_OLDEST
 START_LIVE = CF_START_LIVE
@@ -38,13 +46,18 @@ def segment_size(uint32_t slots, uint32_t data_size):
     return cf_packet_segment_size(slots, data_size)
 
 
-def describe_packets(Mapping mapping not None):
-    """A snapshot of a packet ring's header as a dict, for reports. Values are as found."""
-    cdef cf_packet_header* h = <cf_packet_header*>mapping.address
+def describe_packets(bytes raw not None, Py_ssize_t size):
+    """A snapshot of a packet ring's header as a dict, for reports. Values are as found.
+
+    `raw` is the first PACKET_LOOK_BYTES of a file of `size` bytes: read, not mapped, as it may be cut off at any time.
+    """
+    cdef packet_look copy
+    cdef cf_packet_header* h = &copy.header
     cdef cf_packet_reader ring
-    if mapping.size < <Py_ssize_t>sizeof(cf_packet_header):
-        raise ProtocolError(f"a packet ring has at least {sizeof(cf_packet_header)} bytes, this one {mapping.size}")
-    found = {
+    if len(raw) < <Py_ssize_t>sizeof(copy):
+        raise ProtocolError(f"a packet ring has at least {sizeof(copy)} bytes, this one {len(raw)}")
+    memcpy(&copy, <const char*>raw, sizeof(copy))
+    return {
         "magic": h.magic,
         "proto_version": h.proto_version,
         "slots": h.ring_slots,
@@ -56,10 +69,8 @@ def describe_packets(Mapping mapping not None):
         "keyframe": cf_load_acquire(&h.last_keyframe_seq),
         "bytes": cf_load_acquire(&h.write_offset),
         "shutdown": bool(cf_load_acquire(&h.shutdown_flag)),
-        "locks": cf_packet_reader_init(&ring, h, mapping.size, -1) == CF_OK and ring.locks,
+        "locks": cf_packet_reader_init(&ring, h, size, -1) == CF_OK and ring.locks,
     }
-    check_whole(mapping.cut)
-    return found
 
 
 cdef class PacketWriter:
@@ -201,7 +212,9 @@ cdef class PacketRing:
         self.rejoined = rejoined
         self.mapping = Mapping(fd, size)
         if cf_packet_reader_init(&self.ring, self.mapping.address, size, fd) != CF_OK:
-            found = describe_packets(self.mapping)  # or SegmentTruncated
+            raw = PyBytes_FromStringAndSize(self.mapping.address, min(size, PACKET_LOOK_BYTES))
+            check_whole(self.mapping.cut)
+            found = describe_packets(raw, size)
             raise ProtocolError(
                 f"this is no packet ring of version 2, or a truncated one: magic {found['magic']:#x}, version "
                 f"{found['proto_version']}, {found['slots']} slots, {found['data_size']} bytes of data, file of {size}"

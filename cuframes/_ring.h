@@ -168,8 +168,13 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pt
     cf_store_release(&h->frames_published, ++w->frames);
     for (uint64_t mask = w->event_mask; mask; mask &= mask - 1) {
         uint64_t one = 1;
-        ssize_t ignored = write(w->event_fd[__builtin_ctzll(mask)], &one, sizeof one);
-        (void)ignored; /* EAGAIN: the counter is full, so the subscriber has been told */
+        struct pollfd event = {.fd = w->event_fd[__builtin_ctzll(mask)], .events = POLLOUT};
+        /* A full counter: the subscriber has been told. The look comes first because the subscriber, who has the same
+         * open file, may have made it blocking; one who fills it between look and write is found by the session thread,
+         * which empties it and hangs up. */
+        if (poll(&event, 1, 0) != 1 || !(event.revents & POLLOUT)) continue;
+        ssize_t ignored = write(event.fd, &one, sizeof one);
+        (void)ignored;
     }
     pthread_mutex_unlock(&w->lock);
 
@@ -235,15 +240,18 @@ static inline void cf_writer_leave(cf_writer *w, uint32_t bit) {
     cf_store_relaxed(&w->event_mask, w->event_mask & mask);
     w->event_fd[bit] = -1;
     cf_store_release(&w->shared->subscribers[bit].state, CF_SUB_FREE);
+    /* Who was killed asleep is still counted. Nobody is left who could be asleep; under the lock nobody joins either. */
+    if (!cf_load_relaxed(&w->live)) cf_store_seq_cst_u32(&w->shared->waiters, 0);
     pthread_mutex_unlock(&w->lock);
     if (cf_exchange_u32(&w->shared->writer_wait, 0)) cf_futex_wake_all(&w->shared->writer_wait);
 }
 
-/* Feed `fd` at every commit from now on. Frames already there are not announced: the subscriber looks first. */
+/* Feed `fd` at every commit from now on; none with -1. Frames already there are not announced: the subscriber looks
+ * first. */
 static inline void cf_writer_feed(cf_writer *w, uint32_t bit, int fd) {
     pthread_mutex_lock(&w->lock);
     w->event_fd[bit] = fd;
-    cf_store_relaxed(&w->event_mask, w->event_mask | 1ull << bit);
+    cf_store_relaxed(&w->event_mask, fd < 0 ? w->event_mask & ~(1ull << bit) : w->event_mask | 1ull << bit);
     pthread_mutex_unlock(&w->lock);
 }
 

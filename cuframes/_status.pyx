@@ -58,10 +58,10 @@ def own(int fd):
 
 
 def disown(int fd):
-    """The opposite: before it is closed, or given away."""
-    if 0 <= fd < OWNED:
-        cf_fetch_and(&owned[fd // 64], ~(<uint64_t>1 << (fd % 64)))
-    return fd
+    """The opposite, before it is closed. False: there is nothing to close, since this is a child."""
+    if not 0 <= fd < OWNED:
+        return fd >= 0
+    return bool(cf_fetch_and(&owned[fd // 64], ~(<uint64_t>1 << (fd % 64))) >> (fd % 64) & 1)
 
 
 pthread_atfork(NULL, NULL, in_forked_child)

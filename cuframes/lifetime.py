@@ -3,13 +3,14 @@
 import atexit
 import contextlib
 import os
+import socket
 import weakref
 from types import TracebackType
 from typing import Protocol, Self
 
 from cuframes import _status
 
-__all__ = ["Closing", "register", "unregister"]
+__all__ = ["Closing", "close_owned", "own", "register", "unregister"]
 
 
 class Closable(Protocol):
@@ -46,6 +47,28 @@ class Closing:
                 self.close()
 
 
+def own(fd: int) -> int:
+    """Have a descriptor closed in every forked child, also one of a fork() in C; returns it.
+
+    For what tells others that this process lives: owner locks, and both ends of connections. A child that kept them
+    would make its dead parent look alive. :func:`close_owned` closes it.
+    """
+    return _status.own(fd)
+
+
+def close_owned(thing: int | socket.socket) -> None:
+    """Close a descriptor or socket that was owned. In a forked child that has happened, and the number may be
+    another's by now.
+    """
+    if isinstance(thing, int):
+        if _status.disown(thing):
+            os.close(thing)
+    elif thing.fileno() < 0 or _status.disown(thing.fileno()):
+        thing.close()
+    else:
+        thing.detach()
+
+
 _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
 
 
@@ -74,8 +97,8 @@ def _close_all() -> None:
 
 
 def _forget_all() -> None:
-    # The rings themselves know that they were inherited (_status, fork_generation). What is left are descriptors: a
-    # child that kept a socket or an owner lock open would make its dead parent look alive.
+    # The rings themselves know that they were inherited, and owned descriptors are closed (_status). What is left is to
+    # say so, and to close the rest.
     for thing in _still_open():
         with contextlib.suppress(Exception):
             thing._forget()

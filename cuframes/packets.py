@@ -1,6 +1,8 @@
 """Encoded packets: share them beside frames or alone, and read them in other processes."""
 
 import os
+import threading
+import time
 from collections.abc import Iterable
 from enum import IntFlag
 from typing import Any, NamedTuple
@@ -26,7 +28,7 @@ from cuframes.errors import (
     ProtocolError,
     SegmentTruncated,
 )
-from cuframes.names import check_key, group_id, packets_name
+from cuframes.names import check_key, group_id, packets_name, runtime_dir
 from cuframes.receiver import WatchedReceiver
 from cuframes.segment import OwnedSegment, inspect, open_segment
 from cuframes.session import client
@@ -37,6 +39,7 @@ __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketRe
 STARTS = {"keyframe": START_KEYFRAME, "oldest": START_OLDEST, "live": START_LIVE}
 DATA_SIZE = 8 << 20
 MAX_PACKET_SIZE = 2 << 20
+LOOK_SECONDS = 0.5
 KEY = 1
 
 
@@ -102,14 +105,16 @@ class PacketPublisher(lifetime.Closing):
             raise ValueError(f"max_packet_size must be at least 1 byte, not {max_packet_size!r}")
         self.key = key
         self.codec_id = codec_id(codec)
+        self._pid = os.getpid()
+        self._guard = threading.RLock()
+        self._next_look: float | None = time.monotonic() + LOOK_SECONDS
+        gid, size, extra = group_id(group), segment_size(slots, data_size), _check_extradata(extradata)
+        # Readers map it read-only, so members of the group need no more.
         self._segment = OwnedSegment(
-            packets_name(key),
-            segment_size(slots, data_size),
-            what="packet ring",
-            gid=group_id(group),
-            mode=0o640,  # readers write nothing there
+            runtime_dir(gid), packets_name(key), size, what="packet ring", gid=gid, group_mode=0o640
         )
         try:
+            assert self._segment.mapping is not None
             self._writer = PacketWriter(
                 self._segment.mapping,
                 slots=slots,
@@ -117,13 +122,13 @@ class PacketPublisher(lifetime.Closing):
                 max_packet=min(max_packet_size, data_size),
                 codec_id=self.codec_id,
                 pid=os.getpid(),
-                extradata=_check_extradata(extradata),
+                extradata=extra,
             )
+            lifetime.register(self)
         except BaseException:
             self._segment.close()
             raise
         self._closed = False
-        lifetime.register(self)
 
     def publish_packet(
         self, data: Any, *, pts_ns: int | None, dts_ns: int | None = None, keyframe: bool = False, flags: int = 0
@@ -154,6 +159,8 @@ class PacketPublisher(lifetime.Closing):
             Somebody cut the packet ring off. Close this publisher, and open a new one.
         ValueError, TypeError
         """
+        if self._next_look is not None and time.monotonic() >= self._next_look:
+            self._look()
         return self._writer.put(data, pts_ns, dts_ns, flags | KEY if keyframe else flags)
 
     def publish_packets(self, packets: Iterable[tuple[Any, int | None, int | None, int]]) -> int:
@@ -174,7 +181,19 @@ class PacketPublisher(lifetime.Closing):
         PacketOversized, ValueError, TypeError
             The packets before it are published.
         """
+        if self._next_look is not None and time.monotonic() >= self._next_look:
+            self._look()
         return self._writer.put_all(packets)
+
+    def _look(self) -> None:
+        """See to the ring's files. Without a thread of its own, whoever publishes does; beside frames, their thread."""
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._segment.look()
+
+    def _owned(self) -> OwnedSegment:
+        """The ring's segment, for somebody who sees to its files from now on."""
+        self._next_look = None
+        return self._segment
 
     def set_extradata(self, extradata: Any) -> None:
         """Change the extradata: at once before the first packet, afterwards together with the next keyframe."""
@@ -191,13 +210,18 @@ class PacketPublisher(lifetime.Closing):
 
     def close(self) -> None:
         """End the stream: readers drain what is there, then get :class:`Disconnected`. Closing twice is fine."""
-        if self._closed:
+        if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
+            self._forget()
             return
-        self._closed = True
-        self._writer.close()
-        self._segment.close()
-        lifetime.unregister(self)
-        del self._segment.mapping
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._writer.close()
+            finally:
+                self._segment.close()
+                lifetime.unregister(self)
 
     def _forget(self) -> None:
         self._closed = True

@@ -13,7 +13,7 @@ import pytest
 from harness import Worker, eventually, in_namespace
 
 import cuframes
-from cuframes import Publisher, Subscriber
+from cuframes import PacketPublisher, Publisher, Subscriber
 from cuframes.listing import collect_garbage, find_publisher
 from cuframes.segment import inspect, is_owned, lock_owner, open_segment
 
@@ -119,12 +119,15 @@ def test_close_removes_the_segment_and_the_socket(key, runtime_dir):
     assert not list(runtime_dir.iterdir())
 
 
-def test_close_leaves_a_successors_segment_alone(key):
-    publisher = Publisher(key, 64, 48, "gray8")
-    (SHM / f"cuframes-{key}").unlink()  # somebody cleaned up by hand
-    with Publisher(f"{key}", 64, 48, "gray8"):
+def test_close_leaves_a_successors_segment_alone(key, runtime_dir):
+    publisher = PacketPublisher(key, 27)  # which has no thread that would repair this
+    ring, lock = SHM / f"cuframes-{key}-packets", runtime_dir / f"{key}-packets.lock"
+    ring.unlink()  # somebody cleaned up by hand
+    lock.unlink()
+    with PacketPublisher(key, 27):
         publisher.close()
-        assert (SHM / f"cuframes-{key}").exists()
+        assert ring.exists()
+        assert lock.exists()
 
 
 def test_the_owner_lock_does_not_travel_with_the_descriptors(key):

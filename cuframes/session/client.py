@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from cuframes import _mapped, _status
+from cuframes import _mapped, lifetime
 from cuframes.errors import (
     AlreadyExists,
     CuframesError,
@@ -28,7 +28,7 @@ from cuframes.errors import (
     ProtocolError,
     Timeout,
 )
-from cuframes.names import runtime_dirs, socket_path
+from cuframes.names import check_directory, check_peer, runtime_dirs, socket_path
 from cuframes.segment import open_segment
 from cuframes.session import wire
 from cuframes.session.wire import ErrorCode, MessageType
@@ -119,7 +119,6 @@ class Connection:
         self._gone = False
         self._asked = False
         self._arrived: Callable[[int], None] | None = None
-        _status.own(sock.fileno())
         # One thread reads the socket at a time: two would take each other's answers.
         self._reading = threading.Lock()
 
@@ -210,8 +209,7 @@ class Connection:
         self._gone = True
         self.close_descriptors()
         self.close_event()
-        _status.disown(self.sock.fileno())
-        self.sock.close()
+        lifetime.close_owned(self.sock)
 
 
 # ---- running steps ---------------------------------------------------------------------------------------------------
@@ -376,7 +374,7 @@ def fetch_packets(key: str) -> Steps[int]:
     sock = yield from _open(key, deadline)
     with _ending(sock, descriptors):
         welcome = yield from _say_hello(key, sock, wire.Parser(), hello, deadline, descriptors)
-    sock.close()
+    lifetime.close_owned(sock)
     if not welcome.packets_path:
         _close_all(descriptors)
         raise NoPacketRing(f"the publisher of {key!r} shares no packets; it does after enable_packets()")
@@ -400,7 +398,9 @@ def _open(key: str, deadline: float) -> Steps[socket.socket]:
     refused = None
     for path in paths:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        lifetime.own(sock.fileno())
         try:
+            check_directory(path.parent)
             while True:
                 try:
                     sock.connect(str(path))
@@ -409,15 +409,17 @@ def _open(key: str, deadline: float) -> Steps[socket.socket]:
                     if time.monotonic() >= deadline:
                         raise _unanswered(key) from None
                 yield Pause(-1, _unanswered(key))
+            check_peer(sock, path)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            sock.close()
+            lifetime.close_owned(sock)
         except PermissionError as problem:
-            sock.close()
-            refused = PermissionError(
-                problem.errno, f"{path} belongs to another user; its publisher can share it with group="
-            )
+            lifetime.close_owned(sock)
+            refused = problem
+            if problem.errno == errno.EACCES:  # connect's own, which names neither cause nor remedy
+                text = f"{path} belongs to another user; its publisher can share it with group="
+                refused = PermissionError(problem.errno, text)
         except BaseException:
-            sock.close()
+            lifetime.close_owned(sock)
             raise
         else:
             return sock
@@ -459,7 +461,7 @@ def _ending(sock: socket.socket, descriptors: list[int]) -> Iterator[None]:
         yield
     except BaseException as problem:
         _close_all(descriptors)
-        sock.close()
+        lifetime.close_owned(sock)
         if isinstance(problem, ConnectionError) and not isinstance(problem, CuframesError):
             raise Disconnected("the publisher went away during the handshake") from None
         raise
