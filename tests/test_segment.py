@@ -146,7 +146,8 @@ def test_gc_by_key_leaves_the_others_alone(key, runtime_dir):
     with Worker("producer.py", f"{key}-a") as one, Worker("producer.py", f"{key}-b") as other:
         one.kill()
         other.kill()
-    assert set(collect_garbage([f"{key}-a"])) == {SHM / f"cuframes-{key}-a", runtime_dir / f"{key}-a.sock"}
+    left = {SHM / f"cuframes-{key}-a", runtime_dir / f"{key}-a.sock", runtime_dir / f"{key}-a.lock"}
+    assert set(collect_garbage([f"{key}-a"])) == left
     assert (SHM / f"cuframes-{key}-b").exists()
     assert (runtime_dir / f"{key}-b.sock").exists()
     assert SHM / f"cuframes-{key}-b" in collect_garbage([f"{key}-b"])
