@@ -28,6 +28,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "_copy.h"
@@ -52,25 +53,39 @@ static inline uint64_t cf_cache_size(uint32_t frame_size, uint32_t depth) {
     return CF_CACHE_HEADER_SIZE + (uint64_t)depth * (sizeof(cf_cache_entry) + frame_size);
 }
 
-/* CF_CORRUPT: no slot of version 1, or one that does not fit its file of `size` bytes. */
+/* CF_CORRUPT: no slot of version 1, or one that does not fit its file of `size` bytes. Whoever wrote the header may have
+ * written anything: the depth is compared by division, since the product of two such numbers can be beyond 64 bits. */
 static inline int cf_cache_measure(const void *segment, uint64_t size, cf_cache_shape *s) {
     const cf_cache_header *h = segment;
-    if (size < sizeof *h || cf_load_acquire_u32(&h->magic) != CF_CACHE_MAGIC || h->version != CF_CACHE_VERSION)
+    if (size < sizeof *h || cf_load_acquire_u32(&h->magic) != CF_CACHE_MAGIC ||
+        cf_load_relaxed_u32(&h->version) != CF_CACHE_VERSION)
         return CF_CORRUPT;
     s->frame_size = cf_load_relaxed_u32(&h->frame_size);
     s->depth = cf_load_relaxed_u32(&h->ring_depth);
-    s->stride = sizeof(cf_cache_entry) + s->frame_size;
-    bool sound = s->frame_size && s->depth >= CF_CACHE_MIN_DEPTH && size >= cf_cache_size(s->frame_size, s->depth);
+    s->stride = sizeof(cf_cache_entry) + (uint64_t)s->frame_size;
+    bool sound = s->frame_size && s->depth >= CF_CACHE_MIN_DEPTH && s->depth <= (size - CF_CACHE_HEADER_SIZE) / s->stride;
     return sound ? CF_OK : CF_CORRUPT;
 }
 
 /* ---- the writer --------------------------------------------------------------------------------------------------- */
 
+/* What a writer's end is in the middle of, and whether it is closed: one word of its own process.
+ *
+ *     IDLE -> CALL -> IDLE             a call that writes a frame, and soon returns
+ *     IDLE -> FRAME -> CALL -> IDLE    a frame that the caller fills, and publishes when he likes
+ *     IDLE -> FRAME -> IDLE            or does not
+ *
+ * close() sets SHUT: from then on nothing begins, and a frame that is being filled cannot become a call any more. Then it
+ * waits until the call in progress, if any, is over, and sets GONE: the lock may be given up. A frame that is still being
+ * filled is taken out of the slot first, since the next writer may soon be in that entry. */
+enum { CF_CACHE_IDLE = 0, CF_CACHE_CALL = 1, CF_CACHE_FRAME = 2, CF_CACHE_DOING = 3, CF_CACHE_SHUT = 4, CF_CACHE_GONE = 8 };
+
 typedef struct {
     cf_cache_header *shared;
+    uint64_t size; /* bytes of the mapping */
     cf_cache_shape shape;
     int fd;
-    uint32_t busy;   /* atomic; a frame is being written */
+    uint32_t state;  /* atomic; what is above */
     uint64_t cursor; /* the frame to be written next */
 } cf_cache_writer;
 
@@ -88,6 +103,7 @@ static inline int cf_cache_writer_init(cf_cache_writer *w, void *segment, uint64
     int rc = cf_cache_measure(segment, size, &w->shape);
     if (rc != CF_OK) return rc;
     w->shared = segment;
+    w->size = size;
     w->fd = fd;
     w->cursor = cf_load_acquire(&w->shared->write_cursor);
     cf_store_relaxed(&w->shared->writer_pid, pid);
@@ -99,13 +115,14 @@ static inline char *cf_cache_entry_at(const cf_cache_shape *s, const void *segme
     return (char *)segment + CF_CACHE_HEADER_SIZE + n % s->depth * s->stride;
 }
 
-/* Where the next frame's pixels go. CF_BUSY: another thread is writing. CF_ENDED: the slot was removed. Ends with
- * cf_cache_commit or cf_cache_abandon. */
-static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
+/* Where the next frame's pixels go, for a call (CF_CACHE_CALL) or for a frame that the caller fills (CF_CACHE_FRAME).
+ * CF_BUSY: another frame is being written. CF_CLOSED. CF_ENDED: the slot was removed. Ends with cf_cache_end. */
+static inline int cf_cache_begin(cf_cache_writer *w, uint32_t state, char **pixels) {
     struct stat file;
-    if (cf_exchange_u32(&w->busy, 1)) return CF_BUSY;
+    if (!cf_replace_u32(&w->state, CF_CACHE_IDLE, state))
+        return cf_load_seq_cst_u32(&w->state) & CF_CACHE_SHUT ? CF_CLOSED : CF_BUSY;
     if (fstat(w->fd, &file) == 0 && file.st_nlink == 0) {
-        cf_store_seq_cst_u32(&w->busy, 0);
+        cf_fetch_and_u32(&w->state, ~(uint32_t)CF_CACHE_DOING);
         return CF_ENDED;
     }
     cf_fence_full(); /* W1 before W2. PAIRS WITH: reader whole */
@@ -113,15 +130,21 @@ static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
     return CF_OK;
 }
 
-static inline void cf_cache_abandon(cf_cache_writer *w) { cf_store_seq_cst_u32(&w->busy, 0); }
+/* The frame is filled: go on as a call. False: the end was closed meanwhile. */
+static inline bool cf_cache_resume(cf_cache_writer *w) { return cf_replace_u32(&w->state, CF_CACHE_FRAME, CF_CACHE_CALL); }
 
-/* The pixels are there: publish them, and wake who sleeps. Readers cannot say that they do, so this is a system call. */
+/* What was begun is over, published or not. False: the lock was given up meanwhile, so nothing was published. */
+static inline bool cf_cache_end(cf_cache_writer *w) {
+    return !(cf_fetch_and_u32(&w->state, ~(uint32_t)CF_CACHE_DOING) & CF_CACHE_GONE);
+}
+
+/* The pixels are there: publish them, and wake who sleeps. Readers cannot say that they do, so this is a system call. Only
+ * in a call. */
 static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t pts_us, uint64_t wall_us) {
     cf_cache_entry entry = {.pts_us = pts_us, .wall_us = wall_us, .size = size};
     cf_copy_racing(cf_cache_entry_at(&w->shape, w->shared, w->cursor), (const char *)&entry, sizeof entry);
     cf_store_seq_cst(&w->shared->write_cursor, ++w->cursor); /* W3. PAIRS WITH: reader look; reader sleep */
     cf_futex_wake_all(cf_low_half(&w->shared->write_cursor));
-    cf_store_seq_cst_u32(&w->busy, 0);
 }
 
 /* Note frames that the source lost before they came here. */
@@ -131,6 +154,13 @@ static inline void cf_cache_drop(cf_cache_writer *w, uint64_t count) { cf_fetch_
 static inline void cf_cache_writer_leave(cf_cache_writer *w) {
     cf_store_release_u32(&w->shared->futex, 0);
     cf_futex_wake_all(cf_low_half(&w->shared->write_cursor)); /* sleepers have to look by themselves from here on */
+}
+
+/* Take the mapping out of the slot: whoever still fills a frame of it writes to memory of his own. Afterwards the lock may
+ * be given up. */
+static inline bool cf_cache_revoke(cf_cache_writer *w) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    return mmap(w->shared, w->size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
 }
 
 /* ---- the reader --------------------------------------------------------------------------------------------------- */

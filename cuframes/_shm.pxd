@@ -84,6 +84,8 @@ cdef extern from "_shm.h" nogil:
 
     uint64_t cf_load_acquire(const uint64_t* p)
     void cf_store_release_u32(uint32_t* p, uint32_t v)
+    uint32_t cf_load_seq_cst_u32(const uint32_t* p)
+    uint32_t cf_fetch_or_u32(uint32_t* p, uint32_t v)
     uint32_t cf_exchange_u32(uint32_t* p, uint32_t v)
     int64_t cf_load_relaxed_i64(const int64_t* p)
     void cf_futex_wake_all(const uint32_t* word)
