@@ -83,6 +83,8 @@ cdef int check(int status, object context=None) except -1:
 
 cdef int64_t nanoseconds_of(object value) except? -1:
     """A timestamp that a caller gave: an int, since a float of seconds would be off by nine orders of magnitude."""
+    if value is True or value is False:
+        raise TypeError(f"a time in nanoseconds is an int, not {value}")
     try:
         return PyNumber_Index(value)
     except OverflowError:

@@ -10,7 +10,7 @@ from cuframes._frame import FrameLayout, WritableFrame
 from cuframes._mapped import DROP_OLDEST, FUTEX, HEADER_BYTES, OWNER_LOCK, PINS, STRICT_WAIT, describe, meta_bytes
 from cuframes._version import __version__
 from cuframes.errors import AlreadyExists, NoPacketRing
-from cuframes.formats import FrameShape, pixel_format
+from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.memory import Pool, create_external, create_pool
 from cuframes.names import check_key, group_id, packets_name, runtime_dir, segment_name, socket_path
 from cuframes.packets import DATA_SIZE, MAX_PACKET_SIZE, PacketPublisher
@@ -98,8 +98,7 @@ class Publisher(lifetime.Closing):
         policy: str = "drop_oldest",
         group: str | int | None = None,
     ) -> None:
-        if not isinstance(ring_size, int) or not 2 <= ring_size <= 16:
-            raise ValueError(f"ring_size must be 2 to 16, not {ring_size!r}")
+        ring_size = whole_number(ring_size, "ring_size", 2, 16)
         shape = FrameShape(pixel_format(format), width, height)
         self._open(key, shape, policy, group, lambda: create_pool(memory, device, key, shape.nbytes, ring_size))
 
@@ -143,6 +142,7 @@ class Publisher(lifetime.Closing):
         """
         if not 2 <= len(buffers) <= 16:
             raise ValueError(f"buffers must be 2 to 16, not {len(buffers)}")
+        pitch = None if pitch is None else whole_number(pitch, "pitch", 1, 2**31 - 1)
         shape = FrameShape(pixel_format(format), width, height, pitch, pitch)
         publisher = cls.__new__(cls)
         publisher._open(key, shape, policy, group, lambda: create_external(buffers, device, shape.nbytes))
@@ -274,9 +274,8 @@ class Publisher(lifetime.Closing):
             This slot rather than the next that is free; numbers of the slots between are left out of ``seq``.
         """
         writer = self._open_writer()
-        if slot is not None and not 0 <= slot < self._pool.memory.count:
-            raise ValueError(f"slot must be 0 to {self._pool.memory.count - 1}, not {slot}")
-        return WritableFrame(writer, self._layout, stream, timeout, -1 if slot is None else slot)
+        wanted = -1 if slot is None else whole_number(slot, "slot", 0, self._pool.memory.count - 1)
+        return WritableFrame(writer, self._layout, stream, timeout, wanted)
 
     def enable_packets(
         self,
