@@ -19,6 +19,9 @@ cdef class View:
                  bint readonly, Owner owner) except -1
     cdef void drop(self) noexcept
     cdef void disown(self) noexcept
+    cdef Owner share(self)
+    cdef int lend(self) except -1
+    cdef bint dense(self, bint fortran) noexcept
     cdef Py_ssize_t size(self) noexcept
     cdef int check_exportable(self) except -1
     cdef int check_host(self, object error) except -1

@@ -7,7 +7,7 @@ from cuframes import lifetime
 from cuframes._cache import CacheWriter, WritableSlotFrame
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
-from cuframes.formats import pixel_format
+from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
 from cuframes.framecache.slots import (
     SlotInfo,
@@ -52,6 +52,8 @@ class SlotWriter(lifetime.Closing):
     stays, for the next writer, until :func:`remove_slot` or the service removes it. The kernel frees the place of a
     writer that dies. After a fork it is usable in the parent only.
     """
+
+    _reader = "cuframes.framecache.SlotReader"
 
     def __init__(
         self,
@@ -151,9 +153,7 @@ class SlotWriter(lifetime.Closing):
 
     def drop(self, count: int = 1) -> None:
         """Count frames that the source lost before they came here, in the slot's ``dropped_frames``."""
-        if count < 0:
-            raise ValueError(f"frames that were lost do not come back: {count}")
-        self._writer.drop(count)
+        self._writer.drop(whole_number(count, "count", 0, 2**32 - 1))
 
     def info(self) -> SlotInfo:
         """The slot as others see it."""
