@@ -38,7 +38,7 @@ cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GI
 
 # ---- what a buffer holds --------------------------------------------------------------------------------------------
 
-cdef int sample_bytes(const Py_buffer* b) noexcept:
+cdef inline int sample_bytes(const Py_buffer* b) noexcept:
     """1 or 2: integers of so many bytes, in this machine's order. 0: anything else."""
     cdef const char* f = b.format
     cdef bint swapped = False
@@ -55,7 +55,7 @@ cdef int sample_bytes(const Py_buffer* b) noexcept:
     return found if found == b.itemsize and f[1] == 0 else 0  # ctypes calls a union "B", of any size
 
 
-cdef int look(const Py_buffer* b, Strided* found) noexcept:
+cdef inline int look(const Py_buffer* b, Strided* found) noexcept:
     """What is in a buffer that was asked for with PyBUF_STRIDES | PyBUF_FORMAT: 0, or what is wrong with it.
 
     Exporters leave out what follows from the rest: ctypes the strides, others the shape of one dimension.
@@ -104,7 +104,7 @@ cdef int check_unmasked(object array) except -1:
     return 0
 
 
-cdef bint rows_contiguous(const Strided* a) noexcept:
+cdef inline bint rows_contiguous(const Strided* a) noexcept:
     """Whether all but the first dimension lie without gaps, the last index fastest."""
     cdef Py_ssize_t expected = a.item_bytes
     cdef int i
@@ -115,7 +115,7 @@ cdef bint rows_contiguous(const Strided* a) noexcept:
     return True
 
 
-cdef Py_ssize_t row_bytes(const Strided* a) noexcept:
+cdef inline Py_ssize_t row_bytes(const Strided* a) noexcept:
     cdef Py_ssize_t total = a.item_bytes
     cdef int i
     for i in range(1, a.ndim):
@@ -123,16 +123,16 @@ cdef Py_ssize_t row_bytes(const Strided* a) noexcept:
     return total
 
 
-cdef Py_ssize_t pitch(const Strided* a) noexcept:
+cdef inline Py_ssize_t pitch(const Strided* a) noexcept:
     """Bytes from row to row; of a single row, its own."""
     return a.step[0] if a.extent[0] > 1 else row_bytes(a)
 
 
-cdef bint contiguous(const Strided* a) noexcept:
+cdef inline bint contiguous(const Strided* a) noexcept:
     return rows_contiguous(a) and (a.ndim == 0 or pitch(a) == row_bytes(a))
 
 
-cdef bint has_shape(const Strided* a, int ndim, const Py_ssize_t* extent) noexcept:
+cdef inline bint has_shape(const Strided* a, int ndim, const Py_ssize_t* extent) noexcept:
     cdef int i
     if a.ndim != ndim:
         return False
@@ -332,7 +332,7 @@ cdef enum:
     PITCHED    # with one pitch for all planes, which may be negative
 
 
-cdef int fit(FrameLayout layout, const Strided* a) noexcept:
+cdef inline int fit(FrameLayout layout, const Strided* a) noexcept:
     if a.ndim == 1:  # its samples, or its bytes
         if a.item_bytes > layout.item_bytes or a.extent[0] != layout.tight_bytes // a.item_bytes:
             return MISFIT
@@ -343,7 +343,7 @@ cdef int fit(FrameLayout layout, const Strided* a) noexcept:
     return PITCHED if a.ndim == layout.plane[0].ndim and layout.one_pitch and rows_contiguous(a) else SCATTERED
 
 
-cdef void lay_out(FrameLayout layout, const Strided* a, int how, bint on_gpu, Rows* rows) noexcept:
+cdef inline void lay_out(FrameLayout layout, const Strided* a, int how, bint on_gpu, Rows* rows) noexcept:
     """The planes below one another in one array, TIGHT or PITCHED."""
     cdef const char* address = a.address
     cdef int i

@@ -250,7 +250,7 @@ cdef class View:
         buffer.len = self.size()
         buffer.itemsize = self.item_bytes
         buffer.readonly = self.readonly
-        buffer.ndim = self.ndim
+        buffer.ndim = self.ndim if flags & PyBUF_ND else 0  # as NumPy has it: no dimensions without a shape
         buffer.format = NULL
         if flags & PyBUF_FORMAT:
             buffer.format = FORMAT_U8 if self.item_bytes == 1 else FORMAT_U16
