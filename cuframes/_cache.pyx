@@ -11,8 +11,9 @@ from posix.unistd cimport close as c_close
 from cuframes._frame cimport FrameLayout
 from cuframes._mapped cimport Borrowed_make, Mapping
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_now_ns, cf_store_release_u32
-from cuframes._source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_part, plain_rows, source_of
+from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, is_part, plain_rows, source_of
 from cuframes._status cimport *
+from cuframes._views cimport check_unmasked
 
 import time
 

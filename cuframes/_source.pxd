@@ -57,7 +57,6 @@ cdef class Source:
     cdef int part_from(self, const char* target) except -1
 
 
-cdef int check_unmasked(object array) except -1
 cdef bint is_part(object src, Py_ssize_t frame_bytes) except -1
 cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1
 cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src)

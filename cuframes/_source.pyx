@@ -15,6 +15,7 @@ from cuframes._cuda cimport CF_CUDA_STREAM_LEGACY, Device, check_driver
 from cuframes._dlpack cimport PyCapsule_GetPointer, PyCapsule_SetName, cf_dl_managed, cf_dl_tensor
 from cuframes._frame cimport FrameLayout, Geometry, cf_copier
 from cuframes._shm cimport cf_now_ns
+from cuframes._views cimport check_unmasked
 
 from cuframes.formats import ALIASES
 
@@ -94,14 +95,6 @@ cdef wrong_sample(FrameLayout layout, str found):
     want = f"uint{8 * layout.item_bytes}"
     return TypeError(f"{layout.format} samples are {want}, the array has elements of {found}; convert it first "
                      f"(.astype({want!r}))")
-
-
-cdef int check_unmasked(object array) except -1:
-    """NumPy's masked arrays give the bytes beneath the mask away as if there were none."""
-    if hasattr(array, "mask") and hasattr(array, "filled"):
-        raise TypeError("a masked array has no pixels where it is masked; say what they are (array.filled(0)), or "
-                        "publish array.data")
-    return 0
 
 
 cdef inline bint rows_contiguous(const Strided* a) noexcept:

@@ -2,6 +2,9 @@ from cuframes._core cimport Owner
 from cuframes._cuda cimport Device
 
 
+cdef int check_unmasked(object array) except -1
+
+
 cdef class View:
     cdef char* address
     cdef int ndim

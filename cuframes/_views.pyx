@@ -74,6 +74,14 @@ cdef void* dlpack_stream(object stream) except? NULL:
     return <void*><uintptr_t>stream
 
 
+cdef int check_unmasked(object array) except -1:
+    """NumPy's masked arrays give what is beneath the mask away as if there were none."""
+    if hasattr(array, "mask") and hasattr(array, "filled"):
+        raise TypeError("a masked array has no pixels where it is masked; say what they are (array.filled(0)), or "
+                        "give array.data")
+    return 0
+
+
 cdef class View:
     """Memory of one frame or plane, as an array of unsigned integers.
 
@@ -221,6 +229,7 @@ cdef class View:
     def __setitem__(self, index, value):
         import numpy
         self.check_host(TypeError)
+        check_unmasked(value)
         numpy.asarray(memoryview(self))[index] = value
 
     def __bool__(self):

@@ -228,7 +228,7 @@ class Publisher(lifetime.Closing):
             The frame as one array (``(height * 3 // 2, width)`` for 4:2:0, ``(3, height, width)`` for ``rgbp``, else
             ``(height, width[, components])``), as a list or tuple of its planes, as its bytes without padding, or
             anything with planes and a format: a PyAV ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 for
-            ``p010`` and ``gray16``. Rows may be padded.
+            ``p010`` and ``gray16``. Rows may be padded, and lie in any order and direction.
             Device memory takes arrays of its GPU (CUDA array interface, DLPack, PyAV's frames decoded there), copied on
             `stream`, and host arrays, uploaded through pinned memory; the host waits for neither.
         pts_ns : int, optional
@@ -251,7 +251,7 @@ class Publisher(lifetime.Closing):
             Every slot is held (``drop_oldest``).
         Timeout
             The oldest slot did not become free in time (``strict_wait``).
-        ValueError, TypeError
+        ValueError, TypeError, BufferError
             `src` does not fit; nothing was published.
         """
         writer = self._writer

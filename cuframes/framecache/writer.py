@@ -136,7 +136,7 @@ class SlotWriter(lifetime.Closing):
         ------
         ValueError
             It is larger than the slot's frames, or does not have their shape, or the writer is closed.
-        TypeError
+        TypeError, BufferError
         Disconnected
             The slot was removed.
         """
