@@ -5,7 +5,7 @@ The algorithm is C (``_cache.h``) and runs without the GIL wherever it waits or 
 
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_IsContiguous, PyBuffer_Release
-from cpython.buffer cimport PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.buffer cimport PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
@@ -14,8 +14,9 @@ from cuframes._frame cimport FrameLayout
 from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_exchange_u32, cf_fetch_or_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
 from cuframes._shm cimport cf_now_ns, cf_sleep_ns, cf_store_release_u32
-from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
+from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, is_part, plain_rows, source_of
 from cuframes._status cimport *
+from cuframes._views cimport check_unmasked
 
 import os
 import time
@@ -23,6 +24,7 @@ import time
 import numpy
 
 from cuframes.errors import Disconnected, ProtocolError
+from cuframes.lifetime import refusal
 
 
 cdef extern from "Python.h":
@@ -135,6 +137,8 @@ cdef str printable(bytes text):
 
 cdef uint64_t microseconds_of(object value) except? 0:
     """A timestamp that a caller gave, as the format has it: unsigned, 64 bits."""
+    if value is True or value is False:
+        raise TypeError(f"a time in microseconds is an int, not {value}")
     try:
         return PyNumber_Index(value)
     except OverflowError:
@@ -206,6 +210,7 @@ cdef class CacheWriter:
         check_generation(self.generation)
         status = cf_cache_begin(&self.ring, state, pixels)
         if status == CF_CLOSED:
+            pause_at_exit()
             raise ValueError("the writer is closed")
         if status == CF_ENDED:
             raise Disconnected("the slot was removed; create it again to go on")
@@ -245,6 +250,7 @@ cdef class CacheWriter:
             finally:
                 PyBuffer_Release(&buffer)
         if self.layout is None or is_part(src, self.layout.tight_bytes):
+            check_unmasked(src)
             PyObject_GetBuffer(src, &buffer, PyBUF_STRIDES)
             try:
                 # By its strides, not by what was asked for: not everybody refuses a request for contiguous bytes.
@@ -337,19 +343,6 @@ cdef class CacheWriter:
                 c_close(fd)
 
 
-cdef bint is_part(object src, Py_ssize_t frame_bytes) except -1:
-    """Whether these are plain bytes that are not a whole frame."""
-    cdef Py_buffer buffer
-    cdef bint part
-    if not PyObject_CheckBuffer(src) or hasattr(src, "planes"):
-        return False
-    PyObject_GetBuffer(src, &buffer, PyBUF_STRIDES)
-    part = buffer.ndim == 1 and buffer.itemsize == 1 and PyBuffer_IsContiguous(&buffer, c"C") \
-        and buffer.len != frame_bytes
-    PyBuffer_Release(&buffer)
-    return part
-
-
 @cython.no_gc_clear  # giving up needs the writer
 cdef class WritableSlotFrame:
     """The slot's next entry, to be filled in place.
@@ -405,6 +398,9 @@ cdef class WritableSlotFrame:
         finally:
             self.give_up()
 
+    def __reduce__(self):
+        raise refusal(self, "read the slot with cuframes.framecache.SlotReader in the other process")
+
     def copy_from(self, src):
         """Copy a whole frame in: what :meth:`SlotWriter.write` takes."""
         cdef Source source
@@ -412,6 +408,7 @@ cdef class WritableSlotFrame:
         if self.writer.layout is None:
             raise ValueError("the slot's pixel format is not known; fill data")
         source = source_of(self.writer.layout, None, NULL, src)
+        source.part_from(self.pixels)
         copy_frame(self.writer.layout, source.rows, self.pixels)
 
     def check_begun(self):
@@ -743,6 +740,12 @@ cdef class SlotFrame:
     def __exit__(self, *exc):
         """Nothing: a frame of a slot is never held. It lets code take this for a :class:`Frame`."""
 
+    def __reduce__(self):
+        if self.ring is not None:
+            raise refusal(self, "read it with copy=True; or copy its data, and look at valid after that")
+        shape = None if self.layout is None else self.layout.shape
+        return _slot_frame, (self.seq, self.pts_us, self.wall_us, self.data, self.dropped, shape)
+
     def __array__(self, dtype=None, copy=None):
         if copy is None:  # as NumPy 1 has it, which knows no such argument
             return numpy.asarray(self.data, dtype)
@@ -751,3 +754,15 @@ cdef class SlotFrame:
     def __repr__(self):
         return (f"<SlotFrame {self.seq}, {self.data.nbytes} bytes, pts_us={self.pts_us}"
                 f"{f', {self.dropped} dropped before it' if self.dropped else ''}>")
+
+
+def _slot_frame(seq, pts_us, wall_us, data, dropped, shape):
+    """A frame out of its parts: how it is unpickled."""
+    cdef SlotFrame frame = SlotFrame.__new__(SlotFrame)
+    frame.found.seq = seq
+    frame.found.pts_us = pts_us
+    frame.found.wall_us = wall_us
+    frame.data = data
+    frame.dropped = dropped
+    frame.layout = None if shape is None else FrameLayout(shape)
+    return frame

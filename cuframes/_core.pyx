@@ -51,19 +51,17 @@ cdef class Owner:
         return 0
 
     cdef void note(self, void* stream) noexcept:
+        cdef bint known = False
         cdef int i
-        # A consumer that does not say where it works, or on whose thread, may work anywhere in the context.
-        if stream == NULL or stream == <void*>CF_CUDA_STREAM_PER_THREAD:
-            self.anywhere = True
-            return
-        for i in range(self.streams):
-            if self.stream[i] == stream:
-                return
-        if self.streams == 4:
-            self.anywhere = True
-            return
-        self.stream[self.streams] = stream
-        self.streams += 1
+        with cython.critical_section(self):  # views are exported on any thread
+            for i in range(self.streams):
+                known = known or self.stream[i] == stream
+            # A consumer that does not say where it works, or on whose thread, may work anywhere in the context.
+            if stream == NULL or stream == <void*>CF_CUDA_STREAM_PER_THREAD or (self.streams == 4 and not known):
+                self.anywhere = True
+            elif not known:
+                self.stream[self.streams] = stream
+                self.streams += 1
 
 
 @cython.no_gc_clear  # a writable frame that dies in the same cycle still gives its slot back through it

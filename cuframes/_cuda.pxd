@@ -9,6 +9,7 @@ cdef extern from "_cuda.h" nogil:
         CF_CUDA_EVENT_DISABLE_TIMING
         CF_CUDA_MEMORY_HOST
         CF_CUDA_MEMORY_DEVICE
+        CF_CUDA_POINTER_DEVICE_ORDINAL
         CF_CUDA_STREAM_LEGACY
         CF_CUDA_STREAM_PER_THREAD
 
@@ -38,6 +39,7 @@ cdef extern from "_cuda.h" nogil:
         int (*ctx_pop)(void** context) noexcept nogil
         int (*memcpy_2d_async)(const cf_cuda_memcpy2d* copy, void* stream) noexcept nogil
         int (*stream_synchronize)(void* stream) noexcept nogil
+        int (*pointer_get_attribute)(void* data, int attribute, uintptr_t pointer) noexcept nogil
         int (*get_error_name)(int error, const char** name) noexcept nogil
         int (*get_error_string)(int error, const char** text) noexcept nogil
 
@@ -55,6 +57,7 @@ cdef class Device:
 
     cdef int enter(self) noexcept nogil
     cdef void leave(self, int entered) noexcept nogil
+    cdef int ordinal_of(self, uintptr_t pointer) noexcept nogil
     cdef int record(self, void* event, void* stream) noexcept nogil
     cdef int record_everything(self, void* event) noexcept nogil
     cdef int wait(self, void* stream, void* event) noexcept nogil

@@ -33,6 +33,8 @@ def load(dict functions):
     calls.memcpy_2d_async = \
         <int (*)(const cf_cuda_memcpy2d*, void*) noexcept nogil><void*><uintptr_t>functions["cuMemcpy2DAsync"]
     calls.stream_synchronize = <int (*)(void*) noexcept nogil><void*><uintptr_t>functions["cuStreamSynchronize"]
+    calls.pointer_get_attribute = \
+        <int (*)(void*, int, uintptr_t) noexcept nogil><void*><uintptr_t>functions["cuPointerGetAttribute"]
     calls.get_error_name = \
         <int (*)(int, const char**) noexcept nogil><void*><uintptr_t>functions["cuGetErrorName"]
     calls.get_error_string = \
@@ -109,6 +111,14 @@ cdef class Device:
         cdef void* popped
         if entered:
             calls.ctx_pop(&popped)
+
+    cdef int ordinal_of(self, uintptr_t pointer) noexcept nogil:
+        """The GPU on which an address is, as this process counts them; -1 if CUDA does not know the address."""
+        cdef int ordinal = -1
+        cdef int entered = self.enter()
+        cdef int result = calls.pointer_get_attribute(&ordinal, CF_CUDA_POINTER_DEVICE_ORDINAL, pointer)
+        self.leave(entered)
+        return ordinal if result == CF_CUDA_SUCCESS else -1
 
     cdef int record(self, void* event, void* stream) noexcept nogil:
         cdef int entered = self.enter()

@@ -15,6 +15,7 @@ from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_low_half, cf_sto
 from cuframes._status cimport *
 
 from cuframes.errors import ProtocolError
+from cuframes.lifetime import refusal
 
 
 cdef extern from "Python.h":
@@ -479,6 +480,8 @@ cdef class Packet:
         return self.ring is None or cf_packet_whole(&self.ring.ring, &self.found)
 
     def __reduce__(self):
+        if self.ring is not None:
+            raise refusal(self, "take it with copy=True; or copy its data, and look at valid after that")
         return _packet, (self.seq, self.found.pts_ns, self.found.dts_ns, self.found.published_ns, self.flags,
                          bytes(self.data), self.lost)
 

@@ -118,9 +118,10 @@ cdef void wait_for_exit() noexcept:
         cf_sleep_ns(EXIT_NS)
 
 
-def pause_at_exit():
+cpdef int pause_at_exit() except -1:
     """See above; for those who find something closed without a gate. Returns at once, but at exit."""
     wait_for_exit()
+    return 0
 
 
 cdef bint enter(cf_gate* gate, bint* last) noexcept:
@@ -202,6 +203,8 @@ cdef int check(int status, object context=None) except -1:
 
 cdef int64_t nanoseconds_of(object value) except? -1:
     """A timestamp that a caller gave: an int, since a float of seconds would be off by nine orders of magnitude."""
+    if value is True or value is False:
+        raise TypeError(f"a time in nanoseconds is an int, not {value}")
     try:
         return PyNumber_Index(value)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""What happens to publishers and subscribers when the interpreter ends, and in a forked child."""
+"""What happens to publishers and subscribers when the interpreter ends, in a forked child, and when they are copied."""
 
 import atexit
 import contextlib
@@ -6,11 +6,11 @@ import os
 import socket
 import weakref
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self
 
 from cuframes import _status
 
-__all__ = ["Closing", "close_owned", "own", "register", "unregister"]
+__all__ = ["Closing", "close_owned", "own", "refusal", "register", "unregister"]
 
 
 class Closable(Protocol):
@@ -23,10 +23,19 @@ class Closable(Protocol):
         """In a forked child: close inherited descriptors, free nothing of the parent's."""
 
 
+def refusal(thing: object, remedy: str) -> TypeError:
+    """What copying and pickling raise: a second object would give the same place in a ring back once more."""
+    return TypeError(
+        f"a {type(thing).__name__} cannot be copied or pickled, since it stands for this process's part in a ring; "
+        f"{remedy}"
+    )
+
+
 class Closing:
     """Base of what is closed by hand, by ``with``, or at last when it is collected."""
 
     _closed = True  # until everything in __init__ has worked
+    _reader = "cuframes.Subscriber"  # what to open elsewhere
 
     def close(self) -> None:
         """Close it. Closing twice is fine."""
@@ -39,6 +48,10 @@ class Closing:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        key = getattr(self, "key", getattr(self, "slot_id", None))
+        raise refusal(self, f"open {self._reader}({key!r}) in the other process")
 
     def __del__(self) -> None:
         # It has no caller to tell, and at interpreter exit little is left to work with.

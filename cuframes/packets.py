@@ -28,6 +28,7 @@ from cuframes.errors import (
     ProtocolError,
     SegmentTruncated,
 )
+from cuframes.formats import whole_number
 from cuframes.names import check_key, group_id, packets_name, runtime_dir
 from cuframes.receiver import WatchedReceiver
 from cuframes.segment import OwnedSegment, inspect, open_segment
@@ -85,6 +86,8 @@ class PacketPublisher(lifetime.Closing):
     time may publish. Close it, or use it as a context manager. After a fork it is usable in the parent only.
     """
 
+    _reader = "cuframes.PacketReader"
+
     def __init__(
         self,
         key: str,
@@ -97,12 +100,9 @@ class PacketPublisher(lifetime.Closing):
         group: str | int | None = None,
     ) -> None:
         check_key(key)
-        if not isinstance(slots, int) or not 1 <= slots <= MAX_SLOTS:
-            raise ValueError(f"slots must be 1 to {MAX_SLOTS}, not {slots!r}")
-        if not isinstance(data_size, int) or not 1 <= data_size < 2**32:
-            raise ValueError(f"data_size must be 1 to {2**32 - 1} bytes, not {data_size!r}")
-        if not isinstance(max_packet_size, int) or max_packet_size < 1:
-            raise ValueError(f"max_packet_size must be at least 1 byte, not {max_packet_size!r}")
+        slots = whole_number(slots, "slots", 1, MAX_SLOTS)
+        data_size = whole_number(data_size, "data_size", 1, 2**32 - 1)
+        max_packet_size = whole_number(max_packet_size, "max_packet_size", 1)
         self.key = key
         self.codec_id = codec_id(codec)
         self._pid = os.getpid()
@@ -282,6 +282,7 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
     """
 
     _what = "reader"
+    _reader = "cuframes.PacketReader"
 
     def __init__(
         self,

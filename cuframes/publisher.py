@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
-from cuframes import _frame, lifetime
+from cuframes import _frame, _status, lifetime
 from cuframes._core import FrameWriter
 from cuframes._frame import FrameLayout, WritableFrame
 from cuframes._mapped import DROP_OLDEST, FUTEX, HEADER_BYTES, OWNER_LOCK, PINS, STRICT_WAIT, describe, meta_bytes
 from cuframes._version import __version__
 from cuframes.errors import AlreadyExists, CuframesError, NoPacketRing, SegmentTruncated
-from cuframes.formats import FrameShape, pixel_format
+from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.memory import Pool, create_external, create_pool
 from cuframes.names import check_key, group_id, packets_name, runtime_dir, segment_name, socket_path
 from cuframes.packets import DATA_SIZE, MAX_PACKET_SIZE, PacketPublisher
@@ -102,8 +102,7 @@ class Publisher(lifetime.Closing):
         policy: str = "drop_oldest",
         group: str | int | None = None,
     ) -> None:
-        if not isinstance(ring_size, int) or not 2 <= ring_size <= 16:
-            raise ValueError(f"ring_size must be 2 to 16, not {ring_size!r}")
+        ring_size = whole_number(ring_size, "ring_size", 2, 16)
         shape = FrameShape(pixel_format(format), width, height)
         self._open(key, shape, policy, group, lambda: create_pool(memory, device, key, shape.nbytes, ring_size))
 
@@ -147,6 +146,7 @@ class Publisher(lifetime.Closing):
         """
         if not 2 <= len(buffers) <= 16:
             raise ValueError(f"buffers must be 2 to 16, not {len(buffers)}")
+        pitch = None if pitch is None else whole_number(pitch, "pitch", 1, 2**31 - 1)
         shape = FrameShape(pixel_format(format), width, height, pitch, pitch)
         publisher = cls.__new__(cls)
         publisher._open(key, shape, policy, group, lambda: create_external(buffers, device, shape.nbytes))
@@ -246,7 +246,7 @@ class Publisher(lifetime.Closing):
             The frame as one array (``(height * 3 // 2, width)`` for 4:2:0, ``(3, height, width)`` for ``rgbp``, else
             ``(height, width[, components])``), as a list or tuple of its planes, as its bytes without padding, or
             anything with planes and a format: a PyAV ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 for
-            ``p010`` and ``gray16``. Rows may be padded.
+            ``p010`` and ``gray16``. Rows may be padded, and lie in any order and direction.
             Device memory takes arrays of its GPU (CUDA array interface, DLPack, PyAV's frames decoded there), copied on
             `stream`, and host arrays, uploaded through pinned memory; the host waits for neither.
         pts_ns : int, optional
@@ -271,7 +271,7 @@ class Publisher(lifetime.Closing):
             The oldest slot did not become free in time (``strict_wait``).
         SegmentTruncated
             Somebody cut the control segment off. Close this publisher, and open a new one.
-        ValueError, TypeError
+        ValueError, TypeError, BufferError
             `src` does not fit; nothing was published. ValueError also when the publisher is closed.
         CuframesError
             Its session thread has failed, so the publisher has ended for everybody; open a new one.
@@ -296,9 +296,8 @@ class Publisher(lifetime.Closing):
             This slot rather than the next that is free; numbers of the slots between are left out of ``seq``.
         """
         writer = self._open_writer()
-        if slot is not None and not 0 <= slot < self._slots:
-            raise ValueError(f"slot must be 0 to {self._slots - 1}, not {slot}")
-        return WritableFrame(writer, self._layout, stream, timeout, -1 if slot is None else slot)
+        wanted = -1 if slot is None else whole_number(slot, "slot", 0, self._slots - 1)
+        return WritableFrame(writer, self._layout, stream, timeout, wanted)
 
     def enable_packets(
         self,
@@ -370,6 +369,7 @@ class Publisher(lifetime.Closing):
     def _refusal(self) -> Exception:
         if self._inherited:
             return RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
+        _status.pause_at_exit()
         return ValueError("the publisher is closed")
 
     @property

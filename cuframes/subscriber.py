@@ -12,7 +12,7 @@ from cuframes._core import BLOCK, PREDICT, SPIN, FrameReader
 from cuframes._frame import Frame, FrameLayout
 from cuframes._mapped import FRAME_MAGIC, STRICT_WAIT, Mapping, describe
 from cuframes.errors import DeviceError, Disconnected, ProtocolError, SegmentTruncated
-from cuframes.formats import FrameShape, pixel_format
+from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.memory import open_device, open_host
 from cuframes.names import check_key
 from cuframes.packets import PacketReader
@@ -120,8 +120,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         for value, allowed, what in ((mode, MODES, "mode"), (start, STARTS, "start"), (wait, WAITS, "wait")):
             if value not in allowed:
                 raise ValueError(f"{what} must be one of {', '.join(allowed)}; not {value!r}")
-        if max_held is not None and (not isinstance(max_held, int) or max_held < 1):
-            raise ValueError(f"max_held must be an int of at least 1, not {max_held!r}")
+        held = None if max_held is None else whole_number(max_held, "max_held", 1, 2**31 - 1)
         super().__init__(check_key(key), reconnect, SubscriberStats(0, 0, 0, 0, 0))
         self.name = _check_name(name) if name is not None else client.default_name()
         self.mode = mode
@@ -129,7 +128,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         self._device = device
         self._stream = stream
         self._start = start
-        self._max_held = max_held
+        self._max_held = held
         self._epoll: select.epoll | None = None  # of the ring's eventfd and its connection
         self._join(connect_timeout)
 

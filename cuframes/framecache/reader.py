@@ -72,6 +72,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
     """
 
     _what = "reader"
+    _reader = "cuframes.framecache.SlotReader"
     _source = "slot"
 
     def __init__(

@@ -8,7 +8,7 @@ from cuframes import lifetime
 from cuframes._cache import CacheWriter, WritableSlotFrame
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
-from cuframes.formats import pixel_format
+from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
 from cuframes.framecache.slots import (
     SlotInfo,
@@ -59,6 +59,8 @@ class SlotWriter(lifetime.Closing):
     memory is not the slot's any more. A constructor that fails leaves nothing behind, also not the slot, if it created
     that.
     """
+
+    _reader = "cuframes.framecache.SlotReader"
 
     def __init__(
         self,
@@ -149,7 +151,7 @@ class SlotWriter(lifetime.Closing):
         ------
         ValueError
             It is larger than the slot's frames, or does not have their shape, or the writer is closed.
-        TypeError
+        TypeError, BufferError
         Disconnected
             The slot was removed.
         SegmentTruncated
@@ -168,9 +170,7 @@ class SlotWriter(lifetime.Closing):
 
     def drop(self, count: int = 1) -> None:
         """Count frames that the source lost before they came here, in the slot's ``dropped_frames``."""
-        if count < 0:
-            raise ValueError(f"frames that were lost do not come back: {count}")
-        self._writer.drop(count)
+        self._writer.drop(whole_number(count, "count", 0, 2**32 - 1))
 
     def info(self) -> SlotInfo:
         """The slot as others see it."""

@@ -28,6 +28,7 @@ HOT = {
     "cuCtxPopCurrent": 12000,
     "cuMemcpy2DAsync": 12000,
     "cuStreamSynchronize": 12000,
+    "cuPointerGetAttribute": 12000,
     "cuGetErrorName": 12000,
     "cuGetErrorString": 12000,
 }
