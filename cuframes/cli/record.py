@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cuframes.cli import Stopped, stop_on_signals
-from cuframes.errors import Disconnected, NotFound, PacketOverrun, Timeout
+from cuframes.errors import Disconnected, NoPacketRing, NotFound, PacketOverrun, Timeout
 from cuframes.packets import PacketReader
 from cuframes.recording import Recording, backlog
 
@@ -40,7 +40,8 @@ def record(
         for packet in backlog(reader, pre) if pre else ():
             recording.write(packet)
         end = time.monotonic() + (1e9 if seconds is None else seconds)
-        with contextlib.suppress(NotFound):  # the publisher ended, and did not come back in time
+        # The publisher ended, and did not come back in time; what is met meanwhile may be one that is just going.
+        with contextlib.suppress(NotFound, NoPacketRing, Disconnected, Timeout):
             while _copy(reader, recording, end) == "ended":
                 patience = min(reconnect, max(0.0, end - time.monotonic()))
                 reader = PacketReader(key, "oldest", connect_timeout=patience)
