@@ -155,13 +155,18 @@ cdef class Frame(View):
         ------
         Overwritten
             If the publisher does not honour pins and has overwritten the frame meanwhile.
+        DeviceError
+            A CUDA graph is being captured on `stream`; the frame stays held.
         """
+        cdef void* handle
         if stream is not None and self.gpu is None:
             raise ValueError("host memory has no stream; pass stream=None")
         if self.dropped:
             return
         if stream is not None:
-            self.owner.note(stream_of(stream))
+            handle = stream_of(stream)
+            check_driver(self.gpu.usable(handle), "the frame cannot be released after this stream's work")
+            self.owner.follow(handle, self.gpu.ordinal, None if isinstance(stream, int) else stream)
         self.let_go()
 
     cdef int let_go(self) except -1:
@@ -240,6 +245,7 @@ cdef class WritableFrame(View):
         self.writer = writer
         self.layout = layout
         self.stream = writer_stream(writer, stream)
+        self.stream_keeper = stream
         self.timeout = timeout
         self.wanted = wanted
 
@@ -252,6 +258,9 @@ cdef class WritableFrame(View):
         self.lease = WriteLease.__new__(WriteLease)
         self.lease.writer = self.writer
         self.lease.main = self.stream
+        if self.writer.slots.device is not None:
+            # Who takes the array interface is told to work after this stream.
+            self.lease.follow(self.stream, self.writer.slots.device.ordinal, self.stream_keeper or self.writer)
         aim(self, self.layout, self.writer.begun(), False, self.lease)
         return self
 
