@@ -19,7 +19,7 @@ from cuframes._cuda cimport (
     stream_of,
 )
 from cuframes._mapped cimport Mapping, Slots, header_of
-from cuframes._pending cimport Pending, collect, pending_of
+from cuframes._pending cimport collect, pending_of
 from cuframes._ring cimport *
 from cuframes._shm cimport *
 from cuframes._status cimport *
@@ -200,6 +200,7 @@ cdef class FrameWriter:
         cdef uint64_t seq
         cdef int k = self.slot()
         cdef int result
+        check_generation(self.generation)
         if self.slots.device is not None:
             # Before the sequence number: a subscriber that sees it must find the event recorded.
             result = self.slots.device.record(self.slots.event[k], stream)
@@ -464,8 +465,8 @@ cdef class FrameReader:
         if result and not self.warned:
             self.warned = True
             try:
-                log.warning("a released frame is kept until its use on the GPU can be followed, which the driver refuses "
-                            "now: %s", driver_error(result))
+                log.warning("a released frame is kept until its use on the GPU can be followed, which the driver "
+                            "refuses now: %s", driver_error(result))
             except Exception:  # at interpreter exit
                 pass
 

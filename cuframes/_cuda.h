@@ -10,7 +10,6 @@
 
 enum {
     CF_CUDA_SUCCESS = 0,
-    CF_CUDA_OUT_OF_MEMORY = 2,
     CF_CUDA_NOT_FOUND = 500,
     CF_CUDA_NOT_READY = 600,
     CF_CUDA_NOT_SUPPORTED = 801,
@@ -181,12 +180,13 @@ static inline int cf_gpu_synchronize(const cf_gpu *gpu, void *event) {
     return result;
 }
 
-static inline void *cf_gpu_new_event(const cf_gpu *gpu) {
-    void *event = NULL;
+static inline int cf_gpu_new_event(const cf_gpu *gpu, void **event) {
+    *event = NULL;
     bool pushed = cf_gpu_enter(gpu);
-    if (gpu->calls->event_create(&event, CF_CUDA_EVENT_DISABLE_TIMING)) event = NULL;
+    int result = gpu->calls->event_create(event, CF_CUDA_EVENT_DISABLE_TIMING);
     cf_gpu_leave(gpu, pushed);
-    return event;
+    if (result) *event = NULL;
+    return result;
 }
 
 #endif

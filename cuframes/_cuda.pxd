@@ -4,7 +4,6 @@ from libc.stdint cimport uintptr_t
 cdef extern from "_cuda.h" nogil:
     enum:
         CF_CUDA_SUCCESS
-        CF_CUDA_OUT_OF_MEMORY
         CF_CUDA_NOT_READY
         CF_CUDA_NOT_SUPPORTED
         CF_CUDA_EVENT_DISABLE_TIMING
@@ -61,7 +60,7 @@ cdef extern from "_cuda.h" nogil:
     int cf_gpu_wait(const cf_gpu* gpu, void* stream, void* event)
     int cf_gpu_query(const cf_gpu* gpu, void* event)
     int cf_gpu_synchronize(const cf_gpu* gpu, void* event)
-    void* cf_gpu_new_event(const cf_gpu* gpu)
+    int cf_gpu_new_event(const cf_gpu* gpu, void** event)
 
 
 cdef void* stream_of(object stream) except? NULL

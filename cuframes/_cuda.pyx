@@ -58,8 +58,8 @@ cdef str driver_error(int result):
     remedy = ""
     if cf_cuda_is_capture(result):
         # The work of a captured graph runs at its launches, long after the frame went back: that cannot be followed.
-        remedy = ("; a CUDA graph is being captured: take, use and release frames outside of the capture, and copy what "
-                  "the graph is to read into a buffer of your own")
+        remedy = ("; a CUDA graph is being captured: take, use and release frames outside of the capture, and copy "
+                  "what the graph is to read into a buffer of your own")
     return f"{label} ({meaning}){remedy}"
 
 
@@ -149,9 +149,9 @@ cdef class Device:
 
     cdef int wait_for(self, void* stream, void* other) noexcept nogil:
         """Make a stream wait for what another one has queued so far."""
-        cdef void* event = cf_gpu_new_event(&self.gpu)
-        cdef int result = CF_CUDA_OUT_OF_MEMORY
-        if event != NULL:
+        cdef void* event
+        cdef int result = cf_gpu_new_event(&self.gpu, &event)
+        if result == CF_CUDA_SUCCESS:
             result = cf_gpu_record(&self.gpu, event, other)
             if result == CF_CUDA_SUCCESS:
                 result = cf_gpu_wait(&self.gpu, stream, event)
@@ -160,9 +160,9 @@ cdef class Device:
 
     cdef int wait_for_all(self, void* stream) noexcept nogil:
         """Make a stream wait for what the context has queued so far. On drivers before CUDA 12.5 the host waits."""
-        cdef void* event = cf_gpu_new_event(&self.gpu)
-        cdef int result = CF_CUDA_OUT_OF_MEMORY
-        if event != NULL:
+        cdef void* event
+        cdef int result = cf_gpu_new_event(&self.gpu, &event)
+        if result == CF_CUDA_SUCCESS:
             result = cf_gpu_record_all(&self.gpu, event)
             if result == CF_CUDA_SUCCESS:
                 result = cf_gpu_wait(&self.gpu, stream, event)
@@ -178,7 +178,7 @@ cdef class Device:
         return cf_gpu_synchronize(&self.gpu, event)
 
     cdef int drain(self) noexcept nogil:
-        """Block the host until all work of the context is over. It ends a graph capture: for what cannot be told else."""
+        """Block the host until all work of the context is over. It ends graph captures: a last resort."""
         return cf_gpu_drain(&self.gpu)
 
     cdef int copy(self, char* dst, Py_ssize_t dst_pitch, bint to_device, const char* src, Py_ssize_t src_pitch,

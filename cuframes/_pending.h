@@ -89,8 +89,8 @@ static struct {
 
 /* Record what `use` stands for. 0, or the driver's error: then it is tried again later. */
 static inline int cf_pending_record(cf_pending *p, cf_pending_frame *f, cf_pending_use *use, int64_t now) {
-    if (!use->event && !(use->event = cf_gpu_new_event(&p->gpu))) return CF_CUDA_OUT_OF_MEMORY;
-    int result = CF_CUDA_SUCCESS;
+    int result = use->event ? CF_CUDA_SUCCESS : cf_gpu_new_event(&p->gpu, &use->event);
+    if (result) return result;
     if (use->stream) {
         result = cf_gpu_record(&p->gpu, use->event, use->stream);
         if (result && !cf_cuda_is_capture(result)) use->stream = NULL; /* it is of no use, but its work may not be over */

@@ -78,8 +78,8 @@ cdef class Pending:
         return cf_load_seq_cst_u32(&(<cf_pending*>self.table).mask) != 0
 
     cdef bint outlive(self, object what) noexcept:
-        """The reader is closed. If frames are pending, end its connection when nothing is held any more, and have `what`
-        called, which keeps the reader alive until then; false if none are.
+        """The reader is closed. If frames are pending, end its connection when nothing is held any more, and have
+        `what` called, which keeps the reader alive until then; false if none are.
         """
         cdef bint kept
         cdef void* raw = <void*>what

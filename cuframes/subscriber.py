@@ -67,7 +67,8 @@ class Subscriber(Receiver[Frame]):
         found by its UUID when this is left out.
     stream : int or stream object, optional
         For device memory: the CUDA stream that is made to wait for each frame; default: the legacy default stream.
-        Views taken by DLPack are ordered on the consumer's stream as well.
+        Views taken by DLPack are ordered on the consumer's stream as well. An object is kept alive; the stream of a
+        bare handle must outlive the frames.
     wait : {"block", "spin", "predictive"}
         Sleep until a frame comes; or burn a core for the last microseconds of latency; or, for a source with a steady
         rate, sleep until just before the next frame is due and look for it then, for 2 % of the time, or 4 % when it
@@ -169,7 +170,7 @@ class Subscriber(Receiver[Frame]):
             slots = open_host(pool, frame_bytes, welcome.ring_size)
         else:
             descriptor = pool if welcome.features & _mapped.VMM_MEMORY else None
-            handles = _mapped.handles(header)[: welcome.ring_size]
+            handles = _mapped.handles(header, welcome.ring_size)
             slots = open_device(uuid, self._device, found["epoch"], frame_bytes, handles, descriptor)
 
         pins = bool(welcome.features & _mapped.PINS)
@@ -339,7 +340,8 @@ class Subscriber(Receiver[Frame]):
 
     def close(self) -> None:
         """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given
-        up with the last of them. A thread that waits in :meth:`next` gets ValueError. Closing twice is fine."""
+        up with the last of them, when the GPU has done with it. A thread that waits in :meth:`next` gets ValueError.
+        Does not wait for the GPU. Closing twice is fine."""
         reader = self._ring
         if self._closed or reader is None:
             return

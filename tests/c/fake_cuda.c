@@ -206,7 +206,11 @@ static int allocate(uintptr_t *p, size_t size, int kind) {
 int cuMemAlloc(uintptr_t *p, size_t size) { STEP(); UNSAFE(); return allocate(p, size, 0); }
 int cuMemAllocManaged(uintptr_t *p, size_t size, unsigned flags) { return (void)flags, allocate(p, size, 1); }
 int cuMemAllocAsync(uintptr_t *p, size_t size, void *stream) { return (void)stream, allocate(p, size, 2); }
-int cuMemFree(uintptr_t p) { UNSAFE(); return drop_block(p); }
+int cuMemFree(uintptr_t p) {
+    UNSAFE();
+    while (slow_copies && !is_over(clock_now)) usleep(100); /* the real one waits as well */
+    return drop_block(p);
+}
 int cuMemHostAlloc(void **p, size_t size, unsigned flags) { STEP(); return (void)flags, *p = malloc(size), *p ? OK : OUT_OF_MEMORY; }
 int cuMemFreeHost(void *p) { return free(p), OK; }
 int cuMemGetAddressRange(uintptr_t *base, size_t *size, uintptr_t p) { STEP();
