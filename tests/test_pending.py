@@ -1,7 +1,7 @@
 """GPU frames that were released while the GPU may still read them, and everything else that goes wrong on a GPU.
 
-Over the driver made for tests (see ``test_fake_driver.py``), which says when the GPU is done, refuses what it is told to,
-has graph captures, and ends the process at a destroyed stream's use or a call in a forked child.
+Over the driver made for tests (see ``test_fake_driver.py``), which says when the GPU is done, refuses what it is told
+to, has graph captures, and ends the process at a destroyed stream's use or a call in a forked child.
 """
 
 import asyncio
@@ -553,7 +553,10 @@ print("done")
 
     def test_a_slot_that_could_not_be_recorded_is_waited_for(self, publisher, key, fake):
         """Else its next writer would write while this one does."""
-        with pytest.raises(cuframes.DeviceError, match="recording the frame's event failed"), publisher.acquire() as slot:
+        with (
+            pytest.raises(cuframes.DeviceError, match="recording the frame's event failed"),
+            publisher.acquire() as slot,
+        ):
             assert slot.slot == 1
             fake.fake_fail(b"cuEventRecord", INVALID_HANDLE)
         assert publisher.stats().published == 0
@@ -620,7 +623,7 @@ class TestCaptures:
             publish(publisher)
             frame = subscriber.next(5)
             stream.begin_capture()
-            with pytest.raises(cuframes.DeviceError, match="STREAM_CAPTURE_IMPLICIT.*a CUDA graph is being captured"):
+            with pytest.raises(cuframes.DeviceError, match=r"STREAM_CAPTURE_IMPLICIT.*a CUDA graph is being captured"):
                 frame.copy_to_host()
             with pytest.raises(cuframes.DeviceError, match="a CUDA graph is being captured"):
                 subscriber.next(5)
@@ -670,10 +673,12 @@ class TestFailingConstructors:
                 made = make()
             except cuframes.DeviceError as problem:
                 kept = problem
+            else:
+                kept = None
+            if kept is not None:
                 assert fake.fake_steps_left() == 0
-                assert "CUDA_ERROR_OUT_OF_MEMORY" in str(problem)
+                assert "CUDA_ERROR_OUT_OF_MEMORY" in str(kept)
                 assert self.left(fake) == before, step
-                del kept
                 continue
             assert step > 3
             fake.fake_fail_step(0)
