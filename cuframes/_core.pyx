@@ -51,6 +51,7 @@ cdef int64_t GPU_POLL_NS = 1_000_000
 cdef int MAX_STREAMS = 4  # the array in _core.pxd
 
 
+@cython.no_gc  # else holds, which are owners, would be collected: streams know nothing of frames, so there is no cycle
 cdef class Owner:
     """What keeps a frame's memory, and on a GPU the streams on which that memory is used."""
 
