@@ -3,20 +3,26 @@
 #   make demo   real decoded video, shared between processes, every frame checked
 #   make test   build sdist and wheel, install the wheel, test what was installed
 #   make abi3   the wheel for every CPython from 3.11: build it, test its core
+#   make stress minutes of crashes, stops, endings, scribbling, strange files and garbage: ARGS=10; docs/testing.md
 #   make lint   ruff, cython-lint, mypy, hadolint
 #
-# PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo or to pytest.
+# PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo, to pytest or to the stress program.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: test demo abi3 lint build clean
+.PHONY: test stress demo abi3 lint build clean
 
 test: build
 	$(PIP) --group test "$$(echo dist/*.whl)[framecache]"
 	CUFRAMES_TEST_INSTALLED=1 $(BIN)/pytest $(ARGS)
+
+# cython and setuptools build the extension modules once more, under a sanitizer.
+stress: build
+	$(PIP) --group test "$$(echo dist/*.whl)[framecache]" "cython>=3.2,<4" "setuptools>=77"
+	PYTHONPATH=tests PYTHONSAFEPATH=1 $(BIN)/python -m stress $(ARGS)
 
 demo: build
 	$(BIN)/cuframes demo --source "$$($(BIN)/python tools/clip.py)" $(ARGS)

@@ -30,6 +30,7 @@ from cuframes.errors import (
     PacketOverrun,
     PacketOversized,
     ProtocolError,
+    SegmentTruncated,
     Timeout,
     TooManyHeld,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "Publisher",
     "PublisherInfo",
     "PublisherStats",
+    "SegmentTruncated",
     "Subscriber",
     "SubscriberInfo",
     "SubscriberStats",

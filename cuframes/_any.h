@@ -13,6 +13,7 @@
 #include "_ring.h"
 
 #define CF_ANY_MAX 128 /* as many as futex_waitv takes */
+#define CF_ANSWER_SLICE_NS 20000000
 
 /* As in linux/futex.h, which older systems have without it. */
 typedef struct {
@@ -30,7 +31,7 @@ typedef struct {
 #define SYS_epoll_pwait2 441 /* Linux 5.11 */
 #endif
 
-/* One of the rings: a frame reader or a packet reader. */
+/* One of the rings: a frame reader or a packet reader; neither: a receiver that is closed. */
 typedef struct {
     cf_reader *frames;
     cf_packet_reader *packets;
@@ -40,23 +41,29 @@ static inline const uint64_t *cf_any_seq(const cf_any *a) {
     return a->frames ? &a->frames->shared->global_seq : &a->packets->shared->global_seq;
 }
 
-/* Whether taking without waiting has something to say: a frame or packet, or the end. Whether the other side is still alive
- * costs a system call; it is asked once in a slice, also while other rings keep us busy. */
-static inline bool cf_any_ready(const cf_any *a, int64_t now_ns) {
+/* CF_ANY_READY: taking without waiting has something to say, a frame or packet, or the end. (A newer number alone is not
+ * enough: its slot may be being written again already.) CF_ANY_CONNECTION: the connection should be read. Whether the other
+ * side is still alive costs a system call; it is asked once in a slice, also while other rings keep us busy. */
+enum { CF_ANY_NOTHING = 0, CF_ANY_READY = 1, CF_ANY_CONNECTION = 2 };
+
+static inline int cf_any_ready(const cf_any *a, int64_t now_ns) {
     if (a->frames) {
         cf_reader *r = a->frames;
-        if (cf_load_acquire(&r->shared->global_seq) > r->last_seq || cf_load_acquire(&r->shared->shutdown_flag)) return true;
-        if (cf_load_seq_cst_u32(&r->gone) || cf_load_seq_cst_u32(&r->closing)) return true;
-        if (now_ns - r->looked_ns < CF_SLICE_NS) return false;
+        if (cf_load_acquire(&r->shared->global_seq) != cf_load_relaxed(&r->last_seq) &&
+            (cf_reader_pick(r) || cf_load_acquire(&r->shared->global_seq) < cf_load_relaxed(&r->last_seq)))
+            return CF_ANY_READY;
+        if (cf_load_acquire(&r->shared->shutdown_flag)) return CF_ANY_READY;
+        if (cf_load_seq_cst_u32(&r->gone) || cf_gate_is_shut(&r->gate)) return CF_ANY_READY;
+        if (now_ns - r->looked_ns < CF_SLICE_NS) return CF_ANY_NOTHING;
         r->looked_ns = now_ns;
-        return cf_reader_heard(r);
+        return cf_reader_heard(r) ? CF_ANY_CONNECTION : CF_ANY_NOTHING;
     }
     cf_packet_reader *r = a->packets;
-    if (cf_load_acquire(&r->shared->global_seq) > r->seen || cf_load_acquire(&r->shared->shutdown_flag)) return true;
-    if (cf_load_seq_cst_u32(&r->closing)) return true;
-    if (now_ns - r->looked_ns < CF_SLICE_NS) return false;
+    if (!r || cf_load_acquire(&r->shared->global_seq) > r->seen) return CF_ANY_READY;
+    if (cf_load_acquire(&r->shared->shutdown_flag) || cf_gate_is_shut(&r->gate)) return CF_ANY_READY;
+    if (now_ns - r->looked_ns < CF_SLICE_NS) return CF_ANY_NOTHING;
     r->looked_ns = now_ns;
-    return cf_packets_check(r) != CF_OK;
+    return cf_packets_check(r) == CF_OK ? CF_ANY_NOTHING : CF_ANY_READY;
 }
 
 /* Sleep until one of the rings moves, at most until `end`; 0 or the errno of not having slept to the end. `now` as for
@@ -73,7 +80,7 @@ static inline int cf_any_sleep(const cf_any *rings, uint32_t count, int64_t end,
         uint64_t seen = cf_load_seq_cst(cf_any_seq(a));
         waits[asleep] = (cf_futex_waitv){
             .val = (uint32_t)seen, .uaddr = (uint64_t)(uintptr_t)cf_low_half(cf_any_seq(a)), .flags = CF_FUTEX_32};
-        news = cf_any_ready(a, now);
+        news = cf_any_ready(a, now) != CF_ANY_NOTHING;
     }
     struct timespec until = {.tv_sec = end / 1000000000, .tv_nsec = end % 1000000000};
     long rc = news ? 0 : syscall(SYS_futex_waitv, waits, count, 0, &until, CLOCK_MONOTONIC);
@@ -95,13 +102,14 @@ static inline int cf_any_poll(int epoll, int64_t ns) {
 }
 
 /* Wait until one of the rings is ready, at most until `deadline`, on `epoll` or, when that is -1, with futex_waitv. CF_OK,
- * and those that are ready marked; CF_TIMED_OUT; CF_AGAIN after a slice: look at signals, and call again; CF_NO_WAITV: the
- * kernel cannot. */
-static inline int cf_any_wait(const cf_any *rings, uint32_t count, int epoll, int *ready, int64_t deadline) {
-    int64_t now = cf_now_ns(), slice_end = now + CF_SLICE_NS;
+ * and `ready` says what each is; CF_TIMED_OUT; CF_AGAIN after a slice: look at signals, and call again; CF_NO_WAITV: the
+ * kernel cannot. With `unanswered`, publishers have yet to send their eventfds: CF_AGAIN whenever anything happens, soon. */
+static inline int cf_any_wait(const cf_any *rings, uint32_t count, int epoll, bool unanswered, int *ready,
+                              int64_t deadline) {
+    int64_t now = cf_now_ns(), slice_end = now + (unanswered ? CF_ANSWER_SLICE_NS : CF_SLICE_NS);
     for (;;) {
         bool found = false;
-        for (uint32_t i = 0; i < count; i++) found |= ready[i] = cf_any_ready(&rings[i], now);
+        for (uint32_t i = 0; i < count; i++) found |= (ready[i] = cf_any_ready(&rings[i], now)) != CF_ANY_NOTHING;
         if (found) return CF_OK;
         if (now >= deadline) return CF_TIMED_OUT;
         if (now >= slice_end) return CF_AGAIN;
@@ -110,6 +118,7 @@ static inline int cf_any_wait(const cf_any *rings, uint32_t count, int epoll, in
         if (problem == ENOSYS || problem == EPERM) return CF_NO_WAITV;
         if (problem == EINTR) return CF_AGAIN;
         now = cf_now_ns();
+        if (unanswered) slice_end = now;
     }
 }
 

@@ -1,4 +1,4 @@
-from typing import Protocol
+from typing import Any, Protocol
 
 from cuframes.packets import PacketReader
 from cuframes.subscriber import Subscriber
@@ -6,7 +6,7 @@ from cuframes.subscriber import Subscriber
 class Poller(Protocol):
     number: int
     def fileno(self) -> int: ...
-    def add(self, receiver: Subscriber | PacketReader) -> None: ...
+    def add(self, receiver: Subscriber | PacketReader, ring: Any) -> bool: ...
 
 def allow_waitv(allowed: bool) -> None: ...
 def wait_rings(

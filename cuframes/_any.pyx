@@ -4,11 +4,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from cuframes._core cimport FrameReader
+from cuframes._mapped cimport is_cut
 from cuframes._packets cimport PacketRing, cf_packet_reader
-from cuframes._ring cimport cf_reader
+from cuframes._ring cimport cf_reader, cf_reader_hangup
+from cuframes._shm cimport cf_now_ns
 from cuframes._status cimport *
-
-from cuframes.errors import Disconnected
 
 
 cdef extern from "Python.h":
@@ -18,10 +18,11 @@ cdef extern from "Python.h":
 cdef extern from "_any.h" nogil:
     enum:
         CF_ANY_MAX
+        CF_ANY_CONNECTION
     ctypedef struct cf_any:
         cf_reader* frames
         cf_packet_reader* packets
-    int cf_any_wait(const cf_any* rings, uint32_t count, int epoll, int* ready, int64_t deadline)
+    int cf_any_wait(const cf_any* rings, uint32_t count, int epoll, bint unanswered, int* ready, int64_t deadline)
 
 
 cdef uint32_t FEW = 16  # up to here, queueing on every ring is cheaper than a write() in every publisher
@@ -38,13 +39,11 @@ def wait_rings(list receivers not None, timeout, poller):
     """Those of the receivers (Subscriber, PacketReader) that have something; empty after `timeout` seconds.
 
     Sleeps with futex_waitv, or on the poller's epoll: its ``fileno()`` gives that, ``number`` tells it from others, and
-    ``add(receiver)`` is called for receivers that are new to it.
+    ``add(receiver, ring)`` is called for receivers that are new to it, until it says that it has the publisher's
+    eventfd. It waits for no publisher: until one answers, the connection itself is in the epoll.
     """
-    global waitv_works
     cdef int64_t deadline = deadline_after(timeout)
-    cdef uint32_t i, count = len(receivers), most = FEW
-    cdef int status = CF_AGAIN, epoll = -1
-    cdef uint64_t number
+    cdef uint32_t i, count = len(receivers)
     cdef list rings = []  # they stay while we wait, also if another thread closes their receivers
     cdef cf_any* any = <cf_any*>malloc(count * (sizeof(cf_any) + sizeof(int)))
     cdef int* ready = <int*>(any + count)
@@ -52,67 +51,132 @@ def wait_rings(list receivers not None, timeout, poller):
         raise MemoryError()
     try:
         for i in range(count):
-            ring = ring_of(receivers[i], &any[i])
-            rings.append(ring)
             ready[i] = False
-            if any[i].packets != NULL:
-                most = CF_ANY_MAX  # a descriptor would take a thread for each of those
-                if (<PacketRing>ring).ahead is not None:
-                    deadline = 0  # it has been read already, so there is nothing to wait for
-        while status == CF_AGAIN:
-            if epoll < 0 and (count > most or not waitv_works):
-                epoll, number = poller.fileno(), poller.number
-                for i in range(count):
-                    listen(poller, number, receivers[i], rings[i])
-            with nogil:
-                status = cf_any_wait(any, count, epoll, ready, deadline)
-            PyErr_CheckSignals()
-            if status == CF_NO_WAITV:
-                waitv_works = False
-                status = CF_AGAIN
+            rings.append(ring_of(receivers[i], &any[i]))
+        wait_inside(receivers, rings, any, ready, deadline, poller)
         found = []
         for i in range(count):
-            if ready[i] or any[i].packets != NULL and (<PacketRing>rings[i]).ahead is not None:
+            if ready[i] or ring_cut(rings[i]) or any[i].packets != NULL and (<PacketRing>rings[i]).ahead is not None:
                 found.append(receivers[i])
         return found
     finally:
+        for ring in rings:
+            if isinstance(ring, FrameReader):
+                (<FrameReader>ring).leave()
+            elif ring is not None:
+                (<PacketRing>ring).leave()
         free(any)
 
 
+cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_t deadline, object poller) except -1:
+    """Mark those that are ready. All rings stay as they are meanwhile: we are inside."""
+    global waitv_works
+    cdef uint32_t i, count = len(rings), most = FEW
+    cdef int status = CF_AGAIN, epoll = -1
+    cdef uint64_t number = 0
+    cdef bint asking
+    cdef list unanswered = []
+    for i in range(count):
+        if any[i].packets != NULL:
+            most = CF_ANY_MAX  # a descriptor would take a thread for each of those
+            if (<PacketRing>rings[i]).ahead is not None:
+                deadline = 0  # it has been read already, so there is nothing to wait for
+    while status == CF_AGAIN:
+        if epoll < 0 and (count > most or not waitv_works):
+            epoll, number = poller.fileno(), poller.number
+            for i in range(count):
+                listen(poller, number, receivers[i], rings[i], unanswered)
+        asking = bool(unanswered)
+        with nogil:
+            status = cf_any_wait(any, count, epoll, asking, ready, deadline)
+        PyErr_CheckSignals()
+        if status == CF_NO_WAITV:
+            waitv_works = False
+            status = CF_AGAIN
+        if status == CF_OK and not read_connections(count, any, rings, ready) and cf_now_ns() < deadline:
+            status = CF_AGAIN
+        if status == CF_AGAIN and any_cut(rings):
+            break
+        if asking:
+            unanswered = listen_again(poller, number, unanswered)
+    return 0
+
+
+cdef bint read_connections(uint32_t count, cf_any* any, list rings, int* ready) except -1:
+    """Read connections that have something to say: it may be the end, or nothing of interest. Whether any ring is
+    ready.
+    """
+    cdef bint found = False
+    cdef uint32_t i
+    for i in range(count):
+        if ready[i] == CF_ANY_CONNECTION:
+            ready[i] = (<FrameReader>rings[i]).connection.heard()
+            if ready[i]:
+                cf_reader_hangup(any[i].frames)
+        found = found or ready[i]
+    return found
+
+
+cdef bint ring_cut(object ring):
+    """Whether the ring's memory was cut off, which its receiver is to say."""
+    if ring is None:
+        return False
+    if isinstance(ring, FrameReader):
+        return is_cut((<FrameReader>ring).header.cut)
+    return is_cut((<PacketRing>ring).mapping.cut)
+
+
+cdef bint any_cut(list rings):
+    for ring in rings:
+        if ring_cut(ring):
+            return True
+    return False
+
+
 cdef object ring_of(object receiver, cf_any* any):
-    """The receiver's ring, and where its memory is."""
+    """The receiver's ring, entered, and where its memory is; None when it is closed, as its ``next()`` will say."""
     # An attribute rather than a method: with many receivers, asking them is what a call costs.
     ring = getattr(receiver, "_ring", receiver)
     any.frames = NULL
     any.packets = NULL
-    if isinstance(ring, FrameReader):
-        any.frames = &(<FrameReader>ring).ring
-        check_generation((<FrameReader>ring).generation)
-    elif isinstance(ring, PacketRing):
-        any.packets = &(<PacketRing>ring).ring
-        check_generation((<PacketRing>ring).generation)
-    elif ring is None:
-        raise ValueError(f"the {receiver._what} is closed")
-    else:
-        raise TypeError(f"wait_any waits for Subscriber and PacketReader, not {type(receiver).__name__}")
+    try:
+        if isinstance(ring, FrameReader):
+            (<FrameReader>ring).enter()
+            any.frames = &(<FrameReader>ring).ring
+        elif isinstance(ring, PacketRing):
+            (<PacketRing>ring).enter()
+            any.packets = &(<PacketRing>ring).ring
+        elif ring is not None:
+            raise TypeError(f"wait_any waits for Subscriber and PacketReader, not {type(receiver).__name__}")
+    except ValueError:
+        return None
     return ring
 
 
-cdef int listen(object poller, uint64_t number, object receiver, object ring) except -1:
+cdef int listen(object poller, uint64_t number, object receiver, object ring, list unanswered) except -1:
     """Add the receiver to the poller, unless its ring is there already."""
     cdef FrameReader frames
     cdef PacketRing packets
     if isinstance(ring, PacketRing):
         packets = ring
-        if packets.polled_by != number:
-            poller.add(receiver)
+        if packets.polled_by != number and poller.add(receiver, ring):
             packets.polled_by = number
-        return 0
-    frames = ring
-    if frames.polled_by != number:
-        try:
-            poller.add(receiver)
-            frames.polled_by = number
-        except Disconnected:
-            pass  # as the next look at its connection will find
+    elif ring is not None:
+        frames = ring
+        if frames.polled_by != number:
+            if poller.add(receiver, ring):
+                frames.polled_by = number
+            else:
+                unanswered.append((receiver, ring))
     return 0
+
+
+cdef list listen_again(object poller, uint64_t number, list unanswered):
+    """Read what publishers have answered; those that have not."""
+    cdef list left = []
+    for receiver, ring in unanswered:
+        if (<FrameReader>ring).connection.heard():
+            cf_reader_hangup(&(<FrameReader>ring).ring)
+        else:
+            listen(poller, number, receiver, ring, left)
+    return left

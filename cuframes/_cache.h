@@ -28,9 +28,11 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "_copy.h"
+#include "_gate.h"
 #include "_shm.h"
 #include "_status.h"
 
@@ -51,25 +53,39 @@ static inline uint64_t cf_cache_size(uint32_t frame_size, uint32_t depth) {
     return CF_CACHE_HEADER_SIZE + (uint64_t)depth * (sizeof(cf_cache_entry) + frame_size);
 }
 
-/* CF_CORRUPT: no slot of version 1, or one that does not fit its file of `size` bytes. */
+/* CF_CORRUPT: no slot of version 1, or one that does not fit its file of `size` bytes. Whoever wrote the header may have
+ * written anything: the depth is compared by division, since the product of two such numbers can be beyond 64 bits. */
 static inline int cf_cache_measure(const void *segment, uint64_t size, cf_cache_shape *s) {
     const cf_cache_header *h = segment;
-    if (size < sizeof *h || cf_load_acquire_u32(&h->magic) != CF_CACHE_MAGIC || h->version != CF_CACHE_VERSION)
+    if (size < sizeof *h || cf_load_acquire_u32(&h->magic) != CF_CACHE_MAGIC ||
+        cf_load_relaxed_u32(&h->version) != CF_CACHE_VERSION)
         return CF_CORRUPT;
     s->frame_size = cf_load_relaxed_u32(&h->frame_size);
     s->depth = cf_load_relaxed_u32(&h->ring_depth);
-    s->stride = sizeof(cf_cache_entry) + s->frame_size;
-    bool sound = s->frame_size && s->depth >= CF_CACHE_MIN_DEPTH && size >= cf_cache_size(s->frame_size, s->depth);
+    s->stride = sizeof(cf_cache_entry) + (uint64_t)s->frame_size;
+    bool sound = s->frame_size && s->depth >= CF_CACHE_MIN_DEPTH && s->depth <= (size - CF_CACHE_HEADER_SIZE) / s->stride;
     return sound ? CF_OK : CF_CORRUPT;
 }
 
 /* ---- the writer --------------------------------------------------------------------------------------------------- */
 
+/* What a writer's end is in the middle of, and whether it is closed: one word of its own process.
+ *
+ *     IDLE -> CALL -> IDLE             a call that writes a frame, and soon returns
+ *     IDLE -> FRAME -> CALL -> IDLE    a frame that the caller fills, and publishes when he likes
+ *     IDLE -> FRAME -> IDLE            or does not
+ *
+ * close() sets SHUT: from then on nothing begins, and a frame that is being filled cannot become a call any more. Then it
+ * waits until the call in progress, if any, is over, and sets GONE: the lock may be given up. A frame that is still being
+ * filled is taken out of the slot first, since the next writer may soon be in that entry. */
+enum { CF_CACHE_IDLE = 0, CF_CACHE_CALL = 1, CF_CACHE_FRAME = 2, CF_CACHE_DOING = 3, CF_CACHE_SHUT = 4, CF_CACHE_GONE = 8 };
+
 typedef struct {
     cf_cache_header *shared;
+    uint64_t size; /* bytes of the mapping */
     cf_cache_shape shape;
     int fd;
-    uint32_t busy;   /* atomic; a frame is being written */
+    uint32_t state;  /* atomic; what is above */
     uint64_t cursor; /* the frame to be written next */
 } cf_cache_writer;
 
@@ -87,6 +103,7 @@ static inline int cf_cache_writer_init(cf_cache_writer *w, void *segment, uint64
     int rc = cf_cache_measure(segment, size, &w->shape);
     if (rc != CF_OK) return rc;
     w->shared = segment;
+    w->size = size;
     w->fd = fd;
     w->cursor = cf_load_acquire(&w->shared->write_cursor);
     cf_store_relaxed(&w->shared->writer_pid, pid);
@@ -98,13 +115,14 @@ static inline char *cf_cache_entry_at(const cf_cache_shape *s, const void *segme
     return (char *)segment + CF_CACHE_HEADER_SIZE + n % s->depth * s->stride;
 }
 
-/* Where the next frame's pixels go. CF_BUSY: another thread is writing. CF_ENDED: the slot was removed. Ends with
- * cf_cache_commit or cf_cache_abandon. */
-static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
+/* Where the next frame's pixels go, for a call (CF_CACHE_CALL) or for a frame that the caller fills (CF_CACHE_FRAME).
+ * CF_BUSY: another frame is being written. CF_CLOSED. CF_ENDED: the slot was removed. Ends with cf_cache_end. */
+static inline int cf_cache_begin(cf_cache_writer *w, uint32_t state, char **pixels) {
     struct stat file;
-    if (cf_exchange_u32(&w->busy, 1)) return CF_BUSY;
+    if (!cf_replace_u32(&w->state, CF_CACHE_IDLE, state))
+        return cf_load_seq_cst_u32(&w->state) & CF_CACHE_SHUT ? CF_CLOSED : CF_BUSY;
     if (fstat(w->fd, &file) == 0 && file.st_nlink == 0) {
-        cf_store_seq_cst_u32(&w->busy, 0);
+        cf_fetch_and_u32(&w->state, ~(uint32_t)CF_CACHE_DOING);
         return CF_ENDED;
     }
     cf_fence_full(); /* W1 before W2. PAIRS WITH: reader whole */
@@ -112,15 +130,21 @@ static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
     return CF_OK;
 }
 
-static inline void cf_cache_abandon(cf_cache_writer *w) { cf_store_seq_cst_u32(&w->busy, 0); }
+/* The frame is filled: go on as a call. False: the end was closed meanwhile. */
+static inline bool cf_cache_resume(cf_cache_writer *w) { return cf_replace_u32(&w->state, CF_CACHE_FRAME, CF_CACHE_CALL); }
 
-/* The pixels are there: publish them, and wake who sleeps. Readers cannot say that they do, so this is a system call. */
+/* What was begun is over, published or not. False: the lock was given up meanwhile, so nothing was published. */
+static inline bool cf_cache_end(cf_cache_writer *w) {
+    return !(cf_fetch_and_u32(&w->state, ~(uint32_t)CF_CACHE_DOING) & CF_CACHE_GONE);
+}
+
+/* The pixels are there: publish them, and wake who sleeps. Readers cannot say that they do, so this is a system call. Only
+ * in a call. */
 static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t pts_us, uint64_t wall_us) {
     cf_cache_entry entry = {.pts_us = pts_us, .wall_us = wall_us, .size = size};
     cf_copy_racing(cf_cache_entry_at(&w->shape, w->shared, w->cursor), (const char *)&entry, sizeof entry);
     cf_store_seq_cst(&w->shared->write_cursor, ++w->cursor); /* W3. PAIRS WITH: reader look; reader sleep */
     cf_futex_wake_all(cf_low_half(&w->shared->write_cursor));
-    cf_store_seq_cst_u32(&w->busy, 0);
 }
 
 /* Note frames that the source lost before they came here. */
@@ -130,6 +154,13 @@ static inline void cf_cache_drop(cf_cache_writer *w, uint64_t count) { cf_fetch_
 static inline void cf_cache_writer_leave(cf_cache_writer *w) {
     cf_store_release_u32(&w->shared->futex, 0);
     cf_futex_wake_all(cf_low_half(&w->shared->write_cursor)); /* sleepers have to look by themselves from here on */
+}
+
+/* Take the mapping out of the slot: whoever still fills a frame of it writes to memory of his own. Afterwards the lock may
+ * be given up. */
+static inline bool cf_cache_revoke(cf_cache_writer *w) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    return mmap(w->shared, w->size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
 }
 
 /* ---- the reader --------------------------------------------------------------------------------------------------- */
@@ -143,7 +174,7 @@ typedef struct {
     bool unlocked;     /* no writer of ours is there, whatever the header says */
     int fd;            /* the file */
     int event_fd;      /* or -1 */
-    uint32_t closing;  /* atomic */
+    cf_gate gate;      /* closed by close() */
     uint32_t hurry;    /* how far behind the oldest whole frame to go on: 0, or more after torn copies */
     uint64_t at;       /* the frame wanted next */
     int64_t looked_ns; /* when the file was last looked at */
@@ -243,13 +274,13 @@ static inline void cf_cache_lapped(cf_cache_reader *r) {
     r->hurry = r->hurry * 2 + 1 < r->shape.depth ? r->hurry * 2 + 1 : r->shape.depth;
 }
 
-/* CF_OK: there may be more. CF_ENDED: the slot was removed. CF_CORRUPT: its file was cut off. */
+/* CF_OK: there may be more. CF_ENDED: the slot was removed. CF_CUT: its file was cut off. */
 static inline int cf_cache_check(cf_cache_reader *r) {
     struct stat file;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
     r->unlocked = fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
     if (fstat(r->fd, &file)) return CF_OK;
-    if ((uint64_t)file.st_size < cf_cache_size(r->shape.frame_size, r->shape.depth)) return CF_CORRUPT;
+    if ((uint64_t)file.st_size < cf_cache_size(r->shape.frame_size, r->shape.depth)) return CF_CUT;
     return file.st_nlink == 0 ? CF_ENDED : CF_OK;
 }
 
@@ -268,14 +299,11 @@ static inline int cf_cache_sleep(const cf_cache_reader *r, uint64_t seen, int64_
 static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
     int64_t begin = 0;
     for (;;) {
-        if (cf_load_seq_cst_u32(&r->closing)) return CF_CLOSED;
+        if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
         uint64_t cursor = cf_load_seq_cst(&r->shared->write_cursor);
         if (cursor != r->at) return CF_OK;
-        if (r->event_fd >= 0) {
-            /* Nothing left: make the event wait for the next frame, and look once more for one that came meanwhile. */
-            uint64_t count;
-            if (read(r->event_fd, &count, sizeof count) > 0) continue;
-        }
+        /* Nothing left: make the event wait for the next frame, and look once more for one that came meanwhile. */
+        if (cf_event_drain(r->event_fd)) continue;
         int64_t now = cf_now_ns();
         if (!begin) begin = now;
         if (!r->since_ns || r->waiting_for != r->at) r->since_ns = now, r->waiting_for = r->at;
@@ -296,10 +324,10 @@ static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
  * of its own, with a reader of its own. */
 static inline void cf_cache_watch(const cf_cache_reader *watched, int event_fd) {
     cf_cache_reader r = *watched;
-    uint64_t told = UINT64_MAX, one = 1;
+    uint64_t told = UINT64_MAX;
     int64_t since = cf_now_ns();
     bool ended = false;
-    while (!ended && !cf_load_seq_cst_u32(&watched->closing)) {
+    while (!ended && !cf_gate_is_shut(&watched->gate)) {
         uint64_t cursor = cf_load_seq_cst(&r.shared->write_cursor);
         int64_t now = cf_now_ns();
         if (now - r.looked_ns >= CF_SLICE_NS) {
@@ -307,19 +335,12 @@ static inline void cf_cache_watch(const cf_cache_reader *watched, int event_fd) 
             ended = cf_cache_check(&r) != CF_OK;
         }
         if (ended || cursor != told) {
-            ssize_t ignored = write(event_fd, &one, sizeof one);
-            (void)ignored; /* EAGAIN: the counter is full, so it is readable */
+            cf_event_signal(event_fd);
             told = cursor;
             since = now;
         }
         if (!ended) cf_cache_sleep(&r, cursor, CF_SLICE_NS, now - since);
     }
-}
-
-/* Make threads that wait in here return. */
-static inline void cf_cache_close(cf_cache_reader *r) {
-    cf_store_seq_cst_u32(&r->closing, 1);
-    cf_futex_wake_all(cf_low_half(&r->shared->write_cursor));
 }
 
 #endif

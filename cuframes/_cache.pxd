@@ -3,6 +3,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._frame cimport FrameLayout
 from cuframes._mapped cimport Mapping
+from cuframes._source cimport Rows
+from cuframes._status cimport cf_gate
 
 
 cdef extern from "_shm.h" nogil:
@@ -34,19 +36,30 @@ cdef extern from "_cache.h" nogil:
         CF_CACHE_NEXT
         CF_CACHE_LATEST
         CF_CACHE_OLDEST
+        CF_CACHE_IDLE
+        CF_CACHE_CALL
+        CF_CACHE_FRAME
+        CF_CACHE_DOING
+        CF_CACHE_SHUT
+        CF_CACHE_GONE
 
     ctypedef struct cf_cache_shape:
+        uint64_t stride
         uint32_t frame_size
         uint32_t depth
 
     ctypedef struct cf_cache_writer:
         cf_cache_shape shape
+        int fd
+        uint32_t state
         uint64_t cursor
 
     ctypedef struct cf_cache_reader:
+        cf_gate gate
         cf_cache_shape shape
         bint newest
         bint unlocked
+        int fd
         int event_fd
         uint64_t received
         uint64_t dropped
@@ -59,15 +72,18 @@ cdef extern from "_cache.h" nogil:
         uint32_t size
         const char* pixels
 
+    int cf_cache_measure(const void* segment, uint64_t size, cf_cache_shape* s)
     uint64_t cf_cache_size(uint32_t frame_size, uint32_t depth)
     void cf_cache_format(cf_cache_header* h, uint32_t frame_size, uint32_t depth)
 
     int cf_cache_writer_init(cf_cache_writer* w, void* segment, uint64_t size, int fd, uint64_t pid)
-    int cf_cache_begin(cf_cache_writer* w, char** pixels)
+    int cf_cache_begin(cf_cache_writer* w, uint32_t state, char** pixels)
+    bint cf_cache_resume(cf_cache_writer* w)
+    bint cf_cache_end(cf_cache_writer* w)
     void cf_cache_commit(cf_cache_writer* w, uint32_t size, uint64_t pts_us, uint64_t wall_us)
-    void cf_cache_abandon(cf_cache_writer* w)
     void cf_cache_drop(cf_cache_writer* w, uint64_t count)
     void cf_cache_writer_leave(cf_cache_writer* w)
+    bint cf_cache_revoke(cf_cache_writer* w)
 
     int cf_cache_reader_init(cf_cache_reader* r, const void* segment, uint64_t size, int fd, int start)
     uint64_t cf_cache_cursor(const cf_cache_reader* r)
@@ -80,7 +96,6 @@ cdef extern from "_cache.h" nogil:
     int cf_cache_check(cf_cache_reader* r)
     int cf_cache_wait(cf_cache_reader* r, int64_t deadline)
     void cf_cache_watch(const cf_cache_reader* r, int event_fd)
-    void cf_cache_close(cf_cache_reader* r)
 
 
 cdef class CacheWriter:
@@ -88,12 +103,16 @@ cdef class CacheWriter:
     cdef Mapping mapping
     cdef FrameLayout layout
     cdef object semaphore
+    cdef unsigned long inside  # the thread whose call writes a frame; 0: none
+    cdef int fd  # plus 1; ours to close
     cdef int generation
-    cdef bint closed
 
-    cdef int begin(self, char** pixels) except -1
+    cdef int begin(self, uint32_t state, char** pixels) except -1
+    cdef int leave(self) noexcept
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0
+    cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us)
     cdef object write_bytes(self, Py_buffer* buffer, object pts_us, object wall_us)
+    cdef object published(self, uint64_t seq, bint here)
 
 
 cdef class CacheRing:
@@ -101,9 +120,12 @@ cdef class CacheRing:
     cdef Mapping mapping
     cdef FrameLayout layout
     cdef uint32_t busy
-    cdef int fd  # plus 1; ours to close
+    cdef int fd  # or -1; ours to close
     cdef int generation
 
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
     cdef SlotFrame take(self, int64_t deadline, bint copy, object out)
     cdef SlotFrame read(self, const cf_cache_frame* found, bint copy, object out)
     cdef int refuse(self, int status) except -1

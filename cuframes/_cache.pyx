@@ -3,27 +3,37 @@
 The algorithm is C (``_cache.h``) and runs without the GIL wherever it waits or copies much.
 """
 
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release
-from cpython.buffer cimport PyObject_CheckBuffer, PyObject_GetBuffer
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_IsContiguous, PyBuffer_Release
+from cpython.buffer cimport PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
 from cuframes._frame cimport FrameLayout
-from cuframes._mapped cimport Borrowed_make, Mapping
-from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_now_ns, cf_store_release_u32
-from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
+from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
+from cuframes._shm cimport cf_exchange_u32, cf_fetch_or_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
+from cuframes._shm cimport cf_now_ns, cf_sleep_ns, cf_store_release_u32
+from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, is_part, plain_rows, source_of
 from cuframes._status cimport *
+from cuframes._views cimport check_unmasked
 
+import os
 import time
 
 import numpy
 
 from cuframes.errors import Disconnected, ProtocolError
+from cuframes.lifetime import refusal
 
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
+    unsigned long PyThread_get_thread_ident() nogil
+
+
+cdef extern from "_copy.h" nogil:
+    void cf_copy_racing(char* dst, const char* src, size_t size)
 
 
 MAGIC = CF_CACHE_MAGIC
@@ -62,31 +72,73 @@ def format_slot(Mapping mapping not None, *, uint32_t width, uint32_t height, ui
     cf_cache_format(h, frame_size, depth)
 
 
-def describe_slot(Mapping mapping not None):
-    """A snapshot of a slot's header as a dict, for reports. Values are as found."""
-    cdef cf_cache_header* h = <cf_cache_header*>mapping.address
+cdef cf_cache_header read_header(Mapping mapping) except *:
+    """A copy of a slot's header. Others may write it at any time, so what is looked at is this."""
+    cdef cf_cache_header copy
     if mapping.size < <Py_ssize_t>sizeof(cf_cache_header):
         raise ProtocolError(f"a framecache slot has at least {sizeof(cf_cache_header)} bytes, this one {mapping.size}")
+    cf_copy_racing(<char*>&copy, mapping.address, sizeof(copy))
+    return copy
+
+
+def measure_slot(bytes header not None, uint64_t size):
+    """Bytes that a slot takes, by the first bytes of its file of `size` bytes.
+
+    Raises
+    ------
+    ProtocolError
+        It is no slot of this version, or its header does not fit the file.
+    """
+    cdef cf_cache_header copy
+    cdef cf_cache_shape shape
+    if size < sizeof(copy) or len(header) != sizeof(copy):
+        raise ProtocolError(f"this is no framecache slot, which has at least {sizeof(copy)} bytes: it has {size}")
+    cf_copy_racing(<char*>&copy, header, sizeof(copy))
+    if cf_cache_measure(&copy, size, &shape) != CF_OK:
+        raise wrong_header(copy, size)
+    return cf_cache_size(shape.frame_size, shape.depth)
+
+
+def describe_slot(Mapping mapping not None):
+    """A snapshot of a slot's header as a dict, for reports. ``frame_size``, ``ring_depth`` and ``size`` (bytes of the
+    slot) are consistent and fit the mapping; the other values are as found.
+
+    Raises
+    ------
+    ProtocolError
+        It is no slot, not any more, or does not fit the mapping.
+    """
+    cdef cf_cache_header h = read_header(mapping)
+    cdef cf_cache_shape shape
+    check_whole(mapping.cut)
+    if cf_cache_measure(&h, mapping.size, &shape) != CF_OK:
+        raise wrong_header(h, mapping.size)
     return {
-        "magic": h.magic,
-        "version": h.version,
         "width": h.width,
         "height": h.height,
         "fps_num": h.fps_num,
         "fps_den": h.fps_den,
         "pixel_format": h.pixel_format,
-        "frame_size": h.frame_size,
-        "ring_depth": h.ring_depth,
-        "write_cursor": cf_load_acquire(&h.write_cursor),
-        "dropped_frames": cf_load_acquire(&h.dropped_frames),
-        "source_type": (<bytes>h.source_type[:32]).split(b"\0")[0].decode("utf-8", "replace"),
-        "slot_id": (<bytes>h.slot_id[:64]).split(b"\0")[0].decode("utf-8", "replace"),
-        "writer_pid": cf_load_acquire(&h.writer_pid),
+        "frame_size": shape.frame_size,
+        "ring_depth": shape.depth,
+        "size": cf_cache_size(shape.frame_size, shape.depth),
+        # Whole even where a copy of bytes could be torn.
+        "write_cursor": cf_load_acquire(&(<cf_cache_header*>mapping.address).write_cursor),
+        "dropped_frames": cf_load_acquire(&(<cf_cache_header*>mapping.address).dropped_frames),
+        "source_type": printable((<bytes>h.source_type[:32]).split(b"\0")[0]),
+        "writer_pid": cf_load_acquire(&(<cf_cache_header*>mapping.address).writer_pid),
     }
+
+
+cdef str printable(bytes text):
+    """Text for people to see, of which nothing moves a cursor or begins a line."""
+    return "".join([c if c.isprintable() else "\ufffd" for c in text.decode("utf-8", "replace")])
 
 
 cdef uint64_t microseconds_of(object value) except? 0:
     """A timestamp that a caller gave, as the format has it: unsigned, 64 bits."""
+    if value is True or value is False:
+        raise TypeError(f"a time in microseconds is an int, not {value}")
     try:
         return PyNumber_Index(value)
     except OverflowError:
@@ -94,47 +146,92 @@ cdef uint64_t microseconds_of(object value) except? 0:
 
 
 cdef corrupt(Mapping mapping):
-    found = describe_slot(mapping)
-    if found["magic"] == MAGIC and found["version"] != VERSION:
-        return ProtocolError(f"the slot has version {found['version']} of the framecache format; this library reads "
+    """What is wrong with a slot that cf_cache_measure refuses."""
+    check_whole(mapping.cut)
+    return wrong_header(read_header(mapping), mapping.size)
+
+
+cdef wrong_header(cf_cache_header found, uint64_t size):
+    if found.magic == CF_CACHE_MAGIC and found.version != CF_CACHE_VERSION:
+        return ProtocolError(f"the slot has version {found.version} of the framecache format; this library reads "
                              f"version {VERSION}")
-    return ProtocolError(f"this is no framecache slot, or a truncated one: magic {found['magic']:#x}, version "
-                         f"{found['version']}, {found['ring_depth']} entries for {found['frame_size']} bytes, file of "
-                         f"{mapping.size}")
+    return ProtocolError(f"this is no framecache slot, or a truncated one: magic {found.magic:#x}, version "
+                         f"{found.version}, {found.ring_depth} entries for {found.frame_size} bytes, file of {size}")
 
 
 cdef class CacheWriter:
-    """The writer's end of a slot. `mapping` is writable; `fd` holds the writer's lock and stays open as long as this is
-    used. `layout` is None for pixel formats that are not known, whose frames are bytes.
+    """The writer's end of a slot. Closes what it was given.
+
+    Parameters
+    ----------
+    mapping : Mapping
+        The slot, writable.
+    fd : int
+        Holds the writer's lock; it becomes ours, and the lock goes with it.
+    layout : FrameLayout or None
+        None for pixel formats that are not known, whose frames are bytes.
+    pid : int
+    semaphore : posix_ipc.Semaphore
+        Becomes ours.
+
+    Raises
+    ------
+    ProtocolError
+        It is no slot, or its entries are too small for its pictures. `fd` and `semaphore` stay the caller's.
     """
 
     def __cinit__(self, Mapping mapping not None, int fd, FrameLayout layout, uint64_t pid, semaphore):
+        self.ring.state = CF_CACHE_SHUT
         self.mapping = mapping
         self.layout = layout
         self.semaphore = semaphore
         self.generation = current_generation()
-        self.closed = True
-        if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, fd, pid) != CF_OK:
+        if cf_cache_measure(mapping.address, mapping.size, &self.ring.shape) != CF_OK:
             raise corrupt(mapping)
-        self.closed = False
+        # Before the first byte: a picture is written without looking at frame_size again.
+        if layout is not None and layout.tight_bytes > <Py_ssize_t>self.ring.shape.frame_size:
+            raise ProtocolError(
+                f"the slot is damaged: a {layout.format} frame of {layout.shape.width}x{layout.shape.height} has "
+                f"{layout.tight_bytes} bytes, its entries have room for {self.ring.shape.frame_size}; remove it and "
+                "create it anew")
+        if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, fd, pid) != CF_OK:
+            self.ring.state = CF_CACHE_SHUT
+            raise corrupt(mapping)
+        check_whole(mapping.cut)
+        self.fd = fd + 1
 
-    cdef int begin(self, char** pixels) except -1:
+    def __dealloc__(self):
+        if self.fd:
+            c_close(self.fd - 1)
+
+    cdef int begin(self, uint32_t state, char** pixels) except -1:
+        """Begin a frame: a call (CF_CACHE_CALL, until :meth:`leave`) or one that the caller fills (CF_CACHE_FRAME)."""
         cdef int status
-        if self.closed:
-            raise ValueError("the writer is closed")
         check_generation(self.generation)
-        status = cf_cache_begin(&self.ring, pixels)
+        status = cf_cache_begin(&self.ring, state, pixels)
+        if status == CF_CLOSED:
+            pause_at_exit()
+            raise ValueError("the writer is closed")
         if status == CF_ENDED:
             raise Disconnected("the slot was removed; create it again to go on")
-        return check(status, "another thread is writing a frame here; a slot has one writer")
+        check(status, "another thread is writing a frame here; a slot has one writer")
+        if state == CF_CACHE_CALL:
+            self.inside = PyThread_get_thread_ident()
+        return 0
+
+    cdef int leave(self) noexcept:
+        """A call is over. False: the writer was closed meanwhile, by this thread."""
+        self.inside = 0
+        return cf_cache_end(&self.ring)
 
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0:
-        """Publish what was written since begin; returns its number. Times were checked before."""
+        """Publish what was written, inside a call; returns its number. Times were checked before."""
         cdef uint64_t wall = time.time_ns() // 1000 if wall_us is None else wall_us
         cdef uint64_t pts = cf_now_ns() // 1000 if pts_us is None else pts_us
         cdef uint64_t seq = self.ring.cursor
         cf_cache_commit(&self.ring, <uint32_t>size, pts, wall)
-        if self.semaphore.value < TOKENS:
+        check_whole(self.mapping.cut)
+        if self.semaphore is not None and self.semaphore.value < TOKENS:
             self.semaphore.release()
         return seq
 
@@ -143,73 +240,115 @@ cdef class CacheWriter:
         cdef Py_buffer buffer
         cdef Rows[3] rows
         cdef Source source
-        cdef char* pixels
         if pts_us is not None:
-            microseconds_of(pts_us)
+            pts_us = microseconds_of(pts_us)
         if wall_us is not None:
-            microseconds_of(wall_us)
+            wall_us = microseconds_of(wall_us)
         if self.layout is not None and plain_rows(self.layout, src, &buffer, rows):
             try:
-                self.begin(&pixels)
-                copy_frame(self.layout, rows, pixels)
+                return self.write_rows(rows, pts_us, wall_us)
             finally:
                 PyBuffer_Release(&buffer)
-            return self.commit(self.layout.tight_bytes, pts_us, wall_us)
         if self.layout is None or is_part(src, self.layout.tight_bytes):
-            PyObject_GetBuffer(src, &buffer, PyBUF_C_CONTIGUOUS)
+            check_unmasked(src)
+            PyObject_GetBuffer(src, &buffer, PyBUF_STRIDES)
             try:
+                # By its strides, not by what was asked for: not everybody refuses a request for contiguous bytes.
+                if not PyBuffer_IsContiguous(&buffer, c"C"):
+                    raise BufferError("the slot's pixel format is not known, so its frames are bytes, and these have "
+                                      "gaps; give a copy without (numpy.ascontiguousarray)")
                 return self.write_bytes(&buffer, pts_us, wall_us)
             finally:
                 PyBuffer_Release(&buffer)
         source = source_of(self.layout, None, NULL, src)
-        self.begin(&pixels)
-        copy_frame(self.layout, source.rows, pixels)
-        return self.commit(self.layout.tight_bytes, pts_us, wall_us)
+        return self.write_rows(source.rows, pts_us, wall_us)
+
+    cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us):
+        """A whole picture."""
+        cdef char* pixels
+        cdef uint64_t seq
+        self.begin(CF_CACHE_CALL, &pixels)
+        try:
+            copy_frame(self.layout, rows, pixels)
+            seq = self.commit(self.layout.tight_bytes, pts_us, wall_us)
+        finally:
+            here = self.leave()
+        return self.published(seq, here)
 
     cdef object write_bytes(self, Py_buffer* buffer, object pts_us, object wall_us):
         """A frame of another size than the format's, as it is."""
         cdef Py_ssize_t size = buffer.len
         cdef char* pixels
+        cdef uint64_t seq
         if size > <Py_ssize_t>self.ring.shape.frame_size:
             raise ValueError(f"the frame has {size} bytes, more than the slot's {self.ring.shape.frame_size}")
-        self.begin(&pixels)
-        with nogil:
-            cf_copy_rows(pixels, size, <const char*>buffer.buf, size, size, 1, False)
-        return self.commit(size, pts_us, wall_us)
+        self.begin(CF_CACHE_CALL, &pixels)
+        try:
+            with nogil:
+                cf_copy_rows(pixels, size, <const char*>buffer.buf, size, size, 1, False)
+            seq = self.commit(size, pts_us, wall_us)
+        finally:
+            here = self.leave()
+        return self.published(seq, here)
+
+    cdef object published(self, uint64_t seq, bint here):
+        if not here:
+            raise ValueError("the writer was closed while it wrote this frame")
+        return seq
 
     def drop(self, uint64_t count):
         """Count frames that the source lost."""
         check_generation(self.generation)
+        if (cf_load_seq_cst_u32(&self.ring.state) & CF_CACHE_SHUT) != 0:
+            raise ValueError("the writer is closed")
         cf_cache_drop(&self.ring, count)
+        check_whole(self.mapping.cut)
 
     @property
     def cursor(self):
         """Number of the next frame."""
         return self.ring.cursor
 
+    @property
+    def closed(self):
+        """Whether :meth:`close` was called."""
+        return (cf_load_seq_cst_u32(&self.ring.state) & CF_CACHE_SHUT) != 0
+
     def close(self):
-        """Write no more."""
-        if not self.closed and not is_inherited(self.generation):
+        """Write no more, and give up the lock.
+
+        Waits for a call of another thread that is copying a frame. It does not wait for a frame that is being filled in
+        place, which cannot be published any more; whoever fills it writes to memory that is not the slot's.
+        """
+        cdef bint inherited = is_inherited(self.generation)
+        cdef bint ours = True
+        if cf_fetch_or_u32(&self.ring.state, CF_CACHE_SHUT) & CF_CACHE_SHUT:
+            return
+        # A call of our own thread is one that we interrupt: it waits for us. In a forked child nobody calls.
+        while not inherited and cf_load_seq_cst_u32(&self.ring.state) & CF_CACHE_DOING == CF_CACHE_CALL \
+                and self.inside != PyThread_get_thread_ident():
+            with nogil:
+                cf_sleep_ns(100000)
+        if not inherited:
             cf_cache_writer_leave(&self.ring)
-        self.closed = True
+            if cf_fetch_or_u32(&self.ring.state, CF_CACHE_GONE) & CF_CACHE_DOING:
+                ours = cf_cache_revoke(&self.ring)
+        fd, semaphore = self.fd - 1, self.semaphore
+        self.semaphore = None
+        try:
+            semaphore.close()
+        finally:
+            if ours:  # else somebody may still write into the slot, and the lock stays with this process
+                self.fd = 0
+                c_close(fd)
 
 
-cdef bint is_part(object src, Py_ssize_t frame_bytes) except -1:
-    """Whether these are plain bytes that are not a whole frame."""
-    cdef Py_buffer buffer
-    cdef bint part
-    if not PyObject_CheckBuffer(src) or hasattr(src, "planes"):
-        return False
-    PyObject_GetBuffer(src, &buffer, PyBUF_STRIDES)
-    part = buffer.ndim == 1 and buffer.itemsize == 1 and buffer.strides[0] == 1 and buffer.len != frame_bytes
-    PyBuffer_Release(&buffer)
-    return part
-
-
+@cython.no_gc_clear  # giving up needs the writer
 cdef class WritableSlotFrame:
     """The slot's next entry, to be filled in place.
 
-    A context manager: the frame is published on a clean exit and abandoned when the block raises.
+    A context manager: the frame is published on a clean exit and abandoned when the block raises. Leaving it cleanly
+    raises ValueError when there is nothing to publish: it was not entered, was left before, or its writer was closed.
 
     Attributes
     ----------
@@ -228,25 +367,39 @@ cdef class WritableSlotFrame:
     def __enter__(self):
         if self.pixels != NULL:
             raise ValueError("a writable frame is used once; call acquire() again")
-        self.writer.begin(&self.pixels)
+        self.writer.begin(CF_CACHE_FRAME, &self.pixels)
         self.begun = True
         size = self.writer.ring.shape.frame_size if self.writer.layout is None else self.writer.layout.tight_bytes
         self.data = shaped(Borrowed_make(self.writer, self.pixels, size, False), self.writer.layout)
         return self
 
     def __exit__(self, exc_type, exc, traceback):
-        size = self.data.nbytes
-        self.data = None
+        cdef uint64_t seq
+        cdef Py_ssize_t size
+        if exc_type is not None:
+            self.give_up()
+            return
+        self.check_begun()
         try:
-            if exc_type is None:
-                if self.pts_us is not None:
-                    microseconds_of(self.pts_us)
-                if self.wall_us is not None:
-                    microseconds_of(self.wall_us)
-                self.begun = False
-                self.seq = self.writer.commit(size, self.pts_us, self.wall_us)
+            check_generation(self.writer.generation)
+            pts_us = None if self.pts_us is None else microseconds_of(self.pts_us)
+            wall_us = None if self.wall_us is None else microseconds_of(self.wall_us)
+            size = self.data.nbytes
+            if not cf_cache_resume(&self.writer.ring):
+                raise ValueError("the writer was closed before this frame was published")
+            self.begun = False
+            self.data = None
+            self.writer.inside = PyThread_get_thread_ident()
+            try:
+                seq = self.writer.commit(size, pts_us, wall_us)
+            finally:
+                here = self.writer.leave()
+            self.seq = self.writer.published(seq, here)
         finally:
             self.give_up()
+
+    def __reduce__(self):
+        raise refusal(self, "read the slot with cuframes.framecache.SlotReader in the other process")
 
     def copy_from(self, src):
         """Copy a whole frame in: what :meth:`SlotWriter.write` takes."""
@@ -255,6 +408,7 @@ cdef class WritableSlotFrame:
         if self.writer.layout is None:
             raise ValueError("the slot's pixel format is not known; fill data")
         source = source_of(self.writer.layout, None, NULL, src)
+        source.part_from(self.pixels)
         copy_frame(self.writer.layout, source.rows, self.pixels)
 
     def check_begun(self):
@@ -268,9 +422,10 @@ cdef class WritableSlotFrame:
         return planes_of(self.data, self.writer.layout)
 
     cdef void give_up(self) noexcept:
+        self.data = None
         if self.begun:
             self.begun = False
-            cf_cache_abandon(&self.writer.ring)
+            cf_cache_end(&self.writer.ring)
 
     def __dealloc__(self):
         self.give_up()  # entered by hand and never left
@@ -314,16 +469,34 @@ cdef class CacheRing:
     """
 
     def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint newest):
+        self.fd = -1
         self.generation = current_generation()
         self.mapping = Mapping(fd, size)
         if cf_cache_reader_init(&self.ring, self.mapping.address, size, fd, start) != CF_OK:
             raise corrupt(self.mapping)
         self.ring.newest = newest
-        self.fd = fd + 1
+        check_whole(self.mapping.cut)
+        self.fd = fd
 
     def __dealloc__(self):
-        if self.fd:
-            c_close(self.fd - 1)
+        if self.fd >= 0:
+            c_close(self.fd)
+            if self.ring.event_fd >= 0:
+                c_close(self.ring.event_fd)
+
+    cdef int enter(self) except -1:
+        """The caller is about to use the slot; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the reader is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
 
     def set_layout(self, FrameLayout layout):
         """How the pixels lie in a whole frame; None: frames are bytes."""
@@ -334,11 +507,14 @@ cdef class CacheRing:
         cdef cf_cache_frame found
         cdef SlotFrame frame
         cdef int status, laps = 0
-        check_generation(self.generation)
+        self.enter()
         if cf_exchange_u32(&self.busy, 1):
+            self.leave()
             check(CF_BUSY, "another thread is reading from this reader")
         try:
             while True:
+                if cf_gate_is_shut(&self.ring.gate):
+                    self.refuse(CF_CLOSED)
                 status = cf_cache_find(&self.ring, &found)
                 if status == CF_OK:
                     frame = self.read(&found, copy, out)
@@ -352,15 +528,17 @@ cdef class CacheRing:
                 PyErr_CheckSignals()
                 with nogil:
                     status = cf_cache_wait(&self.ring, deadline)
+                check_whole(self.mapping.cut)
                 if status != CF_OK and status != CF_AGAIN:
                     self.refuse(status)
         finally:
             cf_store_release_u32(&self.busy, 0)
+            self.leave()
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CORRUPT:
-            check(status, "the slot is damaged: its file was cut off, or an entry announces more bytes than it has "
-                          "room for; remove it and create it anew")
+            check(status, "the slot is damaged: an entry announces more bytes than it has room for; remove it and "
+                          "create it anew")
         if status == CF_ENDED:
             raise Disconnected("the slot was removed, and every frame that it had has been read")
         check(status, "no frame arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
@@ -419,22 +597,76 @@ cdef class CacheRing:
 
     def check(self):
         """(whether the slot is still there, whether a writer holds it)."""
-        cdef cf_cache_reader probe = self.ring
-        return cf_cache_check(&probe) == CF_OK, not probe.unlocked
+        cdef cf_cache_reader probe
+        self.enter()
+        probe = self.ring
+        status = cf_cache_check(&probe)
+        self.leave()
+        return status == CF_OK, not probe.unlocked
 
     def set_event(self, int fd):
-        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left."""
-        self.ring.event_fd = fd
+        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
+        becomes the reader's.
+        """
+        if cf_gate_is_shut(&self.ring.gate) or self.ring.event_fd >= 0:
+            c_close(fd)
+        else:
+            self.ring.event_fd = fd
 
     def watch(self, int fd):
         """Feed an eventfd whenever there is something to read, until the end. For a thread of its own."""
+        self.enter()
         with nogil:
             cf_cache_watch(&self.ring, fd)
+        self.leave()
 
     def close(self):
-        """Make threads in :meth:`next` and :meth:`watch` return."""
-        if not is_inherited(self.generation):
-            cf_cache_close(&self.ring)
+        """Read no more. Threads in :meth:`next` and :meth:`watch` return.
+
+        Returns
+        -------
+        bool
+            Whether this call closed it, rather than an earlier one.
+        """
+        cdef const uint32_t* word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
+        cdef int status
+        if is_inherited(self.generation):
+            if cf_gate_shut(&self.ring.gate):
+                self.finish()
+            return False
+        with nogil:
+            status = shut(&self.ring.gate, word, self.ring.event_fd)
+        if status == FINISH:
+            self.finish()
+        return status != SHUT_BEFORE
+
+    cdef void finish(self) noexcept:
+        """Nobody reads any more. The mapping stays as long as a frame lies in it."""
+        if self.ring.event_fd >= 0:
+            c_close(self.ring.event_fd)
+        if self.fd >= 0:
+            c_close(self.fd)
+        self.fd = self.ring.fd = self.ring.event_fd = -1
+        cf_gate_done(&self.ring.gate)
+
+    @property
+    def closed(self):
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
+
+    @property
+    def abandoned(self):
+        """Whether the slot was removed, whatever was in it."""
+        self.enter()
+        try:
+            return os.fstat(self.fd).st_nlink == 0
+        finally:
+            self.leave()
+
+    @property
+    def over(self):
+        """Whether the slot was removed."""
+        return not self.check()[0]
 
     @property
     def counters(self):
@@ -508,6 +740,12 @@ cdef class SlotFrame:
     def __exit__(self, *exc):
         """Nothing: a frame of a slot is never held. It lets code take this for a :class:`Frame`."""
 
+    def __reduce__(self):
+        if self.ring is not None:
+            raise refusal(self, "read it with copy=True; or copy its data, and look at valid after that")
+        shape = None if self.layout is None else self.layout.shape
+        return _slot_frame, (self.seq, self.pts_us, self.wall_us, self.data, self.dropped, shape)
+
     def __array__(self, dtype=None, copy=None):
         if copy is None:  # as NumPy 1 has it, which knows no such argument
             return numpy.asarray(self.data, dtype)
@@ -516,3 +754,15 @@ cdef class SlotFrame:
     def __repr__(self):
         return (f"<SlotFrame {self.seq}, {self.data.nbytes} bytes, pts_us={self.pts_us}"
                 f"{f', {self.dropped} dropped before it' if self.dropped else ''}>")
+
+
+def _slot_frame(seq, pts_us, wall_us, data, dropped, shape):
+    """A frame out of its parts: how it is unpickled."""
+    cdef SlotFrame frame = SlotFrame.__new__(SlotFrame)
+    frame.found.seq = seq
+    frame.found.pts_us = pts_us
+    frame.found.wall_us = wall_us
+    frame.data = data
+    frame.dropped = dropped
+    frame.layout = None if shape is None else FrameLayout(shape)
+    return frame

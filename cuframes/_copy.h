@@ -76,6 +76,24 @@ static inline void cf_copy_rows(char *dst, ptrdiff_t dst_pitch, const char *src,
     if (past) cf_copy_fence();
 }
 
+/* Copy the elements of an array of up to four dimensions one after the other, the last index fastest. Its strides, in
+ * bytes, may be anything. */
+static inline void cf_gather(char *out, const char *src, int ndim, const ptrdiff_t *extent, const ptrdiff_t *step,
+                             size_t item_bytes) {
+    ptrdiff_t n[4] = {1, 1, 1, 1}, s[4] = {0, 0, 0, 0};
+    for (int i = 0; i < ndim; i++) n[4 - ndim + i] = extent[i], s[4 - ndim + i] = step[i];
+    for (ptrdiff_t a = 0; a < n[0]; a++)
+        for (ptrdiff_t b = 0; b < n[1]; b++)
+            for (ptrdiff_t c = 0; c < n[2]; c++) {
+                const char *from = src + a * s[0] + b * s[1] + c * s[2];
+                if (item_bytes == 1)
+                    for (ptrdiff_t d = 0; d < n[3]; d++) out[d] = from[d * s[3]];
+                else
+                    for (ptrdiff_t d = 0; d < n[3]; d++) memcpy(out + 2 * d, from + d * s[3], 2);
+                out += n[3] * (ptrdiff_t)item_bytes;
+            }
+}
+
 /* Which way of copying large frames is the faster here. */
 typedef struct {
     int64_t mean_ns[2]; /* through the cache, past it */

@@ -29,8 +29,12 @@ cdef class FrameWriter:
     cdef char* staging_base
     cdef Py_ssize_t staging_stride
     cdef int generation
-    cdef bint closed
+    cdef str failure
 
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
+    cdef int check_usable(self) except -1
     cdef int announce(self, tuple exports) except -1
     cdef int begin(self, object timeout, int wanted, void* stream) except -1
     cdef int order(self, void* stream) except -1
@@ -56,16 +60,20 @@ cdef class FrameReader:
     cdef Mapping header
     cdef Slots slots
     cdef void* stream
-    cdef object connection
+    cdef readonly object connection
+    cdef readonly object layout
     cdef readonly uint64_t epoch
     cdef int generation
     cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (_any)
-    cdef bint closing
     cdef object stream_keeper
     cdef Pending pending  # None in host memory
     cdef bint warned
 
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
     cdef bint take(self, Hold hold, int64_t deadline) except -1
+    cdef bint take_inside(self, Hold hold, int64_t deadline) except -1
     cdef bint is_pending(self) noexcept
     cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil
     cdef void defer(self, Hold hold) noexcept

@@ -18,7 +18,7 @@ from cuframes._cuda cimport (
     keeper_of,
     stream_of,
 )
-from cuframes._mapped cimport Mapping, Slots, header_of
+from cuframes._mapped cimport Mapping, Slots, check_whole, header_of, is_cut
 from cuframes._pending cimport collect, pending_of
 from cuframes._ring cimport *
 from cuframes._shm cimport *
@@ -26,7 +26,7 @@ from cuframes._status cimport *
 
 import logging
 
-from cuframes.errors import FrameDropped, ProtocolError, Timeout
+from cuframes.errors import CuframesError, FrameDropped, ProtocolError, Timeout
 
 log = logging.getLogger("cuframes")
 
@@ -129,6 +129,7 @@ cdef class FrameWriter:
         if slots.device is not None:
             self.announce(exports)
         cf_writer_init(&self.ring, h, slots.count, policy)
+        check_whole(header.cut)
 
     cdef int announce(self, tuple exports) except -1:
         cdef cf_frame_header* h = header_of(self.header)
@@ -148,21 +149,40 @@ cdef class FrameWriter:
                 memcpy(h.slots[k].cuda_ptr_external, &pointer, sizeof(pointer))
         return 0
 
+    cdef int enter(self) except -1:
+        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the publisher is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
+
     cdef int begin(self, object timeout, int wanted, void* stream) except -1:
-        """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait)."""
+        """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait). Inside only."""
         cdef int64_t deadline = deadline_after(timeout)
         cdef int status = CF_AGAIN
         self.deadline = deadline
-        if self.closed:
-            raise ValueError("the publisher is closed")
-        check_generation(self.generation)
+        if self.failure is not None:
+            self.check_usable()
         if self.ring.policy == CF_POLICY_DROP_OLDEST:
             status = cf_writer_begin(&self.ring, wanted, deadline)  # never waits: not worth giving the GIL up
-        while status == CF_AGAIN:
+        while status == CF_AGAIN and not is_cut(self.header.cut):
             with nogil:
                 status = cf_writer_begin(&self.ring, wanted, deadline)
             if status == CF_AGAIN:
                 PyErr_CheckSignals()
+                self.check_usable()
+        if is_cut(self.header.cut):
+            # The pins that were looked at may be zeros, and the slot may be somebody's: not a byte is written to it.
+            if status == CF_OK:
+                cf_writer_abandon(&self.ring)
+            check_whole(self.header.cut)
         if status == CF_TIMED_OUT:
             check(status, "a subscriber did not release the oldest frame in time (policy strict_wait)")
         check(status, "another frame of this publisher is being written; a publisher is one writer")
@@ -173,6 +193,14 @@ cdef class FrameWriter:
             except BaseException:
                 cf_writer_abandon(&self.ring)
                 raise
+        return 0
+
+    cdef int check_usable(self) except -1:
+        """Raise, if nothing may be published any more, although the caller is inside."""
+        if cf_gate_is_shut(&self.ring.gate):
+            raise ValueError("the publisher was closed before the frame was published")
+        if self.failure is not None:
+            raise CuframesError(self.failure)
         return 0
 
     cdef int order(self, void* stream) except -1:
@@ -197,11 +225,17 @@ cdef class FrameWriter:
         return self.slots.address[self.slot()]
 
     cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes, void* stream) except? 0:
+        """Publish the begun frame, or give it up and raise ValueError, if the publisher was closed meanwhile. Inside
+        only.
+        """
         cdef int64_t now, pts
         cdef uint64_t seq
         cdef int k = self.slot()
         cdef int result
         check_generation(self.generation)
+        if cf_gate_is_shut(&self.ring.gate) or self.failure is not None:
+            self.abandon(stream)
+            self.check_usable()
         if self.slots.device is not None:
             # Before the sequence number: a subscriber that sees it must find the event recorded.
             result = self.slots.device.record(self.slots.event[k], stream)
@@ -213,9 +247,11 @@ cdef class FrameWriter:
         now = cf_now_ns()
         pts = now if pts_ns is None else pts_ns
         if cf_writer_quiet(&self.ring):
-            return cf_writer_commit(&self.ring, now, pts, written_bytes)
-        with nogil:
             seq = cf_writer_commit(&self.ring, now, pts, written_bytes)
+        else:
+            with nogil:
+                seq = cf_writer_commit(&self.ring, now, pts, written_bytes)
+        check_whole(self.header.cut)
         return seq
 
     cdef void abandon(self, void* stream) noexcept:
@@ -254,8 +290,7 @@ cdef class FrameWriter:
             if self.ring.policy == CF_POLICY_DROP_OLDEST:
                 raise FrameDropped("the GPU has not finished the upload before the last ring_size frames; publish more "
                                    "slowly, or use a larger ring_size")
-            if self.closed:
-                raise ValueError("the publisher is closed")
+            self.check_usable()
             now = cf_now_ns()
             if now >= self.deadline:
                 raise Timeout("the GPU did not finish an earlier upload into the slot in time (policy strict_wait)")
@@ -285,6 +320,9 @@ cdef class FrameWriter:
         if status == CF_NO_BIT:
             return None
         check(status)
+        if is_cut(self.header.cut):
+            self.leave(bit)
+            check_whole(self.header.cut)
         return bit, seq, frame_no
 
     def leave(self, uint32_t bit):
@@ -293,16 +331,38 @@ cdef class FrameWriter:
             cf_writer_leave(&self.ring, bit)
 
     def feed(self, uint32_t bit, int fd):
-        """Add 1 to this eventfd at every publish, until the subscriber leaves. The caller closes it after that."""
+        """Add 1 to this eventfd at every publish, until the subscriber leaves or -1 is given. The caller closes it.
+        """
         with nogil:
             cf_writer_feed(&self.ring, bit, fd)
 
+    def fail(self, str reason not None):
+        """End the ring for everybody: subscribers drain it, and publishing raises CuframesError with this reason.
+        Called by the session thread when it can no longer tell the living from the dead.
+        """
+        self.failure = reason
+        if not is_inherited(self.generation):
+            cf_writer_shutdown(&self.ring)
+            cf_futex_wake_all(&header_of(self.header).writer_wait)
+
     def close(self):
-        """Tell every subscriber that nothing will come. Frames they hold stay as they are."""
-        cdef int k
-        self.closed = True
+        """Tell every subscriber that nothing will come. Frames they hold stay as they are.
+
+        A frame that another thread is publishing is waited for; one that it writes in place can no longer be published.
+        """
+        cdef const uint32_t* word = &header_of(self.header).writer_wait
+        cdef int status
         if is_inherited(self.generation):
+            cf_gate_shut(&self.ring.gate)
             return
+        with nogil:
+            status = shut(&self.ring.gate, word, -1)
+        if status == FINISH:
+            self.finish()
+
+    cdef void finish(self) noexcept:
+        """Nobody uses the ring any more."""
+        cdef int k
         cf_writer_shutdown(&self.ring)
         if self.slots.device is not None:
             with nogil:
@@ -311,6 +371,12 @@ cdef class FrameWriter:
                 if self.unfollowed:
                     self.slots.device.drain()
             self.sources = [[] for _ in range(self.slots.count)]
+        cf_gate_done(&self.ring.gate)
+
+    @property
+    def closed(self):
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
 
     @property
     def counters(self):
@@ -364,7 +430,9 @@ cdef class FrameReader:
     connection
         Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``heard()`` is called when it
         has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame
-        released.
+        released, ``forget()`` instead in a forked child.
+    layout : FrameLayout
+        Where the samples of a frame lie.
     ring : tuple
         (bit, max_held, ordered, wait, pins, wakes, strict); wait is BLOCK, SPIN or PREDICT, the last three say what the
         publisher does
@@ -374,12 +442,13 @@ cdef class FrameReader:
         The stream that waits for each frame, for device memory.
     """
 
-    def __cinit__(self, Mapping header not None, Slots slots not None, connection, *, tuple ring, tuple position,
-                  stream=None):
+    def __cinit__(self, Mapping header not None, Slots slots not None, connection, layout, *, tuple ring,
+                  tuple position, stream=None):
         self.ring.shared = header_of(header)
         self.header = header
         self.slots = slots
         self.connection = connection
+        self.layout = layout
         self.epoch = self.ring.shared.epoch
         self.generation = current_generation()
         self.ring.ring_size = slots.count
@@ -397,25 +466,49 @@ cdef class FrameReader:
             self.pending = pending_of(&self.ring, slots.device)
         if not 1 <= self.ring.bit < CF_MAX_SUBSCRIBERS:
             raise ProtocolError(f"bit {self.ring.bit} is out of range")
+        check_whole(header.cut)
 
     def __dealloc__(self):
         if self.pending is not None:
             self.pending.end(is_inherited(self.generation))
 
+    cdef int enter(self) except -1:
+        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the subscriber is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
+
     cdef bint take(self, Hold hold, int64_t deadline) except -1:
         """Let `hold` have the next frame, waiting without the GIL. False: none yet, but one is due any moment, so
         this is the time to get ready; then call again.
         """
-        cdef int status
-        check_generation(self.generation)
+        self.enter()
+        try:
+            return self.take_inside(hold, deadline)
+        finally:
+            self.leave()
+
+    cdef bint take_inside(self, Hold hold, int64_t deadline) except -1:
         # A frame that is there is not worth giving the GIL up for: getting it back can take a switch interval.
-        status = cf_reader_now(&self.ring, &hold.taken)
+        cdef int status = cf_reader_now(&self.ring, &hold.taken)
         while status != CF_OK:
+            check_whole(self.header.cut)
             if status == CF_PEER:
                 if self.connection.heard():
                     cf_reader_hangup(&self.ring)
             elif status == CF_SOON:
                 return False
+            elif status == CF_CORRUPT:
+                log.warning("the frame numbers went back: another process writes to the control segment, and the frame "
+                            "before was perhaps none; going on with the frames that come")
             elif status != CF_AGAIN and status != CF_EMPTY and not (status == CF_TOO_MANY and self.is_pending()):
                 break
             PyErr_CheckSignals()
@@ -423,6 +516,7 @@ cdef class FrameReader:
                 status = self.wait(deadline, &hold.taken)
         if status == CF_OK:
             hold.live = True
+            check_whole(self.header.cut)
             if self.slots.device is not None:
                 hold.use(self.stream)
             return True
@@ -446,7 +540,7 @@ cdef class FrameReader:
             status = cf_reader_next(&self.ring, deadline, taken)
             if status != CF_TOO_MANY or self.pending is None or not self.pending.any():
                 return status
-            if self.closing:
+            if cf_gate_is_shut(&self.ring.gate):
                 return CF_CLOSED
             now = cf_now_ns()
             if not slice_end:
@@ -478,7 +572,7 @@ cdef class FrameReader:
 
     cdef void hang_up_if_idle(self) noexcept:
         """End the connection of a closed reader that holds nothing any more; if frames are pending, later."""
-        if not self.closing:
+        if not cf_gate_is_empty(&self.ring.gate):
             return
         # Asked again after the table: the last pending frame may have gone back in between.
         if cf_reader_held(&self.ring) and (self.pending is None or self.pending.outlive(self.given_back)
@@ -487,7 +581,7 @@ cdef class FrameReader:
         if self.pending is not None:
             self.pending.stay()
         try:
-            self.connection.close()
+            self.connection.close()  # which does nothing when it is done twice
         except AttributeError:
             pass  # collected in one cycle with us and cleared already, its socket with it
 
@@ -499,16 +593,65 @@ cdef class FrameReader:
         """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
         self.ring.event_fd = fd
 
+    def heard(self):
+        """Read what the publisher has sent, without waiting. True: it is gone; what is valid can still be taken."""
+        self.enter()
+        try:
+            if self.connection.heard():
+                cf_reader_hangup(&self.ring)
+            return bool(self.ring.gone)
+        finally:
+            self.leave()
+
+    @property
+    def abandoned(self):
+        """Whether the publisher is gone, whatever it left."""
+        return self.heard()
+
+    @property
+    def over(self):
+        """Whether the publisher is gone, and everything that it left was taken."""
+        cdef cf_frame_header* h = header_of(self.header)
+        if not self.ring.gone and not cf_load_acquire(&h.shutdown_flag):
+            return False
+        return cf_reader_pick(&self.ring) == 0
+
     def close(self):
-        """Take no more frames. The connection ends when the last held frame is released."""
-        if self.closing:
-            return
-        self.closing = True
-        if not is_inherited(self.generation):
-            cf_reader_close(&self.ring)
-            with nogil:
-                self.reap()
+        """Take no more frames. The connection ends when the last held frame is released.
+
+        Returns
+        -------
+        bool
+            Whether this call closed it, rather than an earlier one.
+        """
+        cdef const uint32_t* word = cf_low_half(&header_of(self.header).global_seq)
+        cdef int status, event = self.connection.event_fd
+        if is_inherited(self.generation):
+            if cf_gate_shut(&self.ring.gate):
+                self.connection.forget()
+            return False
+        with nogil:
+            status = shut(&self.ring.gate, word, event)
+        if status == FINISH:
+            self.finish()
+        return status != SHUT_BEFORE
+
+    cdef void finish(self) noexcept:
+        """Nobody takes frames any more."""
+        with nogil:
+            self.reap()
+        self.ring.event_fd = -1
+        try:
+            self.connection.close_event()
+        except AttributeError:
+            pass  # as in hang_up_if_idle
         self.hang_up_if_idle()
+        cf_gate_done(&self.ring.gate)
+
+    @property
+    def closed(self):
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
 
     @property
     def counters(self):

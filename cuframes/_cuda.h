@@ -19,6 +19,7 @@ enum {
     CF_CUDA_EVENT_DISABLE_TIMING = 2,
     CF_CUDA_MEMORY_HOST = 1,
     CF_CUDA_MEMORY_DEVICE = 2,
+    CF_CUDA_POINTER_DEVICE_ORDINAL = 9,
     CF_CUDA_STREAM_LEGACY = 1,
     CF_CUDA_STREAM_PER_THREAD = 2,
 };
@@ -57,6 +58,7 @@ typedef struct {
     int (*stream_is_capturing)(void *stream, int *status);
     int (*ctx_synchronize)(void);
     int (*exchange_capture_mode)(int *mode);
+    int (*pointer_get_attribute)(void *data, int attribute, uintptr_t pointer);
     int (*get_error_name)(int error, const char **name);
     int (*get_error_string)(int error, const char **text);
 } cf_cuda_calls;

@@ -9,6 +9,7 @@ cdef extern from "_cuda.h" nogil:
         CF_CUDA_EVENT_DISABLE_TIMING
         CF_CUDA_MEMORY_HOST
         CF_CUDA_MEMORY_DEVICE
+        CF_CUDA_POINTER_DEVICE_ORDINAL
         CF_CUDA_STREAM_LEGACY
         CF_CUDA_STREAM_PER_THREAD
 
@@ -41,6 +42,7 @@ cdef extern from "_cuda.h" nogil:
         int (*stream_is_capturing)(void* stream, int* status) noexcept nogil
         int (*ctx_synchronize)() noexcept nogil
         int (*exchange_capture_mode)(int* mode) noexcept nogil
+        int (*pointer_get_attribute)(void* data, int attribute, uintptr_t pointer) noexcept nogil
         int (*get_error_name)(int error, const char** name) noexcept nogil
         int (*get_error_string)(int error, const char** text) noexcept nogil
 
@@ -76,6 +78,7 @@ cdef class Device:
     cdef readonly object keep
     cdef cf_gpu gpu
 
+    cdef int ordinal_of(self, uintptr_t pointer) noexcept nogil
     cdef int usable(self, void* stream) noexcept nogil
     cdef int record(self, void* event, void* stream) noexcept nogil
     cdef int wait(self, void* stream, void* event) noexcept nogil

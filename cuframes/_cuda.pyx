@@ -40,6 +40,8 @@ def load(dict functions):
     calls.ctx_synchronize = <int (*)() noexcept nogil><void*><uintptr_t>functions["cuCtxSynchronize"]
     calls.exchange_capture_mode = \
         <int (*)(int*) noexcept nogil><void*><uintptr_t>functions["cuThreadExchangeStreamCaptureMode"]
+    calls.pointer_get_attribute = \
+        <int (*)(void*, int, uintptr_t) noexcept nogil><void*><uintptr_t>functions["cuPointerGetAttribute"]
     calls.get_error_name = \
         <int (*)(int, const char**) noexcept nogil><void*><uintptr_t>functions["cuGetErrorName"]
     calls.get_error_string = \
@@ -140,6 +142,14 @@ cdef class Device:
     cdef int usable(self, void* stream) noexcept nogil:
         """0, or the driver's error if nothing can be queued on the stream because a graph is being captured."""
         return cf_gpu_usable(&self.gpu, stream)
+
+    cdef int ordinal_of(self, uintptr_t pointer) noexcept nogil:
+        """The GPU on which an address is, as this process counts them; -1 if CUDA does not know the address."""
+        cdef int ordinal = -1
+        cdef bint pushed = cf_gpu_enter(&self.gpu)
+        cdef int result = calls.pointer_get_attribute(&ordinal, CF_CUDA_POINTER_DEVICE_ORDINAL, pointer)
+        cf_gpu_leave(&self.gpu, pushed)
+        return ordinal if result == CF_CUDA_SUCCESS else -1
 
     cdef int record(self, void* event, void* stream) noexcept nogil:
         return cf_gpu_record(&self.gpu, event, stream)

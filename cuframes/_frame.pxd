@@ -58,4 +58,8 @@ cdef class WritableFrame(View):
     cdef readonly object seq
     cdef readonly object slot
 
+    cdef int check_begun(self) except -1
+    cdef bint end(self) noexcept
+    cdef int drop_views(self) except -1
+    cdef void abandon(self) noexcept
     cdef void give_up(self) noexcept

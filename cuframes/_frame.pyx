@@ -8,7 +8,7 @@ from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of
 from cuframes._ring cimport cf_reader_valid
 from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
-from cuframes._status cimport deadline_after, nanoseconds_of
+from cuframes._status cimport deadline_after, is_inherited, nanoseconds_of
 from cuframes._views cimport Plane, View
 
 from cuframes.errors import FrameDropped, Overwritten
@@ -127,10 +127,13 @@ cdef class Frame(View):
     @property
     def planes(self):
         """The planes, zero copy, as a tuple of :class:`Plane`."""
-        self.check_held()
-        if self.cached_planes is None:
-            self.cached_planes = planes_of(self.layout, self.address, self.readonly, self.owner)
-        return self.cached_planes
+        cdef tuple planes
+        with cython.critical_section(self):
+            self.check_held()
+            if self.cached_planes is None:
+                self.cached_planes = planes_of(self.layout, self.address, self.readonly, self.owner)
+            planes = self.cached_planes
+        return planes
 
     @property
     def valid(self):
@@ -166,17 +169,17 @@ cdef class Frame(View):
         if stream is not None:
             handle = stream_of(stream)
             check_driver(self.gpu.usable(handle), "the frame cannot be released after this stream's work")
-            self.owner.follow(handle, self.gpu.ordinal, None if isinstance(stream, int) else stream)
+            self.share().follow(handle, self.gpu.ordinal, None if isinstance(stream, int) else stream)
         self.let_go()
 
     cdef int let_go(self) except -1:
-        cdef bint whole
-        if self.dropped:
-            return 0
+        cdef bint whole, first
         whole = self.reader.ring.pins or cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
-        self.drop()  # our reference to the hold; planes and arrays keep it as long as they live
-        self.cached_planes = None
-        if not whole:
+        with cython.critical_section(self):
+            first = not self.dropped
+            self.drop()  # our reference to the hold; planes and arrays keep it as long as they live
+            self.cached_planes = None
+        if first and not whole:
             raise Overwritten("the frame was overwritten while it was held: discard what was read from it")
         return 0
 
@@ -192,7 +195,7 @@ cdef class Frame(View):
                 f"{', released' if self.dropped else ''}>")
 
 
-def take(FrameReader reader not None, FrameLayout layout not None, timeout, rehearse):
+def take(FrameReader reader not None, timeout, rehearse):
     """The reader's next frame, read-only. Blocks without the GIL; errors are those of ``Subscriber.next``.
 
     ``rehearse`` is called with a frame of nothing: in predictive waiting shortly before a frame is due, in spinning now
@@ -201,8 +204,8 @@ def take(FrameReader reader not None, FrameLayout layout not None, timeout, rehe
     cdef int64_t deadline = deadline_after(timeout)
     cdef Hold hold = nothing_held(reader)
     while not reader.take(hold, deadline):
-        rehearse(frame_of(layout, nothing_held(reader)))
-    return frame_of(layout, hold)
+        rehearse(frame_of(nothing_held(reader)))
+    return frame_of(hold)
 
 
 cdef Hold nothing_held(FrameReader reader):
@@ -211,8 +214,9 @@ cdef Hold nothing_held(FrameReader reader):
     return hold
 
 
-cdef Frame frame_of(FrameLayout layout, Hold hold):
+cdef Frame frame_of(Hold hold):
     cdef FrameReader reader = hold.reader
+    cdef FrameLayout layout = reader.layout
     cdef Frame frame = Frame.__new__(Frame)
     frame.layout = layout
     frame.reader = reader
@@ -252,56 +256,106 @@ cdef class WritableFrame(View):
     def __enter__(self):
         if self.lease is not None:
             raise ValueError("a writable frame is used once; call acquire() again")
-        self.writer.begin(self.timeout, self.wanted, self.stream)
+        self.writer.enter()
+        try:
+            self.writer.begin(self.timeout, self.wanted, self.stream)
+        finally:
+            self.writer.leave()  # close() does not wait for the block: the frame can then not be published
         self.begun = True
-        self.slot = self.writer.slot()
-        self.lease = WriteLease.__new__(WriteLease)
-        self.lease.writer = self.writer
-        self.lease.main = self.stream
-        if self.writer.slots.device is not None:
-            # Who takes the array interface is told to work after this stream.
-            self.lease.follow(self.stream, self.writer.slots.device.ordinal, self.stream_keeper or self.writer)
-        aim(self, self.layout, self.writer.begun(), False, self.lease)
+        try:
+            self.slot = self.writer.slot()
+            self.lease = WriteLease.__new__(WriteLease)
+            self.lease.writer = self.writer
+            self.lease.main = self.stream
+            if self.writer.slots.device is not None:
+                # Who takes the array interface is told to work after this stream.
+                self.lease.follow(self.stream, self.writer.slots.device.ordinal, self.stream_keeper or self.writer)
+            aim(self, self.layout, self.writer.begun(), False, self.lease)
+        except BaseException:
+            self.give_up()
+            raise
         return self
 
     def __exit__(self, exc_type, exc, traceback):
+        if not self.end():
+            if exc_type is None:
+                raise ValueError("this frame is not being written: its with block was left already, or never entered "
+                                 "(with publisher.acquire() as frame)")
+            return
+        # The slot is begun, and from here on it is this call's to publish or to abandon.
+        try:
+            self.drop_views()
+            if exc_type is not None:
+                self.abandon()
+                return
+            pts_ns = None if self.pts_ns is None else nanoseconds_of(self.pts_ns)
+            self.writer.enter()  # it may have been closed meanwhile
+        except BaseException:
+            self.abandon()
+            raise
+        try:
+            try:
+                self.lease.gather()
+            except BaseException:
+                self.abandon()
+                raise
+            self.seq = self.writer.commit(pts_ns, self.layout.nbytes, self.stream)
+        finally:
+            self.writer.leave()
+
+    cdef int check_begun(self) except -1:
+        if not self.begun:
+            raise ValueError("a writable frame is valid inside its with block only")
+        return 0
+
+    cdef bint end(self) noexcept:
+        """Whether the slot was begun. It is not any more for anybody else: whoever is told so ends it, once."""
+        cdef bint begun
+        with cython.critical_section(self):
+            begun = self.begun
+            self.begun = False
+        return begun
+
+    cdef int drop_views(self) except -1:
+        """Views kept beyond the block must not reach a published frame."""
         cdef Plane plane
         self.drop()
         for plane in self.cached_planes or ():
-            plane.drop()  # kept beyond the block, it must not reach a published frame
+            plane.drop()
         self.cached_planes = None
-        try:
-            if exc_type is None:
-                pts_ns = None if self.pts_ns is None else nanoseconds_of(self.pts_ns)
-                self.lease.gather()
-                self.begun = False
-                self.seq = self.writer.commit(pts_ns, self.layout.nbytes, self.stream)
-        finally:
-            self.give_up()
+        return 0
 
-    cdef void give_up(self) noexcept:
-        if self.begun:
-            self.begun = False
+    cdef void abandon(self) noexcept:
+        if not is_inherited(self.writer.generation):  # in a forked child the slot is the parent's
             self.writer.abandon(self.stream)
 
+    cdef void give_up(self) noexcept:
+        if self.end():
+            self.abandon()
+
     def __dealloc__(self):
-        self.give_up()  # entered by hand and never left
+        if self.begun:  # entered by hand and never left
+            self.abandon()
 
     def copy_from(self, src):
         """Copy a whole frame in: what ``Publisher.publish`` takes."""
-        if not self.begun:
-            raise ValueError("a writable frame is valid inside its with block only")
-        cdef Device gpu = self.writer.slots.device
-        fill(self.writer, source_of(self.layout, gpu, self.stream, src), self.address, self.stream)
+        cdef Source source
+        self.check_begun()
+        source = source_of(self.layout, self.writer.slots.device, self.stream, src)
+        self.check_begun()  # looking at an array can run anybody's code
+        source.part_from(self.address)
+        fill(self.writer, source, self.address, self.stream)
 
     @property
     def planes(self):
         """The planes as a tuple of writable :class:`Plane`: ``frame.planes[0][...] = luma``."""
-        if not self.begun:
-            raise ValueError("a writable frame is valid inside its with block only")
-        if self.cached_planes is None:
-            self.cached_planes = planes_of(self.layout, self.address, False, self.owner)
-        return self.cached_planes
+        cdef tuple planes
+        with cython.critical_section(self):
+            self.check_begun()
+            if self.cached_planes is None:
+                self.cached_planes = planes_of(self.layout, self.address, False, self.owner)
+            planes = self.cached_planes
+        return planes
 
     @property
     def format(self):
@@ -333,11 +387,11 @@ cdef int fill(FrameWriter writer, Source source, char* target, void* stream) exc
     if gpu is None:
         copy_frame(layout, source.rows, target)
         return 0
-    cdef char* staging = NULL if source.on_gpu else writer.staging()
+    cdef char* staging = writer.staging() if source.on_host else NULL
     with nogil:
         for i in range(layout.planes):
             g = &layout.plane[i]
-            if staging != NULL:
+            if not source.rows[i].on_gpu:
                 # Pinned memory between: the copy to the GPU then needs no waiting, and the caller's array is free.
                 cf_copy_rows(staging + g.offset, g.step[0], source.rows[i].address, source.rows[i].pitch, g.row_bytes,
                              g.rows, False)
@@ -345,7 +399,7 @@ cdef int fill(FrameWriter writer, Source source, char* target, void* stream) exc
                                   g.rows, stream)
             else:
                 result = gpu.copy(target + g.offset, g.step[0], True, source.rows[i].address, source.rows[i].pitch,
-                                  source.rows[i].on_gpu, g.row_bytes, g.rows, stream)
+                                  True, g.row_bytes, g.rows, stream)
             if result:
                 break
     check_driver(result, "copying the frame in failed")
@@ -359,6 +413,15 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
 
     Everything that can be wrong with the arguments is found before a slot is taken.
     """
+    writer.enter()
+    try:
+        return publish_inside(writer, layout, src, pts_ns, stream, timeout)
+    finally:
+        writer.leave()
+
+
+cdef object publish_inside(FrameWriter writer, FrameLayout layout, object src, object pts_ns, object stream,
+                           object timeout):
     cdef Py_buffer buffer
     cdef Rows[3] rows
     if writer.slots.device is None and stream is None and plain_rows(layout, src, &buffer, rows):

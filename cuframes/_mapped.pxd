@@ -1,5 +1,7 @@
+from libc.stdint cimport uint32_t
+
 from cuframes._cuda cimport Device
-from cuframes._shm cimport cf_frame_header
+from cuframes._shm cimport cf_fence_acquire, cf_frame_header, cf_load_relaxed_u32
 
 
 cdef cf_frame_header* header_of(Mapping mapping) except NULL
@@ -7,8 +9,26 @@ cdef cf_frame_header* header_of(Mapping mapping) except NULL
 
 cdef class Mapping:
     cdef char* address
+    cdef void* guard  # NULL where nobody can shrink the file
+    cdef const uint32_t* cut  # atomic; not 0 when somebody has
     cdef readonly Py_ssize_t size
     cdef readonly bint writable
+
+
+# Whether what was just read there was zeros of our own making, and what was written reached nobody. To be asked after
+# touching a mapping, and before another step that depends on what was read. PAIRS WITH: _guard.h, the mark
+cdef inline bint is_cut(const uint32_t* cut) noexcept nogil:
+    cf_fence_acquire()
+    return cf_load_relaxed_u32(cut) != 0
+
+
+cdef int refuse_cut() except -1
+
+
+# The same as an exception, SegmentTruncated: what every call that touches a mapping ends with. It takes the mark rather
+# than the mapping, since Cython would count a reference to that.
+cdef inline int check_whole(const uint32_t* cut) except -1:
+    return refuse_cut() if is_cut(cut) else 0
 
 
 cdef class Borrowed:

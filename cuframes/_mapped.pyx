@@ -5,14 +5,15 @@ Nothing here takes part in a ring; ``_core`` does.
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
 
 from cuframes._cuda cimport Device
 from cuframes._shm cimport *
 
 import os
 
-from cuframes.errors import ProtocolError
+from cuframes.errors import ProtocolError, SegmentTruncated
 
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -26,6 +27,18 @@ cdef extern from "<sys/mman.h>" nogil:
     int c_munmap "munmap"(void* address, size_t size)
 
 
+cdef extern from "_guard.h" nogil:
+    ctypedef struct cf_guard:
+        uint32_t cut
+    bint cf_guard_needed(int fd)
+    int cf_guard_install()
+    cf_guard* cf_guard_watch(void* start, size_t size, int protection)
+    void cf_guard_unmap(cf_guard* g)
+
+
+cdef uint32_t NEVER = 0  # the mark of mappings that nobody can cut
+
+
 cdef class Mapping:
     """Bytes of a descriptor, mapped shared. The descriptor may be closed afterwards; nothing is duplicated.
 
@@ -37,12 +50,27 @@ cdef class Mapping:
     writable : bool
     populate : bool
         Touch every page now, so that the first frames do not pay for it.
+    guarded : bool
+        Survive that somebody shrinks the file: what is mapped is zeros from then on, and :func:`check_whole` raises
+        SegmentTruncated. Costs nothing where the file is sealed against it. False for a file that is about to be.
+
+    Notes
+    -----
+    The first mapping that has to be guarded installs a handler of SIGBUS, once per process; see _guard.h. With
+    CUFRAMES_SIGBUS_GUARD=0 in the environment nothing is guarded, and such a file ends the process with SIGBUS.
     """
 
-    def __cinit__(self, int fd, Py_ssize_t size, *, bint writable=False, bint populate=False):
+    def __cinit__(self, int fd, Py_ssize_t size, *, bint writable=False, bint populate=False, bint guarded=True):
         cdef int protection = PROT_READ | (PROT_WRITE if writable else 0)
         cdef int flags = MAP_SHARED | (MAP_POPULATE if populate else 0)
         cdef void* address
+        cdef int problem
+        self.cut = &NEVER
+        guarded = guarded and cf_guard_needed(fd) and os.environ.get("CUFRAMES_SIGBUS_GUARD") != "0"
+        if guarded:
+            problem = cf_guard_install()
+            if problem:
+                raise OSError(problem, f"cannot handle SIGBUS: {os.strerror(problem)}")
         with nogil:
             address = c_mmap(NULL, <size_t>size, protection, flags, fd, 0)
         if address == MAP_FAILED:
@@ -50,10 +78,21 @@ cdef class Mapping:
         self.address = <char*>address
         self.size = size
         self.writable = writable
+        if guarded:
+            self.guard = cf_guard_watch(address, <size_t>size, protection)
+            if self.guard == NULL:
+                raise MemoryError()
+            self.cut = &(<cf_guard*>self.guard).cut
 
     def __dealloc__(self):
-        if self.address != NULL:
+        if self.guard != NULL:
+            cf_guard_unmap(<cf_guard*>self.guard)
+        elif self.address != NULL:
             c_munmap(self.address, <size_t>self.size)
+
+
+cdef int refuse_cut() except -1:
+    raise SegmentTruncated()
 
 
 cdef class Borrowed:
@@ -107,13 +146,28 @@ cdef cf_frame_header* header_of(Mapping mapping) except NULL:
     return <cf_frame_header*>mapping.address
 
 
-def describe(Mapping mapping not None):
+def describe(source not None):
     """A snapshot of a control segment as a dict, for reports. Reads only; needs no place in the ring.
 
-    Values are as found: a caller that depends on one checks it.
+    `source` is a :class:`Mapping`, or the first bytes of a segment that may be cut off at any time: those are read, not
+    mapped. Values are as found: a caller that depends on one checks it.
+
+    Raises
+    ------
+    SegmentTruncated
+        The mapped segment was cut off while it was looked at, or before.
     """
-    cdef cf_frame_header* h = header_of(mapping)
+    cdef cf_frame_header copy
+    cdef cf_frame_header* h = &copy
+    cdef bytes raw
     cdef cf_subscriber* s
+    if isinstance(source, Mapping):
+        h = header_of(source)
+    elif len(source) >= <Py_ssize_t>sizeof(copy):
+        raw = source
+        memcpy(&copy, <const char*>raw, sizeof(copy))
+    else:
+        raise ProtocolError(f"a control segment has {sizeof(copy)} bytes, this one {len(source)}")
     cdef uint64_t bitmap = cf_load_acquire(&h.subscriber_bitmap)
     subscribers = []
     for bit in range(1, CF_MAX_SUBSCRIBERS):
@@ -129,7 +183,7 @@ def describe(Mapping mapping not None):
                 "skipped": cf_load_acquire(&s.skipped),
                 "held": cf_load_acquire(&s.held),
             })
-    return {
+    found = {
         "magic": h.magic,
         "proto_version": h.proto_version,
         "lib_version": (h.lib_version_major, h.lib_version_minor, h.lib_version_patch),
@@ -152,6 +206,9 @@ def describe(Mapping mapping not None):
         "frames_dropped": cf_load_acquire(&h.frames_dropped),
         "subscribers": subscribers,
     }
+    if isinstance(source, Mapping):
+        check_whole((<Mapping>source).cut)
+    return found
 
 
 def handles(Mapping mapping not None, int ring_size):
@@ -160,10 +217,12 @@ def handles(Mapping mapping not None, int ring_size):
     Values are as found. How many there are is taken from the handshake: what the segment says may be anything.
     """
     cdef cf_frame_header* h = header_of(mapping)
-    return [
+    found = [
         (bytes(h.slots[<int>k].mem_handle[:64]), h.slots[<int>k].base_offset, bytes(h.slot_event_handles[<int>k][:64]))
         for k in range(min(ring_size, <int>CF_MAX_RING))
     ]
+    check_whole(mapping.cut)
+    return found
 
 
 def meta_bytes(Mapping mapping not None):

@@ -31,6 +31,7 @@
 #include <sys/stat.h>
 
 #include "_copy.h"
+#include "_gate.h"
 #include "_shm.h"
 #include "_status.h"
 
@@ -42,6 +43,7 @@ static inline uint64_t cf_packet_segment_size(uint32_t ring_slots, uint32_t data
 
 typedef struct {
     cf_packet_header *shared;
+    cf_gate gate; /* closed by close() */
     cf_packet_slot *slots;
     char *data;
     uint32_t ring_slots;
@@ -54,10 +56,13 @@ typedef struct {
 
 static inline void cf_packet_writer_extradata(cf_packet_writer *w, const char *bytes, uint32_t size) {
     cf_packet_header *h = w->shared;
-    cf_store_relaxed_u32(&h->codec_extradata_size, 0); /* PAIRS WITH: reader extradata */
+    uint32_t *changes = &w->slots[0].extradata_changes, before = cf_load_relaxed_u32(changes);
+    cf_store_relaxed_u32(changes, before + 1); /* X1, odd: being changed. PAIRS WITH: reader extradata, X4 */
+    cf_store_relaxed_u32(&h->codec_extradata_size, 0);
     cf_fence_full();
     cf_copy_racing((char *)h->codec_extradata, bytes, size);
     cf_store_release_u32(&h->codec_extradata_size, size);
+    cf_store_release_u32(changes, before + 2); /* X2. PAIRS WITH: reader extradata, X3 */
 }
 
 /* `segment` is zero-filled, of cf_packet_segment_size(), and nobody else can see it yet. */
@@ -77,7 +82,7 @@ static inline void cf_packet_writer_init(cf_packet_writer *w, void *segment, uin
     h->codec_id = codec_id;
     h->producer_pid = pid;
     for (uint32_t k = 0; k < ring_slots; k++) {
-        w->slots[k].ext_flags = CF_EXT_OWNER_LOCK;
+        w->slots[k].ext_flags = CF_EXT_OWNER_LOCK | CF_EXT_EXTRADATA_CHANGES;
         cf_store_release(&w->slots[k].seq, CF_SEQ_INVALID);
     }
 }
@@ -136,12 +141,13 @@ typedef struct {
     uint32_t data_size;
     uint64_t pid;
     bool locks;   /* the writer holds the owner lock for life */
+    bool counts_changes; /* of the extradata */
     bool spin;
     bool scanning; /* the next packet is the first keyframe from `at` on, rather than `at` itself: there was none */
     bool seeking;  /* the next packet is the newest keyframe from `at` on: there was an overrun */
     int fd;       /* the segment */
     int event_fd; /* or -1 */
-    uint32_t closing; /* atomic */
+    cf_gate gate; /* closed by close() */
     uint64_t at;       /* the packet wanted next */
     uint64_t expected; /* what is missing from here on counts as lost; 0: nothing does before the first packet */
     uint64_t seen;     /* newer packets than this are worth a look */
@@ -176,6 +182,7 @@ static inline int cf_packet_reader_init(cf_packet_reader *r, const void *segment
     r->data = (const char *)(r->slots + r->ring_slots);
     r->pid = h->producer_pid;
     r->locks = r->slots[0].ext_flags & CF_EXT_OWNER_LOCK;
+    r->counts_changes = r->slots[0].ext_flags & CF_EXT_EXTRADATA_CHANGES;
     r->fd = fd;
     return CF_OK;
 }
@@ -282,14 +289,19 @@ static inline void cf_packets_start(cf_packet_reader *r, int start) {
     }
 }
 
-/* CF_OK: somebody may still write. CF_ENDED: the writer is gone. CF_CORRUPT: the file was cut off. */
+/* Whether the writer is gone, whatever it left. */
+static inline bool cf_packets_abandoned(const cf_packet_reader *r) {
+    if (!r->locks) return r->pid && kill((pid_t)r->pid, 0) && errno == ESRCH;
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+    return fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
+}
+
+/* CF_OK: somebody may still write. CF_ENDED: the writer is gone. CF_CUT: its file was cut off. */
 static inline int cf_packets_check(const cf_packet_reader *r) {
     struct stat file;
     if (fstat(r->fd, &file) == 0 && (uint64_t)file.st_size < cf_packet_segment_size(r->ring_slots, r->data_size))
-        return CF_CORRUPT;
-    if (!r->locks) return r->pid && kill((pid_t)r->pid, 0) && errno == ESRCH ? CF_ENDED : CF_OK;
-    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
-    return fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK ? CF_ENDED : CF_OK;
+        return CF_CUT;
+    return cf_packets_abandoned(r) ? CF_ENDED : CF_OK;
 }
 
 /* Find the next packet, waiting for it until `deadline`. CF_AGAIN after a slice of waiting: call again. CF_ENDED: the
@@ -298,27 +310,24 @@ static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_pack
     int64_t slice_end = 0;
     bool ended = false;
     for (uint32_t turn = 0;; turn++) {
-        if (cf_load_seq_cst_u32(&r->closing)) return CF_CLOSED;
+        if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
         /* The end is looked at before the ring: what was published before it is still taken. */
         ended |= cf_load_acquire(&r->shared->shutdown_flag) != 0;
         uint64_t seen = cf_load_seq_cst(&r->shared->global_seq);
         int rc = cf_packets_find(r, p);
         if (rc != CF_EMPTY) return rc;
         if (ended) return CF_ENDED;
-        if (r->event_fd >= 0) {
-            /* Nothing left: make the event wait for the next packet, and look once more for one that came meanwhile. */
-            uint64_t count;
-            if (read(r->event_fd, &count, sizeof count) > 0) continue;
-        }
+        /* Nothing left: make the event wait for the next packet, and look once more for one that came meanwhile. */
+        if (cf_event_drain(r->event_fd)) continue;
         if (r->spin && turn % CF_SPIN_BATCH) {
             cf_cpu_relax();
             continue;
         }
         int64_t now = cf_now_ns();
-        if (!slice_end) slice_end = now + CF_SLICE_NS;
+        if (!slice_end) slice_end = now + (r->spin ? CF_SPIN_SLICE_NS : CF_SLICE_NS);
         if (now >= deadline || now >= slice_end) {
             rc = cf_packets_check(r);
-            if (rc == CF_CORRUPT) return rc;
+            if (rc == CF_CUT) return rc;
             if (rc == CF_OK) return now >= deadline ? CF_TIMED_OUT : CF_AGAIN;
             ended = true; /* look once more */
         } else if (r->spin) {
@@ -335,14 +344,13 @@ static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_pack
  * of its own. */
 static inline void cf_packets_watch(const cf_packet_reader *r, int event_fd) {
     const uint32_t *word = cf_low_half(&r->shared->global_seq);
-    uint64_t told = 0, one = 1;
+    uint64_t told = 0;
     bool ended = false;
-    while (!cf_load_seq_cst_u32(&r->closing)) {
+    while (!cf_gate_is_shut(&r->gate)) {
         uint64_t newest = cf_load_seq_cst(&r->shared->global_seq);
         ended |= cf_load_acquire(&r->shared->shutdown_flag) || (newest == told && cf_packets_check(r) != CF_OK);
         if (ended || newest != told) {
-            ssize_t ignored = write(event_fd, &one, sizeof one);
-            (void)ignored; /* EAGAIN: the counter is full, so it is readable */
+            cf_event_signal(event_fd);
             told = newest;
         }
         if (ended) return;
@@ -350,30 +358,30 @@ static inline void cf_packets_watch(const cf_packet_reader *r, int event_fd) {
     }
 }
 
-/* Make threads that wait in here return. */
-static inline void cf_packets_close(cf_packet_reader *r) {
-    cf_store_seq_cst_u32(&r->closing, 1);
-    cf_futex_wake_all(cf_low_half(&r->shared->global_seq));
-}
-
-/* The codec's extradata, up to CF_PKT_EXTRADATA_MAX bytes. 0: there is none. Read twice, since it may change between two
- * looks at its size; the writer makes that 0 meanwhile. PAIRS WITH: writer extradata */
+/* The codec's extradata, up to CF_PKT_EXTRADATA_MAX bytes. 0: there is none.
+ *
+ * Our writers count changes. Others only make the size 0 meanwhile, and a writer that was interrupted half way may have
+ * finished by the time of a second look; so from them three copies are compared, over a millisecond. */
 static inline uint32_t cf_packets_extradata(const cf_packet_reader *r, char *out) {
     const cf_packet_header *h = r->shared;
     char again[CF_PKT_EXTRADATA_MAX];
     for (int tries = 0; tries < 1000; tries++) {
+        uint32_t changes = cf_load_acquire_u32(&r->slots[0].extradata_changes); /* X3. PAIRS WITH: writer extradata, X2 */
         uint32_t size = cf_load_acquire_u32(&h->codec_extradata_size);
+        bool whole = !(r->counts_changes && changes & 1);
         if (size > CF_PKT_EXTRADATA_MAX) return size; /* for the caller to complain about */
         cf_copy_racing(out, (const char *)h->codec_extradata, size);
-        cf_fence_acquire();
-        cf_copy_racing(again, (const char *)h->codec_extradata, size);
-        cf_fence_acquire();
-        if (cf_load_acquire_u32(&h->codec_extradata_size) != size) continue;
-        if (size == 0 && tries < 3 && cf_load_acquire(&h->global_seq)) { /* perhaps it is just being changed */
-            cf_sleep_ns(1000000);
-            continue;
+        for (int look = 0; look < 2 && whole; look++) {
+            cf_fence_acquire();
+            if (look && !r->counts_changes) cf_sleep_ns(1000000);
+            cf_copy_racing(again, (const char *)h->codec_extradata, size);
+            cf_fence_acquire();
+            whole = cf_load_acquire_u32(&h->codec_extradata_size) == size && memcmp(out, again, size) == 0;
         }
-        if (memcmp(out, again, size) == 0) return size;
+        /* X4. PAIRS WITH: writer extradata, X1 */
+        if (!whole || cf_load_acquire_u32(&r->slots[0].extradata_changes) != changes) continue;
+        if (size || r->counts_changes || tries >= 3 || !cf_load_acquire(&h->global_seq)) return size;
+        cf_sleep_ns(1000000); /* perhaps they are just being changed */
     }
     return 0;
 }

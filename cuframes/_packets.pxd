@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._mapped cimport Mapping
+from cuframes._status cimport cf_gate
 
 
 cdef extern from "_packets.h" nogil:
@@ -30,18 +31,25 @@ cdef extern from "_packets.h" nogil:
         uint64_t write_offset
         uint64_t shutdown_flag
 
+    ctypedef struct cf_packet_slot:
+        uint64_t seq
+
     ctypedef struct cf_packet_writer:
+        cf_gate gate
         uint32_t max_packet
         uint64_t seq
         uint64_t offset
 
     ctypedef struct cf_packet_reader:
+        cf_gate gate
         uint32_t ring_slots
         uint32_t data_size
         uint64_t pid
         bint locks
         bint spin
+        int fd
         int event_fd
+        uint64_t seen
         uint64_t received
         uint64_t lost
 
@@ -68,6 +76,7 @@ cdef extern from "_packets.h" nogil:
     void cf_packets_start(cf_packet_reader* r, int start)
     int cf_packets_find(cf_packet_reader* r, cf_packet* p)
     int cf_packets_next(cf_packet_reader* r, int64_t deadline, cf_packet* p)
+    bint cf_packets_abandoned(const cf_packet_reader* r)
     int cf_packets_check(const cf_packet_reader* r)
     const char* cf_packet_bytes(const cf_packet_reader* r, const cf_packet* p)
     bint cf_packet_read(const cf_packet_reader* r, const cf_packet* p, char* out)
@@ -75,7 +84,6 @@ cdef extern from "_packets.h" nogil:
     uint64_t cf_packets_took(cf_packet_reader* r, const cf_packet* p)
     void cf_packets_missed(cf_packet_reader* r)
     void cf_packets_watch(const cf_packet_reader* r, int event_fd)
-    void cf_packets_close(cf_packet_reader* r)
     uint32_t cf_packets_extradata(const cf_packet_reader* r, char* out)
 
 
@@ -84,8 +92,10 @@ cdef class PacketWriter:
     cdef Mapping mapping
     cdef bytes next_extradata
     cdef int generation
-    cdef bint closed
 
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
     cdef int write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except -1
 
 
@@ -95,10 +105,13 @@ cdef class PacketRing:
     cdef Packet ahead
     cdef uint32_t busy
     cdef bint rejoined
-    cdef int fd  # plus 1; ours to close
+    cdef int fd  # or -1; ours to close
     cdef int generation
     cdef uint64_t polled_by  # as in FrameReader
 
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
     cdef int begin(self, int start) except -1
     cdef int refuse(self, int status) except -1
     cdef Packet take(self, int64_t deadline, bint copy, bint skip)

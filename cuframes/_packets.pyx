@@ -7,23 +7,32 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 from posix.unistd cimport close as c_close
 
-from cuframes._mapped cimport Borrowed_make, Mapping
-from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_store_release_u32
+from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
+from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_low_half, cf_store_release_u32
 from cuframes._status cimport *
 
 from cuframes.errors import ProtocolError
+from cuframes.lifetime import refusal
 
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
+# The header, and the first slot: in its flags a publisher says that it holds the owner lock.
+cdef struct packet_look:
+    cf_packet_header header
+    cf_packet_slot slot
+
+
 EXTRADATA_MAX = CF_PKT_EXTRADATA_MAX
 MAX_SLOTS = CF_PKT_MAX_SLOTS
 PACKET_MAGIC = CF_PACKET_MAGIC
 PACKET_HEADER_BYTES = sizeof(cf_packet_header)
+PACKET_LOOK_BYTES = sizeof(packet_look)
 START_KEYFRAME = CF_START_KEYFRAME
 START_OLDEST = CF_START_OLDEST
 START_LIVE = CF_START_LIVE
@@ -38,12 +47,17 @@ def segment_size(uint32_t slots, uint32_t data_size):
     return cf_packet_segment_size(slots, data_size)
 
 
-def describe_packets(Mapping mapping not None):
-    """A snapshot of a packet ring's header as a dict, for reports. Values are as found."""
-    cdef cf_packet_header* h = <cf_packet_header*>mapping.address
+def describe_packets(bytes raw not None, Py_ssize_t size):
+    """A snapshot of a packet ring's header as a dict, for reports. Values are as found.
+
+    `raw` is the first PACKET_LOOK_BYTES of a file of `size` bytes: read, not mapped, as it may be cut off at any time.
+    """
+    cdef packet_look copy
+    cdef cf_packet_header* h = &copy.header
     cdef cf_packet_reader ring
-    if mapping.size < <Py_ssize_t>sizeof(cf_packet_header):
-        raise ProtocolError(f"a packet ring has at least {sizeof(cf_packet_header)} bytes, this one {mapping.size}")
+    if len(raw) < <Py_ssize_t>sizeof(copy):
+        raise ProtocolError(f"a packet ring has at least {sizeof(copy)} bytes, this one {len(raw)}")
+    memcpy(&copy, <const char*>raw, sizeof(copy))
     return {
         "magic": h.magic,
         "proto_version": h.proto_version,
@@ -56,7 +70,7 @@ def describe_packets(Mapping mapping not None):
         "keyframe": cf_load_acquire(&h.last_keyframe_seq),
         "bytes": cf_load_acquire(&h.write_offset),
         "shutdown": bool(cf_load_acquire(&h.shutdown_flag)),
-        "locks": cf_packet_reader_init(&ring, h, mapping.size, -1) == CF_OK and ring.locks,
+        "locks": cf_packet_reader_init(&ring, h, size, -1) == CF_OK and ring.locks,
     }
 
 
@@ -70,20 +84,45 @@ cdef class PacketWriter:
         cf_packet_writer_init(&self.ring, mapping.address, slots, data_size, max_packet, codec_id, pid)
         cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
         cf_packet_writer_open(&self.ring)
+        check_whole(mapping.cut)
+
+    cdef int enter(self) except -1:
+        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the publisher is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
 
     def put(self, data, pts_ns, dts_ns, uint32_t flags):
         """Publish one packet; returns its sequence number. Waits for nobody."""
-        self.write(data, pts_ns, dts_ns, flags)
-        cf_packet_writer_wake(&self.ring)
-        return self.ring.seq
+        self.enter()
+        try:
+            self.write(data, pts_ns, dts_ns, flags)
+            cf_packet_writer_wake(&self.ring)
+            return self.ring.seq
+        finally:
+            self.leave()
 
     def put_all(self, packets):
         """Publish packets, given as (data, pts_ns, dts_ns, flags), and wake the readers once."""
+        cdef uint64_t before = self.ring.seq
         try:
             for data, pts_ns, dts_ns, flags in packets:
-                self.write(data, pts_ns, dts_ns, flags)
+                self.enter()  # for each, since the iterable may take its time, and close() would have to wait for it
+                try:
+                    self.write(data, pts_ns, dts_ns, flags)
+                finally:
+                    self.leave()
         finally:
-            cf_packet_writer_wake(&self.ring)
+            if self.ring.seq != before:
+                cf_packet_writer_wake(&self.ring)
         return self.ring.seq
 
     cdef int write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except -1:
@@ -92,9 +131,6 @@ cdef class PacketWriter:
         cdef int64_t dts = CF_NO_TIME if dts_ns is None else nanoseconds_of(dts_ns)
         cdef Py_ssize_t size
         cdef int status
-        if self.closed:
-            raise ValueError("the publisher is closed")
-        check_generation(self.generation)
         if flags & ~ALL_FLAGS:
             raise ValueError(f"flags {flags:#x} are not known; combine cuframes.PacketFlags")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -108,6 +144,7 @@ cdef class PacketWriter:
             with nogil:
                 status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
         PyBuffer_Release(&view)
+        check_whole(self.mapping.cut)
         if status == CF_OVERSIZED:
             check(status, f"the packet has {size} bytes, more than the ring's limit of {self.ring.max_packet}; publish "
                           "smaller packets, or give max_packet_size (and data_size)")
@@ -115,16 +152,32 @@ cdef class PacketWriter:
 
     def set_extradata(self, bytes extradata not None):
         """Change it now, when no packet is out, or with the next keyframe."""
-        if self.ring.seq:
-            self.next_extradata = extradata
-        else:
-            cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+        self.enter()
+        try:
+            if self.ring.seq:
+                self.next_extradata = extradata
+            else:
+                cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+                check_whole(self.mapping.cut)
+        finally:
+            self.leave()
 
     def close(self):
-        """Tell every reader that nothing will come."""
-        self.closed = True
-        if not is_inherited(self.generation):
-            cf_packet_writer_shutdown(&self.ring)
+        """Tell every reader that nothing will come. A packet that another thread is publishing is waited for."""
+        cdef const uint32_t* word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
+        cdef int status
+        if is_inherited(self.generation):
+            cf_gate_shut(&self.ring.gate)
+            return
+        with nogil:
+            status = shut(&self.ring.gate, word, -1)
+        if status == FINISH:
+            self.finish()
+
+    cdef void finish(self) noexcept:
+        """Nobody uses the ring any more."""
+        cf_packet_writer_shutdown(&self.ring)
+        cf_gate_done(&self.ring.gate)
 
     @property
     def counters(self):
@@ -155,22 +208,42 @@ cdef class PacketRing:
     """
 
     def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint spin, bint rejoined):
+        self.fd = -1
         self.generation = current_generation()
         self.rejoined = rejoined
         self.mapping = Mapping(fd, size)
         if cf_packet_reader_init(&self.ring, self.mapping.address, size, fd) != CF_OK:
-            found = describe_packets(self.mapping)
+            raw = PyBytes_FromStringAndSize(self.mapping.address, min(size, PACKET_LOOK_BYTES))
+            check_whole(self.mapping.cut)
+            found = describe_packets(raw, size)
             raise ProtocolError(
                 f"this is no packet ring of version 2, or a truncated one: magic {found['magic']:#x}, version "
                 f"{found['proto_version']}, {found['slots']} slots, {found['data_size']} bytes of data, file of {size}"
             )
         self.ring.spin = spin
         self.begin(start)
-        self.fd = fd + 1
+        check_whole(self.mapping.cut)
+        self.fd = fd
 
     def __dealloc__(self):
-        if self.fd:
-            c_close(self.fd - 1)
+        if self.fd >= 0:
+            c_close(self.fd)
+            if self.ring.event_fd >= 0:
+                c_close(self.ring.event_fd)
+
+    cdef int enter(self) except -1:
+        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
+        check_generation(self.generation)
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
+            raise ValueError("the reader is closed")
+        return 0
+
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
 
     cdef int begin(self, int start) except -1:
         """Choose the first packet, and read it at once, before it can be overwritten."""
@@ -190,10 +263,13 @@ cdef class PacketRing:
         cdef cf_packet found
         cdef Packet packet
         cdef int status
-        check_generation(self.generation)
+        self.enter()
         if cf_exchange_u32(&self.busy, 1):
+            self.leave()
             check(CF_BUSY, "another thread is taking a packet from this reader")
         try:
+            if cf_gate_is_shut(&self.ring.gate):
+                self.refuse(CF_CLOSED)
             packet, self.ahead = self.ahead, None
             while packet is None:
                 status = cf_packets_find(&self.ring, &found)  # what is there is not worth giving the GIL up for
@@ -201,6 +277,7 @@ cdef class PacketRing:
                     PyErr_CheckSignals()
                     with nogil:
                         status = cf_packets_next(&self.ring, deadline, &found)
+                    check_whole(self.mapping.cut)
                 if status != CF_OK:
                     self.refuse(status)
                 packet = self.read(&found, copy)
@@ -210,11 +287,11 @@ cdef class PacketRing:
             return packet
         finally:
             cf_store_release_u32(&self.busy, 0)
+            self.leave()
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CORRUPT:
-            check(status, "the packet ring is damaged: its file was cut off, or lengths in it point outside; "
-                          "restart its publisher")
+            check(status, "the packet ring is damaged: lengths in it point outside; restart its publisher")
         check(status, "no packet arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
 
     cdef Packet read(self, const cf_packet* found, bint copy):
@@ -262,30 +339,90 @@ cdef class PacketRing:
         Raises
         ------
         ProtocolError
-            The ring announces more than 4096 bytes.
+            The ring announces more than 4096 bytes, or was cut off (SegmentTruncated).
         """
         cdef char out[4096]
         cdef uint32_t size
+        self.enter()
         with nogil:
             size = cf_packets_extradata(&self.ring, out)
+        self.leave()
+        check_whole(self.mapping.cut)
         if size > <uint32_t>CF_PKT_EXTRADATA_MAX:
             raise ProtocolError(f"the packet ring announces {size} bytes of extradata; the limit is {EXTRADATA_MAX}")
         return PyBytes_FromStringAndSize(out, size)
 
     def set_event(self, int fd):
-        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left."""
-        self.ring.event_fd = fd
+        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
+        becomes the reader's.
+        """
+        if cf_gate_is_shut(&self.ring.gate) or self.ring.event_fd >= 0:
+            c_close(fd)
+        else:
+            self.ring.event_fd = fd
 
     def watch(self, int fd):
         """Feed an eventfd whenever there is something to take, until the end. For a thread of its own."""
+        self.enter()
         with nogil:
             cf_packets_watch(&self.ring, fd)
+        self.leave()
 
     def close(self):
-        """Make threads in :meth:`next` and :meth:`watch` return."""
+        """Take no more packets. Threads in :meth:`next` and :meth:`watch` return.
+
+        Returns
+        -------
+        bool
+            Whether this call closed it, rather than an earlier one.
+        """
+        cdef const uint32_t* word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
+        cdef int status
+        if is_inherited(self.generation):
+            if cf_gate_shut(&self.ring.gate):
+                self.finish()
+            return False
+        with nogil:
+            status = shut(&self.ring.gate, word, self.ring.event_fd)
+        if status == FINISH:
+            self.finish()
+        return status != SHUT_BEFORE
+
+    cdef void finish(self) noexcept:
+        """Nobody takes packets any more. The mapping stays as long as a packet lies in it."""
         self.ahead = None
-        if not is_inherited(self.generation):
-            cf_packets_close(&self.ring)
+        if self.ring.event_fd >= 0:
+            c_close(self.ring.event_fd)
+        if self.fd >= 0:
+            c_close(self.fd)
+        self.fd = self.ring.fd = self.ring.event_fd = -1
+        cf_gate_done(&self.ring.gate)
+
+    @property
+    def closed(self):
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
+
+    @property
+    def abandoned(self):
+        """Whether the publisher is gone, whatever it left."""
+        self.enter()
+        try:
+            return bool(cf_packets_abandoned(&self.ring))
+        finally:
+            self.leave()
+
+    @property
+    def over(self):
+        """Whether the publisher is gone, and everything that it left was taken. A guess while another thread takes."""
+        cdef cf_packet_header* h = <cf_packet_header*>self.mapping.address
+        if self.ahead is not None or cf_load_acquire(&h.global_seq) > self.ring.seen:
+            return False
+        self.enter()
+        try:
+            return bool(cf_load_acquire(&h.shutdown_flag)) or cf_packets_check(&self.ring) == CF_ENDED
+        finally:
+            self.leave()
 
     @property
     def counters(self):
@@ -343,6 +480,8 @@ cdef class Packet:
         return self.ring is None or cf_packet_whole(&self.ring.ring, &self.found)
 
     def __reduce__(self):
+        if self.ring is not None:
+            raise refusal(self, "take it with copy=True; or copy its data, and look at valid after that")
         return _packet, (self.seq, self.found.pts_ns, self.found.dts_ns, self.found.published_ns, self.flags,
                          bytes(self.data), self.lost)
 

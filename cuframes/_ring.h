@@ -31,6 +31,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "_gate.h"
 #include "_pace.h"
 #include "_shm.h"
 #include "_status.h"
@@ -47,6 +48,7 @@ enum { CF_BLOCK = 0, CF_SPIN = 1, CF_PREDICT = 2 };
 
 typedef struct {
     cf_frame_header *shared;
+    cf_gate gate;                    /* closed by close() */
     uint32_t ring_size;
     uint32_t policy;
     uint64_t seq;                    /* newest published */
@@ -135,7 +137,7 @@ static inline int cf_writer_begin(cf_writer *w, int wanted, int64_t deadline) {
             if (rc == CF_OK) break;
             int64_t now = cf_now_ns();
             if (now >= deadline) rc = CF_TIMED_OUT;
-            else if (now >= slice_end) rc = CF_AGAIN;
+            else if (now >= slice_end || cf_gate_is_shut(&w->gate)) rc = CF_AGAIN;
             else if (cf_futex_wait(word, 1, cf_min_i64(CF_STRICT_SLICE_NS, deadline - now)) == EINTR) rc = CF_AGAIN;
         } while (rc == CF_HELD);
         cf_store_seq_cst_u32(word, 0);
@@ -166,8 +168,13 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pt
     cf_store_release(&h->frames_published, ++w->frames);
     for (uint64_t mask = w->event_mask; mask; mask &= mask - 1) {
         uint64_t one = 1;
-        ssize_t ignored = write(w->event_fd[__builtin_ctzll(mask)], &one, sizeof one);
-        (void)ignored; /* EAGAIN: the counter is full, so the subscriber has been told */
+        struct pollfd event = {.fd = w->event_fd[__builtin_ctzll(mask)], .events = POLLOUT};
+        /* A full counter: the subscriber has been told. The look comes first because the subscriber, who has the same
+         * open file, may have made it blocking; one who fills it between look and write is found by the session thread,
+         * which empties it and hangs up. */
+        if (poll(&event, 1, 0) != 1 || !(event.revents & POLLOUT)) continue;
+        ssize_t ignored = write(event.fd, &one, sizeof one);
+        (void)ignored;
     }
     pthread_mutex_unlock(&w->lock);
 
@@ -233,15 +240,18 @@ static inline void cf_writer_leave(cf_writer *w, uint32_t bit) {
     cf_store_relaxed(&w->event_mask, w->event_mask & mask);
     w->event_fd[bit] = -1;
     cf_store_release(&w->shared->subscribers[bit].state, CF_SUB_FREE);
+    /* Who was killed asleep is still counted. Nobody is left who could be asleep; under the lock nobody joins either. */
+    if (!cf_load_relaxed(&w->live)) cf_store_seq_cst_u32(&w->shared->waiters, 0);
     pthread_mutex_unlock(&w->lock);
     if (cf_exchange_u32(&w->shared->writer_wait, 0)) cf_futex_wake_all(&w->shared->writer_wait);
 }
 
-/* Feed `fd` at every commit from now on. Frames already there are not announced: the subscriber looks first. */
+/* Feed `fd` at every commit from now on; none with -1. Frames already there are not announced: the subscriber looks
+ * first. */
 static inline void cf_writer_feed(cf_writer *w, uint32_t bit, int fd) {
     pthread_mutex_lock(&w->lock);
     w->event_fd[bit] = fd;
-    cf_store_relaxed(&w->event_mask, w->event_mask | 1ull << bit);
+    cf_store_relaxed(&w->event_mask, fd < 0 ? w->event_mask & ~(1ull << bit) : w->event_mask | 1ull << bit);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -265,8 +275,8 @@ typedef struct {
     bool counted;        /* last_frame_no is known, so what is missing between it and the next frame can be counted */
     int sock;            /* the connection, watched while waiting */
     int event_fd;        /* or -1 */
+    cf_gate gate;        /* closed by close() */
     uint32_t busy;       /* atomic; a thread is taking */
-    uint32_t closing;    /* atomic */
     uint32_t gone;       /* atomic; the connection ended */
     uint32_t held;       /* atomic */
     uint64_t last_seq;
@@ -300,12 +310,12 @@ static inline void cf_reader_let_go(cf_reader *r) {
     if (cf_load_seq_cst_u32(word) && cf_exchange_u32(word, 0)) cf_futex_wake_all(word);
 }
 
-/* The sequence number to aim at, or 0. */
+/* The sequence number to aim at, or 0. Any thread may ask; only the one that takes changes last_seq. */
 static inline uint64_t cf_reader_pick(const cf_reader *r) {
     /* Frames up to `newest` are visible in their slots; later ones are left for the next call, so that "the smallest
      * greater than the last" is true of one moment. PAIRS WITH: writer commit, its store of global_seq */
     uint64_t newest = cf_load_acquire(&r->shared->global_seq);
-    uint64_t last = r->last_seq, best = 0;
+    uint64_t last = cf_load_relaxed(&r->last_seq), best = 0;
     if (newest <= last) return 0;
     uint64_t guess = r->mode == CF_NEWEST ? newest : last + 1;
     if (cf_load_acquire(&r->shared->slots[guess % r->ring_size].seq) == guess) return guess;
@@ -317,9 +327,22 @@ static inline uint64_t cf_reader_pick(const cf_reader *r) {
     return best;
 }
 
+/* Whether the publisher's numbers went back, which they never do: somebody else wrote to the segment, and what was taken
+ * before was perhaps no frame. Reading goes on from where the numbers are now. */
+static inline bool cf_reader_derailed(cf_reader *r) {
+    uint64_t newest = cf_load_acquire(&r->shared->global_seq);
+    if (newest >= r->last_seq) return false;
+    cf_store_relaxed(&r->last_seq, newest);
+    r->counted = false;
+    return true;
+}
+
 static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
     uint64_t seq;
+    uint32_t held = 0;
     while ((seq = cf_reader_pick(r))) {
+        /* Before the pin: whoever finds nothing held after a close gives our bit up, and with it the pin. */
+        if (!held) held = cf_fetch_add_u32(&r->held, 1) + 1;
         cf_slot *slot = &r->shared->slots[seq % r->ring_size];
         if (r->pins) cf_fetch_or(&slot->pin_bitmap, cf_reader_mask(r)); /* R1. PAIRS WITH: writer claim, W2 */
         /* R2. PAIRS WITH: writer claim, W1; its acquire half PAIRS WITH: writer commit (the pixels are there) */
@@ -329,7 +352,10 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
             cf_reader_let_go(r);
         }
     }
-    if (!seq) return CF_EMPTY;
+    if (!seq) {
+        if (held) cf_fetch_add_u32(&r->held, (uint32_t)-1);
+        return cf_reader_derailed(r) ? CF_CORRUPT : CF_EMPTY;
+    }
     cf_slot *slot = &r->shared->slots[seq % r->ring_size];
     t->slot = (uint32_t)(seq % r->ring_size);
     t->seq = seq;
@@ -351,13 +377,12 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
         cf_reader_let_go(r);
     }
     if (r->wait == CF_PREDICT) cf_pace_note(&r->pace, t->published_ns ? t->published_ns : cf_now_ns(), t->frame_no);
-    r->last_seq = seq;
+    cf_store_relaxed(&r->last_seq, seq);
     r->last_frame_no = t->frame_no;
     r->counted = true;
     r->received += 1;
     r->lost += t->lost;
     r->skipped += t->skipped;
-    uint32_t held = cf_fetch_add_u32(&r->held, 1) + 1;
     cf_subscriber *me = &r->shared->subscribers[r->bit];
     cf_store_relaxed(&me->received, r->received);
     cf_store_relaxed(&me->lost, r->lost);
@@ -398,7 +423,7 @@ static inline void cf_reader_rehearsed(cf_reader *r) {
 static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
     int64_t slice_end = 0;
     for (uint32_t turn = 0;; turn++) {
-        if (cf_load_seq_cst_u32(&r->closing)) return CF_CLOSED;
+        if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
         /* The end is looked at before the ring: what was published before it is still taken. */
         bool ended = cf_load_seq_cst_u32(&r->gone) || cf_load_acquire(&r->shared->shutdown_flag);
         /* The futex word is read before the ring is looked at: a frame that arrives in between changes the word. */
@@ -406,11 +431,8 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         int rc = cf_reader_try(r, t);
         if (rc != CF_EMPTY) return rc;
         if (ended) return CF_ENDED;
-        if (r->event_fd >= 0) {
-            /* Nothing left: make the event wait for the next frame, and look once more for one that came meanwhile. */
-            uint64_t count;
-            if (read(r->event_fd, &count, sizeof count) > 0) continue;
-        }
+        /* Nothing left: make the event wait for the next frame, and look once more for one that came meanwhile. */
+        if (cf_event_drain(r->event_fd)) continue;
         if (r->wait == CF_SPIN && turn % CF_SPIN_BATCH) {
             cf_cpu_relax();
             continue;
@@ -469,13 +491,15 @@ static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
 static inline int cf_reader_now(cf_reader *r, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
     cf_reader_rehearsed(r);
-    int rc = cf_load_seq_cst_u32(&r->closing) ? CF_CLOSED
+    int rc = cf_gate_is_shut(&r->gate) ? CF_CLOSED
         : cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_try(r, t);
     cf_store_seq_cst_u32(&r->busy, 0);
     return rc;
 }
 
+/* Whether slot k still holds frame `seq`: to be asked after reading it. */
 static inline bool cf_reader_valid(const cf_reader *r, uint32_t k, uint64_t seq) {
+    cf_fence_acquire(); /* our reads of the frame come before this look at seq */
     return cf_load_acquire(&r->shared->slots[k].seq) == seq;
 }
 
@@ -484,24 +508,23 @@ static inline int cf_reader_release(cf_reader *r, uint32_t k, uint64_t seq) {
     cf_slot *slot = &r->shared->slots[k];
     cf_subscriber *me = &r->shared->subscribers[r->bit];
     int rc = CF_OK;
-    if (!r->pins) {
-        cf_fence_acquire(); /* our reads of the frame come before this look at seq */
-        if (!cf_reader_valid(r, k, seq)) rc = CF_OVERWRITTEN;
-    }
+    if (!r->pins && !cf_reader_valid(r, k, seq)) rc = CF_OVERWRITTEN;
     if (rc == CF_OK) cf_fetch_or(&slot->ack_bitmap, cf_reader_mask(r));
     else cf_fetch_add(&r->overwritten, 1);
     cf_store_relaxed(&me->last_seen_seq, seq);
     cf_store_relaxed_i64(&me->last_ack_ns, cf_now_ns());
-    cf_store_relaxed(&me->held, cf_fetch_add_u32(&r->held, (uint32_t)-1) - 1);
-    /* Last, and with release: our reads of the frame are done. PAIRS WITH: writer claim, W2 */
+    /* With release: our reads of the frame are done. PAIRS WITH: writer claim, W2 */
     if (r->pins) cf_fetch_and(&slot->pin_bitmap, ~cf_reader_mask(r));
     if (r->strict) cf_reader_let_go(r);
+    cf_store_relaxed(&me->held, cf_load_seq_cst_u32(&r->held) - 1);
+    /* Last: whoever finds nothing held after a close gives the bit up, and then it may be somebody else's. */
+    cf_fetch_add_u32(&r->held, (uint32_t)-1);
     return rc;
 }
 
-/* Make a thread that waits in cf_reader_next return CF_CLOSED. */
+/* Make threads that wait in here return CF_CLOSED; the rest of closing is the rule in _gate.h. */
 static inline void cf_reader_close(cf_reader *r) {
-    cf_store_seq_cst_u32(&r->closing, 1);
+    cf_gate_shut(&r->gate);
     cf_futex_wake_all(cf_low_half(&r->shared->global_seq));
 }
 

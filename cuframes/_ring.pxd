@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._shm cimport cf_frame_header
+from cuframes._status cimport cf_gate
 
 
 cdef extern from "_ring.h" nogil:
@@ -13,6 +14,7 @@ cdef extern from "_ring.h" nogil:
         CF_ORDERED
 
     ctypedef struct cf_writer:
+        cf_gate gate
         uint32_t ring_size
         uint32_t policy
         uint64_t seq
@@ -33,6 +35,7 @@ cdef extern from "_ring.h" nogil:
 
     ctypedef struct cf_reader:
         cf_frame_header* shared
+        cf_gate gate
         uint32_t ring_size
         uint32_t bit
         uint32_t max_held
@@ -67,6 +70,6 @@ cdef extern from "_ring.h" nogil:
     int cf_reader_next(cf_reader* r, int64_t deadline, cf_taken* t)
     bint cf_reader_valid(const cf_reader* r, uint32_t k, uint64_t seq)
     int cf_reader_release(cf_reader* r, uint32_t k, uint64_t seq)
-    void cf_reader_close(cf_reader* r)
+    uint64_t cf_reader_pick(const cf_reader* r)
     void cf_reader_hangup(cf_reader* r)
     uint32_t cf_reader_held(const cf_reader* r)

@@ -34,6 +34,8 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <poll.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/syscall.h>
@@ -78,6 +80,7 @@
 #define CF_EXT_VMM_MEMORY 8u    /* the pool is one device allocation, passed by descriptor */
 #define CF_EXT_OWNER_LOCK 16u   /* the publisher holds a file lock on the segment for life */
 #define CF_EXT_PASS_FD 256u     /* handshake only: "I can receive descriptors" */
+#define CF_EXT_EXTRADATA_CHANGES 1024u /* packet rings: extradata_changes of slot 0 counts */
 
 /* cf_packet_slot.flags */
 #define CF_PKT_KEY 1u                 /* decoding can begin here */
@@ -175,7 +178,8 @@ typedef struct {
     /* reserved */
     int64_t published_ns; /* CLOCK_MONOTONIC */
     uint32_t ext_flags;   /* CF_EXT_OWNER_LOCK; the same in every slot, since the header has no byte to spare */
-    uint8_t reserved[12];
+    uint32_t extradata_changes; /* atomic; slot 0 only: odd while the codec's extradata are being changed */
+    uint8_t reserved[8];
 } cf_packet_slot;
 
 typedef struct {
@@ -320,7 +324,8 @@ typedef struct {
     X(cf_packet_slot, flags, 36, 4)                        \
     X(cf_packet_slot, published_ns, 40, 8)                 \
     X(cf_packet_slot, ext_flags, 48, 4)                    \
-    X(cf_packet_slot, reserved, 52, 12)                    \
+    X(cf_packet_slot, extradata_changes, 52, 4)            \
+    X(cf_packet_slot, reserved, 56, 8)                     \
     X(cf_packet_header, magic, 0, 4)                       \
     X(cf_packet_header, proto_version, 4, 4)               \
     X(cf_packet_header, ring_slots, 8, 4)                  \
@@ -427,7 +432,13 @@ static inline void cf_store_release_u32(uint32_t *p, uint32_t v) { __atomic_stor
 static inline uint32_t cf_load_seq_cst_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static inline void cf_store_seq_cst_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t cf_fetch_add_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t cf_fetch_or_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t cf_fetch_and_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t cf_exchange_u32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
+/* False: it was not `from`, and is unchanged. */
+static inline int cf_replace_u32(uint32_t *p, uint32_t from, uint32_t to) {
+    return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
 
 /* Reads before it come before reads and writes after it. gcc's thread sanitizer does not know fences; where this one is
  * used, what it orders is not atomic on the other side either, so there is nothing for the sanitizer to check. */
@@ -475,6 +486,22 @@ static inline int cf_futex_wait(const uint32_t *word, uint32_t expected, int64_t
 
 static inline void cf_futex_wake_all(const uint32_t *word) {
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+/* Add 1 to an eventfd, without blocking: whoever shares it may have made it blocking, and full. */
+static inline void cf_event_signal(int fd) {
+    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    uint64_t one = 1;
+    if (fd < 0 || poll(&p, 1, 0) <= 0 || !(p.revents & POLLOUT)) return; /* full: whoever polls it is told already */
+    ssize_t ignored = write(fd, &one, sizeof one);
+    (void)ignored;
+}
+
+/* Take what an eventfd has counted, without blocking. True: it was not zero. */
+static inline bool cf_event_drain(int fd) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    uint64_t count;
+    return fd >= 0 && poll(&p, 1, 0) > 0 && p.revents & POLLIN && read(fd, &count, sizeof count) > 0;
 }
 
 /* The low half of a 64-bit counter, as a futex word. */

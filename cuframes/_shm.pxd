@@ -1,5 +1,5 @@
-# What _shm.h declares: layouts and constants. Shared fields are touched by the C code in _ring.h only; here they are
-# written before anyone else can see the segment, or read for a report.
+# What _shm.h declares: layouts and constants. Shared fields are touched by the C code of the rings only (_ring.h,
+# _packets.h, _cache.h, _any.h); here they are written before anyone else can see the segment, or read for a report.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
@@ -67,6 +67,7 @@ cdef extern from "_shm.h" nogil:
         uint64_t global_seq
         uint64_t subscriber_bitmap
         uint64_t shutdown_flag
+        uint32_t writer_wait
         uint64_t epoch
         uint64_t frames_published
         uint64_t frames_dropped
@@ -83,7 +84,16 @@ cdef extern from "_shm.h" nogil:
 
     uint64_t cf_load_acquire(const uint64_t* p)
     void cf_store_release_u32(uint32_t* p, uint32_t v)
+    uint32_t cf_load_seq_cst_u32(const uint32_t* p)
+    uint32_t cf_fetch_or_u32(uint32_t* p, uint32_t v)
     uint32_t cf_exchange_u32(uint32_t* p, uint32_t v)
     int64_t cf_load_relaxed_i64(const int64_t* p)
+    void cf_futex_wake_all(const uint32_t* word)
+    const uint32_t* cf_low_half(const uint64_t* p)
+    uint64_t cf_fetch_or(uint64_t* p, uint64_t v)
+    uint64_t cf_fetch_and(uint64_t* p, uint64_t v)
+    void cf_event_signal(int fd)
+    uint32_t cf_load_relaxed_u32(const uint32_t* p)
+    void cf_fence_acquire()
     int64_t cf_now_ns()
     void cf_sleep_ns(int64_t ns)

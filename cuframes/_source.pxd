@@ -7,25 +7,34 @@ cdef extern from "_copy.h" nogil:
                       size_t rows, bint past)
 
 
+cdef enum:
+    MAX_NDIM = 4
+    # what may be wrong with a buffer
+    NO_SAMPLES = 1  # not of uint8 or uint16
+    NO_SHAPE        # too many dimensions, or none said
+    INDIRECT        # rows behind pointers
+
+
 cdef struct Rows:
     const char* address
     Py_ssize_t pitch
     bint on_gpu
 
 
+# Elements in memory: `step[i]` bytes from one to the next along each axis. Steps may be negative, or 0.
+cdef struct Strided:
+    const char* address
+    int ndim
+    int item_bytes
+    Py_ssize_t[4] extent
+    Py_ssize_t[4] step
+
+
 # An array-like as found: where it is and how it lies there. `keep` holds it in place.
 cdef class Array:
-    cdef const char* address
-    cdef int ndim
-    cdef Py_ssize_t[4] extent
-    cdef Py_ssize_t[4] step
-    cdef int item_bytes
+    cdef Strided at
     cdef bint on_gpu
     cdef object keep
-
-    cdef bint rows_contiguous(self) noexcept
-    cdef bint contiguous(self) noexcept
-    cdef Py_ssize_t nbytes(self) noexcept
 
 
 cdef class Source:
@@ -35,14 +44,20 @@ cdef class Source:
     cdef Rows[3] rows
     cdef list keep
     cdef bint on_gpu
+    cdef bint on_host
 
     cdef Array find(self, object array)
-    cdef Array with_contiguous_rows(self, Array found, object array)
+    cdef Array with_contiguous_rows(self, Array found)
+    cdef int add(self, Array found) except -1
     cdef int plane(self, int i, object array) except -1
     cdef int frame(self, object array) except -1
     cdef int video(self, object src) except -1
+    cdef int all_planes(self, object planes) except -1
+    cdef int lines(self, int i, object plane) except -1
+    cdef int part_from(self, const char* target) except -1
 
 
+cdef bint is_part(object src, Py_ssize_t frame_bytes) except -1
 cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1
 cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src)
 cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept

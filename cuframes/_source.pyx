@@ -1,11 +1,13 @@
 """Array-likes as rows of planes: where the bytes of a frame to be published are, on the host or on a GPU.
 
-Everything that can be wrong with an array is found here, before a slot of the ring is taken. Nothing is copied while
-looking, except for arrays whose rows are not contiguous; :func:`copy_frame` then copies the rows into a slot.
+Everything that can be wrong with an array is found here, before a slot of the ring is taken: :func:`look` says what a
+buffer holds, and nothing else believes a ``Py_buffer``. Nothing is copied while looking, except for arrays whose rows
+are not contiguous; :func:`copy_frame` then copies the rows into a slot.
 """
 
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDES, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.buffer cimport PyBuffer_Release
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uintptr_t
 
@@ -13,6 +15,7 @@ from cuframes._cuda cimport CF_CUDA_STREAM_LEGACY, Device, check_driver
 from cuframes._dlpack cimport PyCapsule_GetPointer, PyCapsule_SetName, cf_dl_managed, cf_dl_tensor
 from cuframes._frame cimport FrameLayout, Geometry, cf_copier
 from cuframes._shm cimport cf_now_ns
+from cuframes._views cimport check_unmasked
 
 from cuframes.formats import ALIASES
 
@@ -22,11 +25,132 @@ cdef extern from "_copy.h" nogil:
         CF_COPY_LARGE
     bint cf_copier_choose(const cf_copier* c)
     void cf_copier_note(cf_copier* c, bint past, int64_t took_ns)
+    void cf_gather(char* out, const char* src, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step,
+                   size_t item_bytes)
 
 
+cdef int DL_HOST = 1
 cdef int DL_CUDA = 2
+cdef int DL_CUDA_HOST = 3
 cdef int DL_CUDA_MANAGED = 13
 
+cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GIL; getting it back can take a while
+
+
+# ---- what a buffer holds --------------------------------------------------------------------------------------------
+
+cdef inline int sample_bytes(const Py_buffer* b) noexcept:
+    """1 or 2: integers of so many bytes, in this machine's order. 0: anything else."""
+    cdef const char* f = b.format
+    cdef bint swapped = False
+    cdef int found = 0
+    if f == NULL:  # which stands for "B"
+        return b.itemsize == 1
+    if f[0] in (c"@", c"=", c"<", c"|", c">", c"!"):
+        swapped = f[0] in (c">", c"!")
+        f += 1
+    if f[0] in (c"B", c"b", c"c"):
+        found = 1
+    elif f[0] in (c"H", c"h") and not swapped:
+        found = 2
+    return found if found == b.itemsize and f[1] == 0 else 0  # ctypes calls a union "B", of any size
+
+
+cdef inline int look(const Py_buffer* b, Strided* found) noexcept:
+    """What is in a buffer that was asked for with PyBUF_STRIDES | PyBUF_FORMAT: 0, or what is wrong with it.
+
+    Exporters leave out what follows from the rest: ctypes the strides, others the shape of one dimension.
+    """
+    cdef Py_ssize_t step = b.itemsize
+    cdef int i
+    found.item_bytes = sample_bytes(b)
+    if not found.item_bytes:
+        return NO_SAMPLES
+    if not 0 <= b.ndim <= MAX_NDIM or (b.ndim > 1 and b.shape == NULL):
+        return NO_SHAPE
+    found.address = <const char*>b.buf
+    found.ndim = b.ndim
+    for i in range(b.ndim - 1, -1, -1):
+        if b.suboffsets != NULL and b.suboffsets[i] >= 0:
+            return INDIRECT
+        found.extent[i] = b.len // b.itemsize if b.shape == NULL else b.shape[i]
+        if found.extent[i] < 0:
+            return NO_SHAPE
+        found.step[i] = step if b.strides == NULL else b.strides[i]
+        step *= found.extent[i]
+    return 0
+
+
+cdef wrong_buffer(FrameLayout layout, const Py_buffer* b, int problem):
+    """The exception for what :func:`look` found."""
+    if problem == NO_SAMPLES:
+        form = "B" if b.format == NULL else (<bytes>b.format).decode("utf-8", "replace")
+        return wrong_sample(layout, f"format {form!r}, {b.itemsize} bytes each")
+    if problem == INDIRECT:
+        return BufferError("the array's rows are behind pointers (suboffsets); copy it first (numpy.array)")
+    return ValueError(f"a frame has 1 to 3 dimensions, not {b.ndim}")
+
+
+cdef wrong_sample(FrameLayout layout, str found):
+    want = f"uint{8 * layout.item_bytes}"
+    return TypeError(f"{layout.format} samples are {want}, the array has elements of {found}; convert it first "
+                     f"(.astype({want!r}))")
+
+
+cdef inline bint rows_contiguous(const Strided* a) noexcept:
+    """Whether all but the first dimension lie without gaps, the last index fastest."""
+    cdef Py_ssize_t expected = a.item_bytes
+    cdef int i
+    for i in range(a.ndim - 1, 0, -1):
+        if a.step[i] != expected and a.extent[i] != 1:
+            return False
+        expected *= a.extent[i]
+    return True
+
+
+cdef inline Py_ssize_t row_bytes(const Strided* a) noexcept:
+    cdef Py_ssize_t total = a.item_bytes
+    cdef int i
+    for i in range(1, a.ndim):
+        total *= a.extent[i]
+    return total
+
+
+cdef inline Py_ssize_t pitch(const Strided* a) noexcept:
+    """Bytes from row to row; of a single row, its own."""
+    return a.step[0] if a.extent[0] > 1 else row_bytes(a)
+
+
+cdef inline bint contiguous(const Strided* a) noexcept:
+    return rows_contiguous(a) and (a.ndim == 0 or pitch(a) == row_bytes(a))
+
+
+cdef inline bint has_shape(const Strided* a, int ndim, const Py_ssize_t* extent) noexcept:
+    cdef int i
+    if a.ndim != ndim:
+        return False
+    for i in range(ndim):
+        if a.extent[i] != extent[i]:
+            return False
+    return True
+
+
+cdef bint is_part(object src, Py_ssize_t frame_bytes) except -1:
+    """Whether these are plain bytes that are not a whole frame."""
+    cdef Py_buffer buffer
+    cdef Strided found
+    cdef bint part
+    if not PyObject_CheckBuffer(src) or hasattr(src, "planes"):
+        return False
+    check_unmasked(src)
+    PyObject_GetBuffer(src, &buffer, PyBUF_STRIDES | PyBUF_FORMAT)
+    part = look(&buffer, &found) == 0 and found.item_bytes == 1 and found.ndim == 1 and contiguous(&found)
+    part = part and found.extent[0] != frame_bytes
+    PyBuffer_Release(&buffer)
+    return part
+
+
+# ---- where arrays are -----------------------------------------------------------------------------------------------
 
 cdef class Buffer:
     """Keeps an object's buffer."""
@@ -47,85 +171,88 @@ cdef class Tensor:
             self.managed.deleter(self.managed)
 
 
+cdef Tensor consume(object capsule):
+    """Take a DLPack capsule over: calling its deleter is up to us now."""
+    cdef Tensor tensor = Tensor.__new__(Tensor)
+    cdef void* managed = PyCapsule_GetPointer(<PyObject*>capsule, "dltensor")
+    PyCapsule_SetName(<PyObject*>capsule, "used_dltensor")
+    tensor.managed = <cf_dl_managed*>managed
+    return tensor
+
+
 cdef class Array:
-    cdef bint rows_contiguous(self) noexcept:
-        cdef Py_ssize_t expected = self.item_bytes
-        cdef int i
-        for i in range(self.ndim - 1, 0, -1):
-            if self.step[i] != expected:
-                return False
-            expected *= self.extent[i]
-        return True
-
-    cdef Py_ssize_t nbytes(self) noexcept:
-        cdef Py_ssize_t total = self.item_bytes
-        cdef int i
-        for i in range(self.ndim):
-            total *= self.extent[i]
-        return total
-
-    cdef bint contiguous(self) noexcept:
-        return self.rows_contiguous() and (self.ndim < 1 or self.step[0] * self.extent[0] == self.nbytes())
-
     @property
     def shape(self):
-        return tuple([self.extent[i] for i in range(self.ndim)])
-
-
-cdef wrong_sample(FrameLayout layout, str found):
-    return TypeError(f"{layout.format} samples are uint{8 * layout.item_bytes}, the array has elements of {found}")
+        return tuple([self.at.extent[i] for i in range(self.at.ndim)])
 
 
 cdef Array host_array(FrameLayout layout, object source):
     """From the buffer protocol."""
     cdef Buffer keep = Buffer.__new__(Buffer)
     cdef Array array = Array.__new__(Array)
-    cdef Py_buffer* b = &keep.view
-    cdef int i
-    PyObject_GetBuffer(source, b, PyBUF_STRIDES | PyBUF_FORMAT)
-    sample = (<bytes>b.format).lstrip(b"<=@|") if b.format != NULL else b"B"
-    if sample not in ((b"B", b"b", b"c") if layout.item_bytes == 1 else (b"H", b"h")):
-        raise wrong_sample(layout, f"format {sample.decode()!r}, {b.itemsize} bytes each")
-    if b.ndim > 4:
-        raise ValueError(f"a frame has at most 3 dimensions, not {b.ndim}")
-    array.address = <const char*>b.buf
-    array.ndim = b.ndim
-    for i in range(b.ndim):
-        array.extent[i] = b.shape[i]
-        array.step[i] = b.strides[i]
-    array.item_bytes = layout.item_bytes
+    cdef int problem
+    PyObject_GetBuffer(source, &keep.view, PyBUF_STRIDES | PyBUF_FORMAT)
+    problem = look(&keep.view, &array.at)
+    if problem:
+        raise wrong_buffer(layout, &keep.view, problem)
     array.keep = keep
+    return array
+
+
+cdef Array gathered(Array scattered):
+    """A copy of a host array, contiguous."""
+    cdef Array array = Array.__new__(Array)
+    cdef Strided* a = &array.at
+    cdef Strided* s = &scattered.at
+    cdef Py_ssize_t step = s.item_bytes
+    cdef char* out
+    cdef int i
+    a[0] = s[0]
+    for i in range(a.ndim - 1, -1, -1):
+        a.step[i] = step
+        step *= a.extent[i]
+    array.keep = PyBytes_FromStringAndSize(NULL, step)
+    out = PyBytes_AsString(array.keep)
+    if step < LARGE:
+        cf_gather(out, s.address, s.ndim, s.extent, s.step, s.item_bytes)
+    else:
+        with nogil:
+            cf_gather(out, s.address, s.ndim, s.extent, s.step, s.item_bytes)
+    a.address = out
     return array
 
 
 cdef Array dlpack_array(FrameLayout layout, Device gpu, void* stream, object source):
     """From DLPack, on a GPU, ordered before what `stream` does next."""
-    cdef Tensor keep = Tensor.__new__(Tensor)
     cdef Array array = Array.__new__(Array)
+    cdef Tensor keep
     cdef cf_dl_tensor* t
     cdef Py_ssize_t expected
     cdef int i
     try:
         capsule = source.__dlpack__(stream=<uintptr_t>stream)
-    except Exception:
+    except (TypeError, NotImplementedError) as reason:
         # A producer that knows no streams (PyAV) works on the legacy default one, which is what None means.
-        capsule = source.__dlpack__()
+        try:
+            capsule = source.__dlpack__()
+        except Exception:
+            raise reason  # the second answer is the context of the first
         order(gpu, <void*>CF_CUDA_STREAM_LEGACY, stream)
-    keep.managed = <cf_dl_managed*>PyCapsule_GetPointer(<PyObject*>capsule, "dltensor")
-    PyCapsule_SetName(<PyObject*>capsule, "used_dltensor")
+    keep = consume(capsule)
     t = &keep.managed.tensor
     if (t.type_code not in (0, 1)) or t.type_bits != 8 * layout.item_bytes or t.type_lanes != 1:
         raise wrong_sample(layout, f"DLPack type ({t.type_code}, {t.type_bits}, {t.type_lanes})")
-    if not 1 <= t.ndim <= 4:
-        raise ValueError(f"a frame has at most 3 dimensions, not {t.ndim}")
-    array.address = <const char*>t.data + t.byte_offset
-    array.ndim = t.ndim
+    if not 1 <= t.ndim <= MAX_NDIM:
+        raise ValueError(f"a frame has 1 to 3 dimensions, not {t.ndim}")
+    check_device(gpu, t.device.device_id)
+    array.at.address = <const char*>t.data + t.byte_offset
+    array.at.ndim = t.ndim
+    array.at.item_bytes = layout.item_bytes
     expected = layout.item_bytes
     for i in range(t.ndim - 1, -1, -1):
-        array.extent[i] = t.shape[i]
-        array.step[i] = expected if t.strides == NULL else t.strides[i] * layout.item_bytes
-        expected *= array.extent[i]
-    array.item_bytes = layout.item_bytes
+        array.at.extent[i] = t.shape[i]
+        array.at.step[i] = expected if t.strides == NULL else t.strides[i] * layout.item_bytes
+        expected *= array.at.extent[i]
     array.on_gpu = True
     array.keep = keep
     return array
@@ -136,24 +263,35 @@ cdef Array interface_array(FrameLayout layout, Device gpu, void* stream, object 
     cdef Array array = Array.__new__(Array)
     cdef Py_ssize_t expected = layout.item_bytes
     cdef uintptr_t theirs
+    cdef int i
     interface = source.__cuda_array_interface__
     if interface["typestr"] not in (("|u1", "|i1", "<u1") if layout.item_bytes == 1 else ("<u2", "<i2")):
         raise wrong_sample(layout, f"type {interface['typestr']!r}")
+    if interface.get("mask") is not None:
+        raise TypeError("a masked array has no pixels where it is masked; publish one without a mask")
     shape, strides = interface["shape"], interface.get("strides")
-    if not 1 <= len(shape) <= 4:
-        raise ValueError(f"a frame has at most 3 dimensions, not {len(shape)}")
-    array.address = <const char*><uintptr_t>interface["data"][0]
-    array.ndim = len(shape)
-    for i in range(array.ndim - 1, -1, -1):
-        array.extent[<int>i] = shape[i]
-        array.step[<int>i] = expected if strides is None else strides[i]
-        expected *= array.extent[<int>i]
-    array.item_bytes = layout.item_bytes
+    if not 1 <= len(shape) <= MAX_NDIM or (strides is not None and len(strides) != len(shape)):
+        raise ValueError(f"a frame has 1 to 3 dimensions, not {len(shape)}")
+    array.at.address = <const char*><uintptr_t>interface["data"][0]
+    check_device(gpu, gpu.ordinal_of(<uintptr_t>array.at.address))
+    array.at.ndim = len(shape)
+    array.at.item_bytes = layout.item_bytes
+    for i in range(array.at.ndim - 1, -1, -1):
+        array.at.extent[i] = shape[i]
+        array.at.step[i] = expected if strides is None else strides[i]
+        expected *= array.at.extent[i]
     array.on_gpu = True
     array.keep = source
     theirs = interface.get("stream") or CF_CUDA_STREAM_LEGACY
     order(gpu, <void*>theirs, stream)
     return array
+
+
+cdef int check_device(Device gpu, int ordinal) except -1:
+    """Raise unless an array is on this GPU; -1 when nobody knows where it is."""
+    if ordinal >= 0 and ordinal != gpu.ordinal:
+        raise ValueError(f"the array is on cuda:{ordinal}, the publisher on cuda:{gpu.ordinal}; copy it there first")
+    return 0
 
 
 cdef int order(Device gpu, void* first, void* second) except -1:
@@ -172,13 +310,32 @@ cdef tuple device_of(object array):
     return int(kind), int(ordinal)
 
 
-cdef void lay_out(FrameLayout layout, const char* address, bint strided, Py_ssize_t pitch, bint on_gpu,
-                  Rows* rows) noexcept:
-    """The planes below one another in one array: with one pitch, or each without padding."""
+# How an array holds a whole frame.
+cdef enum:
+    MISFIT     # not at all
+    SCATTERED  # in the right shape, but its rows are not contiguous
+    TIGHT      # without padding
+    PITCHED    # with one pitch for all planes, which may be negative
+
+
+cdef inline int fit(FrameLayout layout, const Strided* a) noexcept:
+    if a.ndim == 1:  # its samples, or its bytes
+        if a.item_bytes > layout.item_bytes or a.extent[0] != layout.tight_bytes // a.item_bytes:
+            return MISFIT
+    elif a.item_bytes != layout.item_bytes or not has_shape(a, layout.array_ndim, layout.array_extent):
+        return MISFIT
+    if contiguous(a):
+        return TIGHT
+    return PITCHED if a.ndim == layout.plane[0].ndim and layout.one_pitch and rows_contiguous(a) else SCATTERED
+
+
+cdef inline void lay_out(FrameLayout layout, const Strided* a, int how, bint on_gpu, Rows* rows) noexcept:
+    """The planes below one another in one array, TIGHT or PITCHED."""
+    cdef const char* address = a.address
     cdef int i
     for i in range(layout.planes):
         rows[i].address = address
-        rows[i].pitch = pitch if strided else layout.plane[i].row_bytes
+        rows[i].pitch = a.step[0] if how == PITCHED else layout.plane[i].row_bytes
         rows[i].on_gpu = on_gpu
         address += rows[i].pitch * layout.plane[i].rows
 
@@ -189,33 +346,16 @@ cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* ro
     True: `buffer` is the caller's to release. Anything else is for :func:`source_of`, which also says what is wrong.
     Types are remembered that it found to be buffers and nothing more (no video frames, nothing on a GPU).
     """
-    cdef Py_ssize_t expected
-    cdef bint fits, strided = False
-    cdef char sample
-    cdef int i
+    cdef Strided found
+    cdef int how
     if layout.plain_type is not type(src):
         return False
     PyObject_GetBuffer(src, buffer, PyBUF_STRIDES | PyBUF_FORMAT)
-    sample = b"B" if buffer.format == NULL else buffer.format[0]
-    fits = buffer.itemsize == layout.item_bytes and (buffer.format == NULL or buffer.format[1] == 0)
-    fits = fits and (sample in (c"B", c"b", c"c") if layout.item_bytes == 1 else sample in (c"H", c"h"))
-    if fits and buffer.ndim == 1:
-        fits = buffer.len == layout.tight_bytes and buffer.strides[0] == buffer.itemsize
-    elif fits:
-        fits = buffer.ndim == layout.array_ndim
-        expected = layout.item_bytes
-        for i in range(buffer.ndim - 1, -1, -1):
-            if not fits or buffer.shape[i] != layout.array_extent[i]:
-                fits = False
-                break
-            if buffer.strides[i] != expected:
-                fits = i == 0 and layout.one_pitch and buffer.ndim == layout.plane[0].ndim
-                strided = fits
-            expected *= buffer.shape[i]
-    if not fits:
+    how = MISFIT if look(buffer, &found) else fit(layout, &found)
+    if how < TIGHT:
         PyBuffer_Release(buffer)
         return False
-    lay_out(layout, <const char*>buffer.buf, strided, buffer.strides[0], False, rows)
+    lay_out(layout, &found, how, False, rows)
     return True
 
 
@@ -225,72 +365,76 @@ cdef class Source:
     cdef Array find(self, object array):
         """An array-like, wherever it is."""
         cdef Array found
+        check_unmasked(array)
         where = device_of(array)
         by_interface = where is None and getattr(array, "__cuda_array_interface__", None) is not None
         if by_interface or (where is not None and where[0] in (DL_CUDA, DL_CUDA_MANAGED)):
             if self.gpu is None:
                 raise TypeError("the array is in device memory and this publisher shares host memory; copy it to the "
                                 "host first (.cpu(), .get()), or publish with memory='cuda'")
-            if where is not None and where[1] != self.gpu.ordinal:
-                raise ValueError(f"the array is on cuda:{where[1]}, the publisher on cuda:{self.gpu.ordinal}; copy it "
-                                 "there first")
             if by_interface:
                 found = interface_array(self.layout, self.gpu, self.stream, array)
             else:
+                check_device(self.gpu, where[1])
                 found = dlpack_array(self.layout, self.gpu, self.stream, array)
-            self.on_gpu = True
-        elif PyObject_CheckBuffer(array):
-            found = host_array(self.layout, array)
         else:
-            import numpy
-            found = host_array(self.layout, numpy.asarray(array))
-        self.keep.append(found)
+            found = host_array(self.layout, array if PyObject_CheckBuffer(array) else numpy_array(array, where))
         return found
 
-    cdef Array with_contiguous_rows(self, Array found, object array):
-        """The same array, copied on the host if need be."""
+    cdef Array with_contiguous_rows(self, Array found):
+        """The same array, copied on the host if need be. What was found stays as it was found: `found` keeps it."""
         if found.on_gpu:
             raise ValueError("the rows of a device array must be contiguous; make it so first (.contiguous(), "
                              "cupy.ascontiguousarray)")
-        import numpy
-        return self.find(numpy.ascontiguousarray(array))
+        return gathered(found)
+
+    cdef int add(self, Array found) except -1:
+        """Rows of this array are of the frame."""
+        self.keep.append(found)
+        if found.on_gpu:
+            self.on_gpu = True
+        else:
+            self.on_host = True
+        return 0
 
     cdef int plane(self, int i, object array) except -1:
         """Plane i from an array of the plane's own shape."""
         cdef Array found = self.find(array)
-        wanted = self.layout.shape.planes[i].shape
-        if found.shape != wanted:
-            raise ValueError(f"plane {i} of {self.layout.format} has shape {wanted}, not {found.shape}")
-        if not found.rows_contiguous():
-            found = self.with_contiguous_rows(found, array)
-        self.rows[i].address = found.address
-        self.rows[i].pitch = found.step[0]
+        cdef Geometry* g = &self.layout.plane[i]
+        if found.at.item_bytes != self.layout.item_bytes:
+            raise wrong_sample(self.layout, f"uint{8 * found.at.item_bytes}")
+        if not has_shape(&found.at, g.ndim, g.extent):
+            raise ValueError(f"plane {i} of {self.layout.format} has shape {self.layout.shape.planes[i].shape}, "
+                             f"not {found.shape}")
+        if not rows_contiguous(&found.at) or (found.on_gpu and pitch(&found.at) < g.row_bytes):
+            found = self.with_contiguous_rows(found)
+        self.rows[i].address = found.at.address
+        self.rows[i].pitch = pitch(&found.at)
         self.rows[i].on_gpu = found.on_gpu
-        return 0
+        return self.add(found)
 
     cdef int frame(self, object array) except -1:
-        """All planes from one array: the frame's array_shape, or its bytes without padding."""
+        """All planes from one array: the frame's array_shape, or its samples or bytes without padding."""
         cdef FrameLayout layout = self.layout
         cdef Array found = self.find(array)
-        flat = found.ndim == 1 and found.nbytes() == layout.tight_bytes
-        if not flat and found.shape != layout.shape.array_shape:
+        cdef int how = fit(layout, &found.at)
+        if how == MISFIT:
+            if found.at.item_bytes != layout.item_bytes and (found.at.ndim != 1 or layout.item_bytes == 1):
+                raise wrong_sample(layout, f"uint{8 * found.at.item_bytes}")
             raise ValueError(
                 f"a {layout.format} frame of {layout.shape.width}x{layout.shape.height} is an array of shape "
                 f"{layout.shape.array_shape}, {layout.tight_bytes} bytes, or {layout.planes} planes; "
                 f"not {found.shape}")
-        strided = not flat and layout.one_pitch and found.ndim == layout.plane[0].ndim and found.rows_contiguous()
-        if not strided and not found.contiguous():
-            found = self.with_contiguous_rows(found, array)
-        lay_out(layout, found.address, strided, found.step[0], found.on_gpu, self.rows)
+        if how == SCATTERED or (found.on_gpu and how == PITCHED and found.at.step[0] < layout.plane[0].row_bytes):
+            found = self.with_contiguous_rows(found)
+            how = TIGHT
+        lay_out(layout, &found.at, how, found.on_gpu, self.rows)
         if not found.on_gpu and PyObject_CheckBuffer(array):
             layout.plain_type = type(array)
-        return 0
+        return self.add(found)
 
     cdef int video(self, object src) except -1:
         """From an object with planes: PyAV's VideoFrame, or a frame of ours."""
-        cdef Array found
-        cdef Py_ssize_t pitch
-        cdef int i
         layout = self.layout
         mine = layout.shape
         name = getattr(src.format, "name", src.format)
@@ -299,33 +443,92 @@ cdef class Source:
         if ALIASES.get(name, name) != layout.format or (src.width, src.height) != (mine.width, mine.height):
             raise ValueError(f"this publisher shares {layout.format} {mine.width}x{mine.height}, the frame is {name} "
                              f"{src.width}x{src.height}; convert it first (PyAV: frame.reformat)")
-        for i in range(layout.planes):
-            plane = src.planes[i]
-            if not hasattr(plane, "line_size") or (device_of(plane) or (1, 0))[0] != 1:
+        return self.all_planes(src.planes)
+
+    cdef int all_planes(self, object planes) except -1:
+        cdef int i
+        if len(planes) != self.layout.planes:
+            raise ValueError(f"{self.layout.format} has {self.layout.planes} planes, not {len(planes)}")
+        for i in range(self.layout.planes):
+            plane = planes[i]
+            if hasattr(plane, "line_size") and (device_of(plane) or (DL_HOST, 0))[0] == DL_HOST:
+                self.lines(i, plane)
+            else:
                 self.plane(i, plane)
-                continue
-            pitch = plane.line_size
-            found = host_bytes(plane)
-            rows = layout.plane[i].rows
-            if found.extent[0] < pitch * (rows - 1) + layout.plane[i].row_bytes:
-                raise ValueError(f"plane {i} has {found.extent[0]} bytes, too few for {rows} rows of {pitch}")
-            self.keep.append(found)
-            self.rows[i].address = found.address
-            self.rows[i].pitch = pitch
-            self.rows[i].on_gpu = False
         return 0
+
+    cdef int lines(self, int i, object plane) except -1:
+        """Plane i from PyAV's: bytes, whatever the samples are, in rows of `line_size`.
+
+        A negative one means that the picture is upside down in memory; its first row is the last in the buffer.
+        """
+        cdef Geometry* g = &self.layout.plane[i]
+        cdef Array found = host_bytes(plane)
+        cdef Py_ssize_t pitch = plane.line_size, size = found.at.extent[0], others = g.rows - 1, first = 0
+        if pitch < 0:
+            first = -pitch * others
+            top = getattr(plane, "buffer_ptr", None)  # the first row, says PyAV
+            if top is not None and top != <uintptr_t>found.at.address + first:
+                # Older ones' buffers of such a plane begin with the first row, and go on beyond the frame.
+                raise ValueError(f"plane {i} has a negative line size ({pitch}), and this PyAV does not say where its "
+                                 "rows are; update PyAV")
+        if abs(pitch) < g.row_bytes or size < abs(pitch) * others + g.row_bytes:
+            raise ValueError(f"plane {i} has {size} bytes, in lines of {pitch}: too few for {g.rows} rows of "
+                             f"{g.row_bytes}")
+        self.rows[i].address = found.at.address + first
+        self.rows[i].pitch = pitch
+        self.rows[i].on_gpu = False
+        return self.add(found)
+
+    cdef int part_from(self, const char* target) except -1:
+        """Copy the rows that overlap the frame at `target`, which they are to be copied to."""
+        cdef Array found
+        cdef Geometry* g
+        cdef Rows* rows
+        cdef const char* low
+        cdef const char* high
+        cdef int i
+        for i in range(self.layout.planes):
+            g, rows = &self.layout.plane[i], &self.rows[i]
+            low = high = rows.address
+            if rows.pitch < 0:
+                low += rows.pitch * (g.rows - 1)
+            else:
+                high += rows.pitch * (g.rows - 1)
+            if rows.on_gpu or low >= target + self.layout.nbytes or high + g.row_bytes <= target:
+                continue
+            found = Array.__new__(Array)
+            found.at.address = rows.address
+            found.at.ndim, found.at.item_bytes = 2, 1
+            found.at.extent[0], found.at.step[0] = g.rows, rows.pitch
+            found.at.extent[1], found.at.step[1] = g.row_bytes, 1
+            found = gathered(found)
+            rows.address, rows.pitch = found.at.address, g.row_bytes
+            self.add(found)
+        return 0
+
+
+cdef object numpy_array(object array, object where):
+    """An array-like that has no buffer, as one that has."""
+    import numpy
+    if where is None or hasattr(array, "__array__") or hasattr(array, "__array_interface__"):
+        return numpy.asarray(array)
+    if where[0] not in (DL_HOST, DL_CUDA_HOST):
+        raise TypeError(f"the array is on a device of DLPack's type {where[0]}, which cannot be read here; copy it to "
+                        "the host first")
+    return numpy.from_dlpack(array)
 
 
 cdef Array host_bytes(object plane):
     """A flat plane of bytes, whatever its samples are."""
     cdef Buffer keep = Buffer.__new__(Buffer)
     cdef Array array = Array.__new__(Array)
-    PyObject_GetBuffer(plane, &keep.view, PyBUF_STRIDES)
-    array.address = <const char*>keep.view.buf
-    array.ndim = 1
-    array.item_bytes = 1
-    array.extent[0] = keep.view.len
-    array.step[0] = 1
+    PyObject_GetBuffer(plane, &keep.view, PyBUF_SIMPLE)
+    array.at.address = <const char*>keep.view.buf
+    array.at.ndim = 1
+    array.at.item_bytes = 1
+    array.at.extent[0] = keep.view.len
+    array.at.step[0] = 1
     array.keep = keep
     return array
 
@@ -333,7 +536,6 @@ cdef Array host_bytes(object plane):
 cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src):
     """Find the rows of an array-like, or raise; nothing is copied yet."""
     cdef Source source = Source.__new__(Source)
-    cdef int i
     source.layout = layout
     source.gpu = gpu
     source.stream = stream
@@ -341,16 +543,10 @@ cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src):
     if hasattr(src, "planes") and hasattr(src, "format"):
         source.video(src)
     elif isinstance(src, (tuple, list)):
-        if len(src) != layout.planes:
-            raise ValueError(f"{layout.format} has {layout.planes} planes, not {len(src)}")
-        for i in range(layout.planes):
-            source.plane(i, src[i])
+        source.all_planes(src)
     else:
         source.frame(src)
     return source
-
-
-cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GIL; getting it back can take a while
 
 
 cdef void copy_planes(FrameLayout layout, const Rows* rows, char* target) noexcept nogil:
@@ -376,10 +572,7 @@ cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcep
 
 def dlpack_pointer(buffer):
     """Device address of a DLPack tensor; the caller keeps the tensor."""
-    cdef Tensor keep = Tensor.__new__(Tensor)
-    capsule = buffer.__dlpack__(stream=-1)
-    keep.managed = <cf_dl_managed*>PyCapsule_GetPointer(<PyObject*>capsule, "dltensor")
-    PyCapsule_SetName(<PyObject*>capsule, "used_dltensor")
+    cdef Tensor keep = consume(buffer.__dlpack__(stream=-1))
     if keep.managed.tensor.device.device_type != DL_CUDA:
         raise TypeError("the buffer is not in device memory")
     return <uintptr_t>keep.managed.tensor.data + keep.managed.tensor.byte_offset

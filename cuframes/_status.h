@@ -23,9 +23,11 @@ enum {
     CF_NO_WAITV = -15,   /* the kernel cannot wait for several futexes */
     CF_SOON = -16,       /* nothing yet, but a frame is due or may be: get warm, then call again */
     CF_CORRUPT = -14,    /* the segment holds what no writer would write */
+    CF_CUT = -17,        /* the segment's file is shorter than what is mapped of it */
 };
 
 #define CF_SLICE_NS 100000000 /* a sleeper looks this often whether the other side is still alive */
+#define CF_SPIN_SLICE_NS 10000000 /* who spins comes back this often, to look at signals */
 #define CF_SPIN_BATCH 64      /* looks at the ring between two looks at the clock */
 
 /* For who looks without sleeping, after a batch of looks: let somebody else have this core. It may be the publisher who

@@ -1,9 +1,11 @@
-"""What the wrappers of all rings share: status codes as exceptions, deadlines, and the memory of a fork."""
+"""What the wrappers of all rings share: status codes as exceptions, deadlines, closing, and forks."""
 
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.string cimport memset
+from posix.unistd cimport close as c_close
 
-from cuframes._shm cimport cf_now_ns
+from cuframes._shm cimport cf_event_signal, cf_fetch_and, cf_fetch_or, cf_futex_wake_all, cf_now_ns, cf_sleep_ns
 
 from cuframes.errors import (
     Disconnected,
@@ -12,9 +14,14 @@ from cuframes.errors import (
     PacketOverrun,
     PacketOversized,
     ProtocolError,
+    SegmentTruncated,
     Timeout,
     TooManyHeld,
 )
+
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident()
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -27,9 +34,34 @@ cdef extern from "<pthread.h>" nogil:
 cdef int fork_generation = 0
 
 
+# Descriptors that mean "this process is alive" to others: owner locks, and both ends of connections. A child that kept
+# them would make its dead parent look alive. Bit n: descriptor n.
+cdef int OWNED = 65536
+cdef uint64_t[1024] owned
+
+
 cdef void in_forked_child() noexcept nogil:
     global fork_generation
+    cdef int fd
     fork_generation += 1
+    for fd in range(OWNED):
+        if owned[fd // 64] >> (fd % 64) & 1:
+            c_close(fd)
+    memset(owned, 0, sizeof(owned))
+
+
+def own(int fd):
+    """Close this descriptor in every forked child, also of a fork() in C. Returns it."""
+    if 0 <= fd < OWNED:
+        cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
+    return fd
+
+
+def disown(int fd):
+    """The opposite, before it is closed. False: there is nothing to close, since this is a child."""
+    if not 0 <= fd < OWNED:
+        return fd >= 0
+    return bool(cf_fetch_and(&owned[fd // 64], ~(<uint64_t>1 << (fd % 64))) >> (fd % 64) & 1)
 
 
 pthread_atfork(NULL, NULL, in_forked_child)
@@ -48,6 +80,92 @@ cdef int check_generation(int generation) except -1:
     if generation != fork_generation:
         raise RuntimeError("this object belongs to the parent process; open a new one after the fork")
     return 0
+
+
+# ---- closing: the rule is in _gate.h ------------------------------------------------------------------------------
+
+cdef extern from "_gate.h" nogil:
+    int cf_gate_enter(cf_gate* gate, bint* last)
+    bint cf_gate_leave(cf_gate* gate)
+    bint cf_gate_hand_on(cf_gate* gate)
+    bint cf_gate_wait(cf_gate* gate)
+    bint cf_gate_wait_done(cf_gate* gate)
+
+
+cdef extern from *:
+    """
+    static _Thread_local int cf_inside; /* calls of this thread that are inside a ring, whichever */
+    """
+    int cf_inside
+
+
+# At interpreter exit everything is closed while daemon threads may be at it. They have nobody to tell that it is: an
+# exception would only print a traceback, or begin another turn of a loop that logs it. So they wait for the end.
+cdef unsigned long exiting_thread = 0
+cdef int64_t EXIT_NS = 1_000_000_000  # for so long at most: perhaps another exit handler waits for the thread
+
+
+def begin_exit():
+    """The interpreter ends; this thread closes what is still open."""
+    global exiting_thread
+    exiting_thread = PyThread_get_thread_ident()
+
+
+cdef void wait_for_exit() noexcept:
+    if not exiting_thread or cf_inside or PyThread_get_thread_ident() == exiting_thread:
+        return
+    with nogil:
+        cf_sleep_ns(EXIT_NS)
+
+
+cpdef int pause_at_exit() except -1:
+    """See above; for those who find something closed without a gate. Returns at once, but at exit."""
+    wait_for_exit()
+    return 0
+
+
+cdef bint enter(cf_gate* gate, bint* last) noexcept:
+    """Whether the caller may use the end of a ring; :func:`leave` follows. False: the end is closed, and `last` says
+    whether the caller has to finish the close.
+    """
+    global cf_inside
+    if cf_gate_enter(gate, last) != CF_OK:
+        if not last[0]:
+            wait_for_exit()
+        return False
+    cf_inside += 1
+    return True
+
+
+cdef bint leave(cf_gate* gate) noexcept:
+    """True: the caller was the last one inside, and finishes a close that did not wait for it."""
+    global cf_inside
+    cf_inside -= 1
+    if cf_gate_leave(gate):
+        return True
+    if exiting_thread and cf_gate_is_shut(gate):
+        wait_for_exit()
+    return False
+
+
+cdef int shut(cf_gate* gate, const uint32_t* word, int event_fd) noexcept nogil:
+    """Close the gate. Wakes those who sleep inside, on the futex `word` or on `event_fd` (or -1), and waits until they
+    have gone. FINISH: the caller finishes the close, and says so with cf_gate_done. FINISHED_LATER: the last call
+    inside does. SHUT_BEFORE: it was closed before.
+    """
+    if not cf_gate_shut(gate):
+        # Another thread closes: nothing shall be left when we return.
+        while not cf_inside and not cf_gate_wait_done(gate):
+            pass
+        return SHUT_BEFORE
+    cf_futex_wake_all(word)
+    cf_event_signal(event_fd)
+    if cf_inside:  # a signal handler, or a destructor: the call that would have to leave may be our own
+        return FINISHED_LATER if cf_gate_hand_on(gate) else FINISH
+    while not cf_gate_wait(gate):
+        cf_futex_wake_all(word)
+        cf_event_signal(event_fd)
+    return FINISH
 
 
 cdef int check(int status, object context=None) except -1:
@@ -78,11 +196,15 @@ cdef int check(int status, object context=None) except -1:
         raise PacketOverrun(context)
     if status == CF_CORRUPT:
         raise ProtocolError(context)
+    if status == CF_CUT:
+        raise SegmentTruncated()
     raise SystemError(f"unknown ring status {status}")
 
 
 cdef int64_t nanoseconds_of(object value) except? -1:
     """A timestamp that a caller gave: an int, since a float of seconds would be off by nine orders of magnitude."""
+    if value is True or value is False:
+        raise TypeError(f"a time in nanoseconds is an int, not {value}")
     try:
         return PyNumber_Index(value)
     except OverflowError:
@@ -96,7 +218,7 @@ cdef int64_t deadline_after(object timeout) except? -1:
     cdef double seconds = timeout
     if seconds == 0:
         return 0  # over already, without looking at the clock
-    if not seconds >= 0:
+    if not seconds >= 0 or isinstance(timeout, bool):
         raise ValueError(f"timeout must be None or seconds >= 0, not {timeout!r}")
     if seconds > 1e9:
         return INT64_MAX

@@ -2,6 +2,9 @@ from cuframes._core cimport Owner
 from cuframes._cuda cimport Device
 
 
+cdef int check_unmasked(object array) except -1
+
+
 cdef class View:
     cdef char* address
     cdef int ndim
@@ -19,6 +22,9 @@ cdef class View:
                  bint readonly, Owner owner) except -1
     cdef void drop(self) noexcept
     cdef void disown(self) noexcept
+    cdef Owner share(self)
+    cdef int lend(self) except -1
+    cdef bint dense(self, bint fortran) noexcept
     cdef Py_ssize_t size(self) noexcept
     cdef int check_exportable(self) except -1
     cdef int check_host(self, object error) except -1

@@ -5,7 +5,8 @@ it keeps the owner alive, and the slot goes back when the last export dies, what
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uintptr_t
@@ -14,6 +15,9 @@ from libc.stdlib cimport free, malloc
 from cuframes._core cimport Owner
 from cuframes._cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
 from cuframes._dlpack cimport *
+
+
+from cuframes.lifetime import refusal
 
 
 cdef extern from "Python.h":
@@ -70,6 +74,14 @@ cdef void* dlpack_stream(object stream) except? NULL:
     return <void*><uintptr_t>stream
 
 
+cdef int check_unmasked(object array) except -1:
+    """NumPy's masked arrays give what is beneath the mask away as if there were none."""
+    if hasattr(array, "mask") and hasattr(array, "filled"):
+        raise TypeError("a masked array has no pixels where it is masked; say what they are (array.filled(0)), or "
+                        "give array.data")
+    return 0
+
+
 cdef class View:
     """Memory of one frame or plane, as an array of unsigned integers.
 
@@ -105,6 +117,21 @@ cdef class View:
         if self.dropped and not self.buffers and not self.lent:
             self.owner = None
 
+    cdef Owner share(self):
+        """The owner, for something that is being exported. Another thread may drop the view at the same time."""
+        cdef Owner owner
+        with cython.critical_section(self):
+            self.check_exportable()
+            owner = self.owner
+        return owner
+
+    cdef int lend(self) except -1:
+        """An array interface is about to be given away."""
+        with cython.critical_section(self):
+            self.check_exportable()
+            self.lent = True
+        return 0
+
     cdef Py_ssize_t size(self) noexcept:
         """Bytes of the elements."""
         cdef Py_ssize_t total = self.item_bytes if self.ndim else 0
@@ -112,6 +139,17 @@ cdef class View:
         for i in range(self.ndim):
             total *= self.extent[i]
         return total
+
+    cdef bint dense(self, bint fortran) noexcept:
+        """Whether the elements lie without gaps, the last index fastest, or the first."""
+        cdef Py_ssize_t expected = self.item_bytes
+        cdef int i, axis
+        for i in range(self.ndim):
+            axis = i if fortran else self.ndim - 1 - i
+            if self.step[axis] != expected and self.extent[axis] != 1:
+                return False
+            expected *= self.extent[axis]
+        return True
 
     cdef int check_exportable(self) except -1:
         if self.dropped:
@@ -163,8 +201,7 @@ cdef class View:
     @property
     def __array_interface__(self):
         self.check_host(AttributeError)
-        self.check_exportable()
-        self.lent = True
+        self.lend()
         return self._interface()
 
     @property
@@ -173,10 +210,10 @@ cdef class View:
         # goes back after all work of the context.
         if self.gpu is None:
             raise AttributeError("the frame is in host memory")
-        self.check_exportable()
-        stream = <uintptr_t>self.owner.stream[0] if self.owner.streams else <uintptr_t>CF_CUDA_STREAM_LEGACY
-        self.owner.use(NULL)
-        self.lent = True
+        cdef Owner owner = self.share()
+        stream = <uintptr_t>owner.stream[0] if owner.streams else <uintptr_t>CF_CUDA_STREAM_LEGACY
+        owner.use(NULL)
+        self.lend()
         return {**self._interface(), "stream": stream}
 
     def __array__(self, dtype=None, copy=None):
@@ -192,7 +229,12 @@ cdef class View:
     def __setitem__(self, index, value):
         import numpy
         self.check_host(TypeError)
+        check_unmasked(value)
         numpy.asarray(memoryview(self))[index] = value
+
+    def __bool__(self):
+        """True, also after the release: a frame is a frame."""
+        return True
 
     def __len__(self):
         self.check_exportable()
@@ -200,19 +242,24 @@ cdef class View:
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         self.check_host(BufferError)
-        self.check_exportable()
         if flags & PyBUF_WRITABLE and self.readonly:
             raise BufferError("the frame is read-only: other subscribers see the same memory")
-        if flags & PyBUF_STRIDES != PyBUF_STRIDES and not self.is_contiguous():
-            raise BufferError("rows are padded to the pitch; the consumer must accept strides")
+        rows_first, columns_first = self.dense(False), self.dense(True)
+        if ((flags & PyBUF_STRIDES != PyBUF_STRIDES and not rows_first)
+                or (flags & PyBUF_C_CONTIGUOUS == PyBUF_C_CONTIGUOUS and not rows_first)
+                or (flags & PyBUF_F_CONTIGUOUS == PyBUF_F_CONTIGUOUS and not columns_first)
+                or (flags & PyBUF_ANY_CONTIGUOUS == PyBUF_ANY_CONTIGUOUS and not (rows_first or columns_first))):
+            raise BufferError("rows are padded to the pitch; the consumer must accept strides, or take a copy "
+                              "(numpy.array)")
         with cython.critical_section(self):
+            self.check_exportable()
             self.buffers += 1
         buffer.buf = self.address
         buffer.obj = self
         buffer.len = self.size()
         buffer.itemsize = self.item_bytes
         buffer.readonly = self.readonly
-        buffer.ndim = self.ndim
+        buffer.ndim = self.ndim if flags & PyBUF_ND else 0  # as NumPy has it: no dimensions without a shape
         buffer.format = NULL
         if flags & PyBUF_FORMAT:
             buffer.format = FORMAT_U8 if self.item_bytes == 1 else FORMAT_U16
@@ -229,12 +276,7 @@ cdef class View:
 
     def is_contiguous(self):
         """Whether the rows follow each other without padding."""
-        cdef Py_ssize_t expected = self.item_bytes
-        for i in range(self.ndim - 1, -1, -1):
-            if self.step[i] != expected:
-                return False
-            expected *= self.extent[i]
-        return True
+        return self.dense(False)
 
     def copy_to_host(self):
         """A copy as a NumPy array, whatever memory the frame is in. On a GPU it waits for the copy."""
@@ -249,7 +291,7 @@ cdef class View:
         cdef uintptr_t target = array.ctypes.data
         cdef Py_ssize_t row_bytes = self.size() // rows
         cdef void* stream = <void*>CF_CUDA_STREAM_LEGACY
-        cdef Owner owner = self.owner  # another thread may release the frame meanwhile
+        cdef Owner owner = self.share()
         cdef int result
         owner.use(stream)
         with nogil:  # the driver returns when the copy is over
@@ -257,6 +299,10 @@ cdef class View:
         check_driver(result, "copying the frame to the host failed")
         self.gpu.synchronize_stream(<uintptr_t>stream)
         return array
+
+    def __reduce__(self):
+        copy = "copy_to_host()" if self.gpu is not None else "numpy.array(it)" if self.ndim else "numpy.array(plane)"
+        raise refusal(self, f"open cuframes.Subscriber(key) in the other process; {copy} is a copy that can be sent")
 
     def __dlpack_device__(self):
         """(1, 0) in host memory, (2, N) on a GPU."""
@@ -274,7 +320,7 @@ cdef class View:
         GPU, its context), since the memory is mapped read-only.
         """
         # Whatever can fail comes first, then the capsule, and the reference that its deleter gives back last.
-        self.check_exportable()
+        cdef Owner owner = self.share()
         device = self.__dlpack_device__()
         if dl_device is not None and tuple(dl_device) != device:
             raise BufferError(f"the frame is in the memory of DLPack device {device} and is not copied to {dl_device}; "
@@ -282,7 +328,7 @@ cdef class View:
         if copy:
             raise BufferError("views do not copy; copy the array that was made from one, or use copy_to_host()")
         if self.gpu is not None:
-            self.owner.use(dlpack_stream(stream))
+            owner.use(dlpack_stream(stream))
         elif stream is not None:
             raise ValueError("host memory has no stream; pass stream=None")
         cdef bint versioned = max_version is not None and max_version[0] >= 1
@@ -294,11 +340,11 @@ cdef class View:
             export.managed.versioned.major = 1
             export.managed.versioned.minor = 0
             export.managed.versioned.flags = DL_READ_ONLY if self.readonly else 0
-            export.managed.versioned.context = <void*>self.owner
+            export.managed.versioned.context = <void*>owner
             export.managed.versioned.deleter = delete_versioned
             tensor = &export.managed.versioned.tensor
         else:
-            export.managed.legacy.context = <void*>self.owner
+            export.managed.legacy.context = <void*>owner
             export.managed.legacy.deleter = delete_legacy
             tensor = &export.managed.legacy.tensor
         tensor.data = self.address
@@ -322,7 +368,7 @@ cdef class View:
         except BaseException:
             free(export)
             raise
-        Py_INCREF(self.owner)
+        Py_INCREF(owner)
         return capsule
 
 

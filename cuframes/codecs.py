@@ -4,6 +4,7 @@ FFmpeg's codec ids differ between its versions, so they are translated by the FF
 H.264 and HEVC have the same ids everywhere and need none.
 """
 
+import operator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,11 @@ def codec_id(codec: str | int) -> int:
     ValueError
         The FFmpeg in use does not know the name, or there is none (PyAV) to ask.
     """
-    if isinstance(codec, int) and not isinstance(codec, bool):
-        if not 0 < codec < 2**32:
-            raise ValueError(f"a codec id is FFmpeg's AVCodecID, a positive number, not {codec}")
-        return codec
+    if hasattr(codec, "__index__") and not isinstance(codec, bool):
+        number = operator.index(codec)
+        if not 0 < number < 2**32:
+            raise ValueError(f"a codec id is FFmpeg's AVCodecID, a positive number, not {number}")
+        return number
     if not isinstance(codec, str):
         raise TypeError(f"codec is a name or FFmpeg's AVCodecID, not {type(codec).__name__}")
     if codec in FIXED:

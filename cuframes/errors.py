@@ -20,6 +20,7 @@ __all__ = [
     "PacketOverrun",
     "PacketOversized",
     "ProtocolError",
+    "SegmentTruncated",
     "Timeout",
     "TooManyHeld",
 ]
@@ -47,6 +48,21 @@ class NotFound(CuframesError, FileNotFoundError):
 
 class ProtocolError(CuframesError):
     """The other side, or a shared segment, does not speak this protocol."""
+
+
+class SegmentTruncated(ProtocolError):
+    """Shared memory was cut off while it was used here: somebody who may write its file made it shorter.
+
+    The object that raises this stays unusable. Close it; the publisher or writer has to be made anew, and with it its
+    segment. What was taken and copied before is good; views that were not copied show zeros, and are not ``valid``.
+    """
+
+    def __init__(
+        self,
+        message: str = "the shared memory was cut off while in use: somebody who may write its file made it shorter "
+        "(or the file system is full). Close this, and start the publisher or writer anew",
+    ) -> None:
+        super().__init__(message)
 
 
 class FrameDropped(CuframesError):

@@ -4,9 +4,10 @@ Names are FFmpeg's ``pix_fmt`` names where it has one. A plane's rows are padded
 follow each other without a gap.
 """
 
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
-__all__ = ["FORMATS", "FrameShape", "PixelFormat", "PlaneShape", "pixel_format"]
+__all__ = ["FORMATS", "FrameShape", "PixelFormat", "PlaneShape", "pixel_format", "whole_number"]
 
 
 class PlaneShape(NamedTuple):
@@ -86,6 +87,28 @@ def pixel_format(name: str | int) -> PixelFormat:
     return found
 
 
+def whole_number(value: Any, what: str, least: int | None = None, most: int | None = None) -> int:
+    """A size or a count that a caller gave, as an int, whatever integer it is (NumPy's, say).
+
+    Raises
+    ------
+    TypeError
+        It is no integer, or a bool, which must be a mistake.
+    ValueError
+        It is not within the limits.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{what} must be an int, not {value!r}")
+    if (least is not None and number < least) or (most is not None and number > most):
+        limits = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{what} must be {limits}, not {number}")
+    return number
+
+
 class FrameShape:
     """Where the samples of a frame lie: the planes, and the frame as one array.
 
@@ -121,9 +144,8 @@ class FrameShape:
         pitch_uv: int | None = None,
         align: int = 64,
     ) -> None:
+        width, height = whole_number(width, "width"), whole_number(height, "height")
         for value, what, multiple in ((width, "width", format.divisors[0]), (height, "height", format.divisors[1])):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{what} must be an int, not {value!r}")
             if not 0 < value <= MAX_SIDE or value % multiple:
                 even = "" if multiple == 1 else f" and a multiple of {multiple} for {format.name}"
                 raise ValueError(f"{what} must be 1 to {MAX_SIDE}{even}, not {value}")
@@ -137,6 +159,8 @@ class FrameShape:
         self.pitch_uv = pitch_uv or default_uv
         if self.pitch_y < rows[0][0] or (len(rows) > 1 and self.pitch_uv < rows[1][0]):
             raise ValueError(f"a pitch of {self.pitch_y} and {self.pitch_uv} bytes is too small for width {width}")
+        if self.pitch_y % format.itemsize or self.pitch_uv % format.itemsize:
+            raise ValueError(f"a pitch of {format.name} is a multiple of {format.itemsize} bytes")
         planes = []
         offset = 0
         for index, ((_, row_count), (wide, _, parts)) in enumerate(zip(rows, format.planes, strict=True)):

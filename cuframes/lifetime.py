@@ -1,12 +1,16 @@
-"""What happens to publishers and subscribers when the interpreter ends, and in a forked child."""
+"""What happens to publishers and subscribers when the interpreter ends, in a forked child, and when they are copied."""
 
 import atexit
+import contextlib
 import os
+import socket
 import weakref
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self
 
-__all__ = ["Closing", "register", "unregister"]
+from cuframes import _status
+
+__all__ = ["Closing", "close_owned", "own", "refusal", "register", "unregister"]
 
 
 class Closable(Protocol):
@@ -19,10 +23,19 @@ class Closable(Protocol):
         """In a forked child: close inherited descriptors, free nothing of the parent's."""
 
 
+def refusal(thing: object, remedy: str) -> TypeError:
+    """What copying and pickling raise: a second object would give the same place in a ring back once more."""
+    return TypeError(
+        f"a {type(thing).__name__} cannot be copied or pickled, since it stands for this process's part in a ring; "
+        f"{remedy}"
+    )
+
+
 class Closing:
     """Base of what is closed by hand, by ``with``, or at last when it is collected."""
 
     _closed = True  # until everything in __init__ has worked
+    _reader = "cuframes.Subscriber"  # what to open elsewhere
 
     def close(self) -> None:
         """Close it. Closing twice is fine."""
@@ -36,9 +49,37 @@ class Closing:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        key = getattr(self, "key", getattr(self, "slot_id", None))
+        raise refusal(self, f"open {self._reader}({key!r}) in the other process")
+
     def __del__(self) -> None:
-        if not self._closed:
-            self.close()
+        # It has no caller to tell, and at interpreter exit little is left to work with.
+        with contextlib.suppress(Exception):
+            if not self._closed:
+                self.close()
+
+
+def own(fd: int) -> int:
+    """Have a descriptor closed in every forked child, also one of a fork() in C; returns it.
+
+    For what tells others that this process lives: owner locks, and both ends of connections. A child that kept them
+    would make its dead parent look alive. :func:`close_owned` closes it.
+    """
+    return _status.own(fd)
+
+
+def close_owned(thing: int | socket.socket) -> None:
+    """Close a descriptor or socket that was owned. In a forked child that has happened, and the number may be
+    another's by now.
+    """
+    if isinstance(thing, int):
+        if _status.disown(thing):
+            os.close(thing)
+    elif thing.fileno() < 0 or _status.disown(thing.fileno()):
+        thing.close()
+    else:
+        thing.detach()
 
 
 _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
@@ -54,17 +95,26 @@ def unregister(thing: Closable) -> None:
     _open.discard(thing)
 
 
+def _still_open() -> list[Closable]:
+    while True:
+        with contextlib.suppress(RuntimeError):  # another thread registers one just now
+            return list(_open)
+
+
 @atexit.register
 def _close_all() -> None:
-    for thing in list(_open):
-        thing.close()
+    _status.begin_exit()
+    for thing in _still_open():
+        with contextlib.suppress(Exception):  # one that fails must not keep the others open
+            thing.close()
 
 
 def _forget_all() -> None:
-    # The rings themselves know that they were inherited (_core, fork_generation). What is left are descriptors: a child
-    # that kept a socket or an owner lock open would make its dead parent look alive.
-    for thing in list(_open):
-        thing._forget()
+    # The rings themselves know that they were inherited, and owned descriptors are closed (_status). What is left is to
+    # say so, and to close the rest.
+    for thing in _still_open():
+        with contextlib.suppress(Exception):
+            thing._forget()
     _open.clear()
 
 

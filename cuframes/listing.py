@@ -1,17 +1,30 @@
 """What is on this host: publishers seen from outside, without joining, and what dead ones left behind."""
 
+import contextlib
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cuframes._mapped import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
 from cuframes.errors import NotFound, ProtocolError
 from cuframes.formats import pixel_format
-from cuframes.names import PACKETS_SUFFIX, SEGMENT_DIR, SEGMENT_PREFIX, packets_name, runtime_dirs, segment_name
+from cuframes.keylock import cleaning, lock_path, owner_pid
+from cuframes.names import (
+    PACKETS_SUFFIX,
+    SEGMENT_DIR,
+    SEGMENT_PREFIX,
+    check_directory,
+    check_key,
+    is_name,
+    packets_name,
+    runtime_dirs,
+    segment_name,
+)
 from cuframes.publisher import SubscriberInfo
-from cuframes.segment import SegmentState, inspect, is_socket, open_segment, remove_dead
+from cuframes.segment import SegmentState, inspect, open_segment, remove_dead
+from cuframes.session.asking import ask_for_segment
+from cuframes.session.listener import is_abandoned, is_socket
 
 __all__ = [
     "PacketRingInfo",
@@ -30,7 +43,8 @@ class PublisherInfo(NamedTuple):
     """A publisher as its control segment shows it.
 
     ``alive`` is False when its process is gone and nobody has taken the key over; ``closing`` when it has announced its
-    end. Pids are those of the publisher's own namespace.
+    end. Pids are those of the publisher's own namespace. ``named`` is False when its segment is not in our /dev/shm,
+    because somebody has removed it or the publisher is in another container; then this comes from its socket.
     """
 
     key: str
@@ -47,6 +61,7 @@ class PublisherInfo(NamedTuple):
     published: int
     dropped: int
     subscribers: tuple[SubscriberInfo, ...]
+    named: bool = True
 
 
 class PacketRingInfo(NamedTuple):
@@ -71,7 +86,11 @@ class PacketRingInfo(NamedTuple):
 
 def list_publishers() -> list[PublisherInfo]:
     """Every frame ring on this host that we may read, by key. Reads only; joins nothing."""
-    return [_info(name, state) for name, state in _segments() if state.kind == "frames"]
+    found = {name: _info(name, state) for name, state in _segments() if state.kind == "frames"}
+    for key in set().union(*(_names(directory, suffix=".sock") for directory in runtime_dirs())) - found.keys():
+        if info := _ask(key):
+            found[key] = info
+    return [found[key] for key in sorted(found)]
 
 
 def list_packet_rings() -> list[PacketRingInfo]:
@@ -95,6 +114,8 @@ def find_publisher(key: str) -> PublisherInfo:
     try:
         fd = open_segment(segment_name(key), writable=False)
     except NotFound:
+        if info := _ask(key):
+            return info
         raise NotFound(f"no publisher of {key!r} on this host; see cuframes ls") from None
     try:
         state = inspect(fd)
@@ -107,17 +128,50 @@ def find_publisher(key: str) -> PublisherInfo:
     return _info(key, state)
 
 
-def _segments(wanted: str = "*") -> Iterator[tuple[str, SegmentState]]:
-    """Name without the prefix, and state, of every segment. (A key may end like the name of a packet ring.)"""
-    for path in sorted(SEGMENT_DIR.glob(f"{SEGMENT_PREFIX}{wanted}")):
-        try:
-            fd = open_segment(f"/{path.name}", writable=False)
-        except (ValueError, NotFound, PermissionError):
+def _ask(key: str) -> PublisherInfo | None:
+    """A publisher whose segment is not in our /dev/shm: it was removed, or is in another container's."""
+    for directory in runtime_dirs():
+        fd = ask_for_segment(directory / f"{key}.sock")
+        if fd is None:
             continue
         try:
-            yield path.name.removeprefix(SEGMENT_PREFIX), inspect(fd)
+            state = inspect(fd)
         finally:
             os.close(fd)
+        if state.kind == "frames":
+            return _info(key, state)._replace(named=False)
+    return None
+
+
+def _segments(wanted: str | None = None) -> Iterator[tuple[str, SegmentState]]:
+    """Name without the prefix, and state, of every segment, or of one. (A key may end like the name of a packet ring.)
+
+    What cannot be opened or is something else is passed over: anybody may put anything there.
+    """
+    for name in sorted(_names(SEGMENT_DIR, SEGMENT_PREFIX)) if wanted is None else [wanted]:
+        try:
+            fd = open_segment(f"/{SEGMENT_PREFIX}{name}", writable=False)
+        except (OSError, ProtocolError):
+            continue
+        try:
+            state = inspect(fd)
+        finally:
+            os.close(fd)
+        yield name, state
+
+
+def _names(directory: Path, prefix: str = "", suffix: str = "") -> set[str]:
+    """What publishers' files in a directory are named after; none if it cannot be read."""
+    try:
+        files = os.listdir(directory)
+    except OSError:
+        return set()
+    names = {
+        name[len(prefix) : len(name) - len(suffix)]
+        for name in files
+        if name.startswith(prefix) and name.endswith(suffix)
+    }
+    return {name for name in names if is_name(name)}
 
 
 def _info(key: str, state: SegmentState) -> PublisherInfo:
@@ -171,36 +225,68 @@ def _memory(header: dict[str, Any]) -> str:
     return "cuda" if header["ext_flags"] & VMM_MEMORY else "cuda-ipc"
 
 
-def collect_garbage(*, dry_run: bool = False) -> list[Path]:
-    """Remove segments and sockets whose owner is dead; returns their paths. With `dry_run` only says which.
+def collect_garbage(keys: Iterable[str] | None = None, *, dry_run: bool = False) -> list[Path]:
+    """Remove segments, sockets and lock files whose owner is dead; returns their paths. With `dry_run` only says which.
 
-    Never touches what a living publisher owns: a segment is removed under its owner lock, a socket only when nobody
-    listens on it.
+    With `keys`, those of these keys only.
+
+    Never touches what a living publisher owns: everything is looked at and removed while the lock of its name is held,
+    which no living publisher lets go. What another user owns, and what cannot be looked at, is passed over. (A
+    plain version 3 publisher of another pid namespace holds no lock, and cannot be told from a dead one.)
     """
-    removed = []
-    for name, state in list(_segments()):
-        if state.state == "dead" and (dry_run or remove_dead(f"/{SEGMENT_PREFIX}{name}")):
-            removed.append(SEGMENT_DIR / f"{SEGMENT_PREFIX}{name}")
-    for directory in runtime_dirs():
-        try:
-            sockets = sorted(path for path in directory.glob("*.sock") if is_socket(path))
-        except PermissionError:
-            continue
-        for path in sockets:
-            if _abandoned(path):
-                if not dry_run:
-                    path.unlink(missing_ok=True)
-                removed.append(path)
+    directories = [directory for directory in runtime_dirs() if _is_ours(directory)]
+    names = _names(SEGMENT_DIR, SEGMENT_PREFIX)
+    for directory in directories:
+        names |= _names(directory, suffix=".lock") | _names(directory, suffix=".sock")
+    if keys is not None:
+        names &= {name for key in keys for name in (check_key(key), key + PACKETS_SUFFIX)}
+    removed: list[Path] = []
+    for name in sorted(names):
+        removed += (_look_for_garbage if dry_run else _remove_garbage)(name, directories)
     return removed
 
 
-def _abandoned(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full backlog is an answer too: somebody listens
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
+def _is_ours(directory: Path) -> bool:
+    """Whether we may clean up in a runtime directory, and nobody else has made it."""
+    try:
+        check_directory(directory)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+def _remove_garbage(name: str, directories: list[Path]) -> list[Path]:
+    removed = []
+    with contextlib.ExitStack() as held:
+        for directory in directories:
+            there = os.path.lexists(lock_path(directory, name))
+            if not held.enter_context(cleaning(directory, name)):
+                return []
+            if there:
+                removed.append(lock_path(directory, name))
+        for path in _dead(name, directories):
+            with contextlib.suppress(OSError):  # another user's
+                if path.parent != SEGMENT_DIR:
+                    path.unlink(missing_ok=True)
+                elif not remove_dead(f"/{SEGMENT_PREFIX}{name}"):
+                    continue
+                removed.append(path)
+    return sorted(removed)
+
+
+def _look_for_garbage(name: str, directories: list[Path]) -> list[Path]:
+    locks = [path for directory in directories if os.path.lexists(path := lock_path(directory, name))]
+    if any(owner_pid(path) is not None for path in locks):
+        return []
+    return sorted([*locks, *_dead(name, directories)])
+
+
+def _dead(name: str, directories: list[Path]) -> Iterator[Path]:
+    """The segment of a name, and its sockets, as far as nobody is there. To be asked while nobody can come."""
+    for _, state in _segments(name):
+        if state.state == "dead":
+            yield SEGMENT_DIR / f"{SEGMENT_PREFIX}{name}"
+    for directory in directories:
+        path = directory / f"{name}.sock"
+        if is_socket(path) and is_abandoned(path):
+            yield path

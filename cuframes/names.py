@@ -1,17 +1,50 @@
-"""What things are called on this host: keys, segments, sockets, the runtime directory, groups."""
+"""What things are called on this host, and whom to trust there: keys, segments, sockets, the runtime directory, groups.
 
+A publisher's socket is where a subscriber looks for it, so whoever can put files there can pose as a publisher. The
+rules: a runtime directory is used only if no stranger can replace what is in it (:func:`check_directory`), a publisher
+puts its files only where it or root is the owner (:func:`runtime_dir`), and a subscriber looks at who answers
+(:func:`check_peer`). Owner, group and mode of a directory that cuframes did not make are left alone.
+"""
+
+import contextlib
+import errno
 import grp
+import logging
+import operator
 import os
 import re
+import socket
+import stat
+import struct
 from pathlib import Path
 
-__all__ = ["check_key", "group_id", "packets_name", "runtime_dir", "runtime_dirs", "segment_name", "socket_path"]
+__all__ = [
+    "check_directory",
+    "check_key",
+    "check_peer",
+    "group_id",
+    "is_name",
+    "make_directory",
+    "packets_name",
+    "peer_credentials",
+    "peer_groups",
+    "runtime_dir",
+    "runtime_dirs",
+    "segment_name",
+    "socket_path",
+]
+
+log = logging.getLogger("cuframes")
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,71}", re.ASCII)
 
 SEGMENT_DIR = Path("/dev/shm")
 SEGMENT_PREFIX = "cuframes-"
 PACKETS_SUFFIX = "-packets"
+SO_PEERGROUPS = 59
+
+_made: set[tuple[int, int]] = set()  # directories that this process has made
 
 
 def check_key(key: str) -> str:
@@ -29,6 +62,11 @@ def check_key(key: str) -> str:
     return key
 
 
+def is_name(name: str) -> bool:
+    """Whether a publisher's files can be called that: a key, or a key and the suffix of packet rings."""
+    return _NAME.fullmatch(name) is not None
+
+
 def segment_name(key: str) -> str:
     """POSIX name of the control segment."""
     return f"/{SEGMENT_PREFIX}{check_key(key)}"
@@ -41,19 +79,28 @@ def packets_name(key: str) -> str:
 
 def runtime_dirs() -> list[Path]:
     """Where sockets may be, the preferred place first."""
+    dirs = _own_dirs()
+    if not os.environ.get("CUFRAMES_RUNTIME_DIR"):
+        # A subscriber from cron or su finds the publisher of a login session too.
+        dirs.insert(1, Path(f"/run/user/{os.getuid()}/cuframes"))
+    return list(dict.fromkeys(dirs))
+
+
+def _own_dirs() -> list[Path]:
+    """Where a publisher may put its socket."""
     explicit = os.environ.get("CUFRAMES_RUNTIME_DIR")
     if explicit:
         return [Path(explicit)]
-    dirs = [Path("/run/cuframes")]
     session = os.environ.get("XDG_RUNTIME_DIR")
-    if session:
-        dirs.append(Path(session) / "cuframes")
-    dirs.append(Path(f"/tmp/cuframes-{os.getuid()}"))
-    return dirs
+    private = Path(f"/tmp/cuframes-{os.getuid()}")
+    return [Path("/run/cuframes"), *([Path(session) / "cuframes"] if session else []), private]
 
 
-def runtime_dir() -> Path:
-    """The first runtime directory that we may create files in; created with mode 0700 if need be.
+def runtime_dir(gid: int | None = None) -> Path:
+    """The first runtime directory that we may create files in; made with mode 0700 if need be.
+
+    With `gid`, members of that group can pass through it (mode 0711, if it was made here; they cannot list it, and
+    sockets have groups of their own).
 
     Raises
     ------
@@ -61,21 +108,141 @@ def runtime_dir() -> Path:
         When there is none; the message says which were tried.
     """
     reasons = []
-    for path in runtime_dirs():
+    for path in _own_dirs():
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Somebody else's directory in /tmp would let its owner replace our socket.
-            if path.stat().st_uid not in (os.getuid(), 0):
-                reasons.append(f"{path}: belongs to uid {path.stat().st_uid}")
+            make_directory(path)
+            check_directory(path)
+            there = path.stat()
+            # Its owner could replace our socket.
+            if there.st_uid not in (os.geteuid(), 0):
+                reasons.append(f"{path}: belongs to uid {there.st_uid}")
             elif not os.access(path, os.W_OK | os.X_OK):
                 reasons.append(f"{path}: not writable")
             else:
+                if gid is not None:
+                    _let_through(path, there, gid)
                 return path
         except OSError as error:
             reasons.append(f"{path}: {error.strerror}")
     raise PermissionError(
         f"no directory for sockets ({'; '.join(reasons)}); set CUFRAMES_RUNTIME_DIR to one that you can write"
     )
+
+
+def make_directory(path: Path) -> None:
+    """Make a runtime directory, ours alone under any umask, unless it is there; for an explicit one its parents too."""
+    if os.path.lexists(path):
+        return
+    if os.environ.get("CUFRAMES_RUNTIME_DIR"):
+        for parent in reversed(path.parents):
+            with contextlib.suppress(FileExistsError):
+                parent.mkdir(0o755)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(0o700)
+        path.chmod(0o700)
+        there = path.stat()
+        _made.add((there.st_dev, there.st_ino))
+
+
+def _let_through(path: Path, there: os.stat_result, gid: int) -> None:
+    if there.st_mode & stat.S_IXOTH or (there.st_gid == gid and there.st_mode & stat.S_IXGRP):
+        return
+    # A directory of a default name that looks as we make them is ours, whichever process made it.
+    ours = not os.environ.get("CUFRAMES_RUNTIME_DIR") and stat.S_IMODE(there.st_mode) == 0o700
+    if there.st_uid == os.geteuid() and (ours or (there.st_dev, there.st_ino) in _made):
+        path.chmod(0o711)
+    else:
+        log.warning(
+            "members of group %d cannot pass through %s (mode %04o), so they cannot subscribe; chmod o+x it, or give "
+            "it that group",
+            gid,
+            path,
+            stat.S_IMODE(there.st_mode),
+        )
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a runtime directory in which a stranger could replace a socket, or have made the directory itself.
+
+    Raises
+    ------
+    PermissionError
+        It is a link of another user, writable by all without the sticky bit, or in a place where everybody can make
+        directories and neither ours nor root's (one that CUFRAMES_RUNTIME_DIR names may be anybody's). Or
+        CUFRAMES_RUNTIME_DIR names it and we cannot enter it.
+    FileNotFoundError, NotADirectoryError
+        It is not there. A default directory that we cannot enter counts as such: nothing in it is for us.
+    """
+    explicit = bool(os.environ.get("CUFRAMES_RUNTIME_DIR"))
+    trusted = (os.geteuid(), 0)
+    try:
+        link = path.lstat()
+        there = path.stat()
+        above = path.parent.stat()
+    except PermissionError as problem:
+        if explicit:
+            raise
+        raise FileNotFoundError(problem.errno, "it cannot be looked at", str(path)) from None
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in trusted:
+        raise PermissionError(errno.EPERM, f"{path} is a link that uid {link.st_uid} has made; remove it")
+    if not stat.S_ISDIR(there.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
+    if there.st_mode & stat.S_IWOTH and not there.st_mode & stat.S_ISVTX:
+        raise PermissionError(
+            errno.EPERM, f"{path} can be written by everybody, without the sticky bit; chmod o-w or +t it"
+        )
+    if not explicit and above.st_mode & stat.S_IWOTH and there.st_uid not in trusted:
+        raise PermissionError(
+            errno.EPERM, f"{path} belongs to uid {there.st_uid}; remove it, or set CUFRAMES_RUNTIME_DIR"
+        )
+    if not os.access(path, os.X_OK):
+        if not explicit:
+            raise FileNotFoundError(errno.EACCES, "it cannot be entered", str(path))
+        raise PermissionError(errno.EPERM, f"{path} belongs to another user; its publisher can share it with group=")
+
+
+def check_peer(sock: socket.socket, path: Path) -> None:
+    """Refuse a listener of another user: anybody may call himself a publisher where he can make a socket.
+
+    It must be us, root, or whoever the place is entrusted to: the directory's owner, a member of its group if that may
+    write there, or the owner of a socket that is shared with a group of ours alone (``group=``).
+
+    Raises
+    ------
+    PermissionError
+    FileNotFoundError
+        The socket was removed meanwhile.
+    """
+    _, uid, _ = peer_credentials(sock)
+    directory = path.parent.stat()
+    if uid in (os.geteuid(), 0, directory.st_uid):
+        return
+    if directory.st_mode & stat.S_IWGRP and directory.st_gid in peer_groups(sock):
+        return
+    there = path.lstat()
+    ours = {os.getegid(), *os.getgroups()}
+    if there.st_uid == uid and there.st_gid in ours and there.st_mode & 0o066 == 0o060:
+        return
+    raise PermissionError(
+        errno.EPERM,
+        f"uid {uid} listens on {path}, which it is not entrusted with; its publisher can share it with group=",
+    )
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid) of the process at the other end; of a listener, those of when it began to listen."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("iII", raw)
+    return pid, uid, gid
+
+
+def peer_groups(sock: socket.socket) -> set[int]:
+    """Its groups; the supplementary ones too, unless there are more than 256 (Python asks for 1 KiB)."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+    except OSError:
+        raw = b""
+    return {peer_credentials(sock)[2], *struct.unpack(f"{len(raw) // 4}I", raw)}
 
 
 def socket_path(directory: Path, key: str) -> Path:
@@ -87,10 +254,25 @@ def socket_path(directory: Path, key: str) -> Path:
 
 
 def group_id(group: str | int | None) -> int | None:
-    """The number of a group of users."""
-    if group is None or isinstance(group, int):
-        return group
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no group {group!r} on this host") from None
+    """The number of a group of users.
+
+    Raises
+    ------
+    ValueError
+        There is no such group, or a number that is none.
+    TypeError
+    """
+    if group is None:
+        return None
+    if isinstance(group, str):
+        try:
+            return grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise ValueError(f"there is no group {group!r} on this host") from None
+    if isinstance(group, bool) or not hasattr(group, "__index__"):
+        raise TypeError(f"group is a name or a number, not {type(group).__name__}")
+    number = operator.index(group)
+    # The largest one means "leave it as it is" to chown.
+    if not 0 <= number < 2**32 - 1:
+        raise ValueError(f"a group's number is 0 to {2**32 - 2}, not {number}")
+    return number

@@ -1,6 +1,7 @@
 """Encoded packets: share them beside frames or alone, and read them in other processes."""
 
 import os
+import threading
 import time
 from collections.abc import Iterable
 from enum import IntFlag
@@ -19,17 +20,27 @@ from cuframes._packets import (
     segment_size,
 )
 from cuframes.codecs import codec_id, codec_name
-from cuframes.errors import Disconnected, NoCodecParameters, NoPacketRing, NotFound, ProtocolError
-from cuframes.names import check_key, group_id, packets_name
+from cuframes.errors import (
+    Disconnected,
+    NoCodecParameters,
+    NoPacketRing,
+    NotFound,
+    ProtocolError,
+    SegmentTruncated,
+)
+from cuframes.formats import whole_number
+from cuframes.names import check_key, group_id, packets_name, runtime_dir
 from cuframes.receiver import WatchedReceiver
 from cuframes.segment import OwnedSegment, inspect, open_segment
 from cuframes.session import client
+from cuframes.session.client import Steps
 
 __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketReaderStats"]
 
 STARTS = {"keyframe": START_KEYFRAME, "oldest": START_OLDEST, "live": START_LIVE}
 DATA_SIZE = 8 << 20
 MAX_PACKET_SIZE = 2 << 20
+LOOK_SECONDS = 0.5
 KEY = 1
 
 
@@ -75,6 +86,8 @@ class PacketPublisher(lifetime.Closing):
     time may publish. Close it, or use it as a context manager. After a fork it is usable in the parent only.
     """
 
+    _reader = "cuframes.PacketReader"
+
     def __init__(
         self,
         key: str,
@@ -87,18 +100,21 @@ class PacketPublisher(lifetime.Closing):
         group: str | int | None = None,
     ) -> None:
         check_key(key)
-        if not isinstance(slots, int) or not 1 <= slots <= MAX_SLOTS:
-            raise ValueError(f"slots must be 1 to {MAX_SLOTS}, not {slots!r}")
-        if not isinstance(data_size, int) or not 1 <= data_size < 2**32:
-            raise ValueError(f"data_size must be 1 to {2**32 - 1} bytes, not {data_size!r}")
-        if not isinstance(max_packet_size, int) or max_packet_size < 1:
-            raise ValueError(f"max_packet_size must be at least 1 byte, not {max_packet_size!r}")
+        slots = whole_number(slots, "slots", 1, MAX_SLOTS)
+        data_size = whole_number(data_size, "data_size", 1, 2**32 - 1)
+        max_packet_size = whole_number(max_packet_size, "max_packet_size", 1)
         self.key = key
         self.codec_id = codec_id(codec)
+        self._pid = os.getpid()
+        self._guard = threading.RLock()
+        self._next_look: float | None = time.monotonic() + LOOK_SECONDS
+        gid, size, extra = group_id(group), segment_size(slots, data_size), _check_extradata(extradata)
+        # Readers map it read-only, so members of the group need no more.
         self._segment = OwnedSegment(
-            packets_name(key), segment_size(slots, data_size), what="packet ring", gid=group_id(group)
+            runtime_dir(gid), packets_name(key), size, what="packet ring", gid=gid, group_mode=0o640
         )
         try:
+            assert self._segment.mapping is not None
             self._writer = PacketWriter(
                 self._segment.mapping,
                 slots=slots,
@@ -106,13 +122,13 @@ class PacketPublisher(lifetime.Closing):
                 max_packet=min(max_packet_size, data_size),
                 codec_id=self.codec_id,
                 pid=os.getpid(),
-                extradata=_check_extradata(extradata),
+                extradata=extra,
             )
+            lifetime.register(self)
         except BaseException:
             self._segment.close()
             raise
         self._closed = False
-        lifetime.register(self)
 
     def publish_packet(
         self, data: Any, *, pts_ns: int | None, dts_ns: int | None = None, keyframe: bool = False, flags: int = 0
@@ -139,8 +155,12 @@ class PacketPublisher(lifetime.Closing):
         ------
         PacketOversized
             It is larger than ``max_packet_size``; nothing was published.
+        SegmentTruncated
+            Somebody cut the packet ring off. Close this publisher, and open a new one.
         ValueError, TypeError
         """
+        if self._next_look is not None and time.monotonic() >= self._next_look:
+            self._look()
         return self._writer.put(data, pts_ns, dts_ns, flags | KEY if keyframe else flags)
 
     def publish_packets(self, packets: Iterable[tuple[Any, int | None, int | None, int]]) -> int:
@@ -161,7 +181,19 @@ class PacketPublisher(lifetime.Closing):
         PacketOversized, ValueError, TypeError
             The packets before it are published.
         """
+        if self._next_look is not None and time.monotonic() >= self._next_look:
+            self._look()
         return self._writer.put_all(packets)
+
+    def _look(self) -> None:
+        """See to the ring's files. Without a thread of its own, whoever publishes does; beside frames, their thread."""
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._segment.look()
+
+    def _owned(self) -> OwnedSegment:
+        """The ring's segment, for somebody who sees to its files from now on."""
+        self._next_look = None
+        return self._segment
 
     def set_extradata(self, extradata: Any) -> None:
         """Change the extradata: at once before the first packet, afterwards together with the next keyframe."""
@@ -178,13 +210,18 @@ class PacketPublisher(lifetime.Closing):
 
     def close(self) -> None:
         """End the stream: readers drain what is there, then get :class:`Disconnected`. Closing twice is fine."""
-        if self._closed:
+        if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
+            self._forget()
             return
-        self._closed = True
-        self._writer.close()
-        self._segment.close()
-        lifetime.unregister(self)
-        del self._segment.mapping
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._writer.close()
+            finally:
+                self._segment.close()
+                lifetime.unregister(self)
 
     def _forget(self) -> None:
         self._closed = True
@@ -218,7 +255,8 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         The first packet: the newest keyframe that is still there (and then everything since), the oldest keyframe
         that is still there (the seconds before an event), or the next packet to come, keyframe or not.
     connect_timeout : float, optional
-        Seconds to wait for a publisher to appear; None waits for ever.
+        Seconds to wait for a publisher to appear and to answer; None waits for ever. A publisher that is there gets
+        0.2 s to answer, also when this is less.
     reconnect : bool
         When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its packets
         are read from the oldest keyframe on, and the first is marked ``DISCONTINUITY``.
@@ -231,6 +269,8 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         There is no publisher of this key.
     NoPacketRing
         There is one, and it shares no packets.
+    Timeout
+        A publisher is there, but did not answer in time: it is stopped, or overloaded.
     ProtocolError, PermissionError, ValueError, TypeError
 
     Notes
@@ -242,6 +282,7 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
     """
 
     _what = "reader"
+    _reader = "cuframes.PacketReader"
 
     def __init__(
         self,
@@ -256,40 +297,22 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
             raise ValueError(f"start must be one of {', '.join(STARTS)}; not {start!r}")
         if wait not in ("block", "spin"):
             raise ValueError(f"wait must be block or spin, not {wait!r}")
-        self.key = check_key(key)
-        self.reconnect = reconnect
+        super().__init__(check_key(key), reconnect, PacketReaderStats(0, 0))
+        self._start = STARTS[start]
         self._spin = wait == "spin"
-        self._past = PacketReaderStats(0, 0)
-        self._join(STARTS[start], connect_timeout, rejoined=False)
-        self._closed = False
-        lifetime.register(self)
+        self._join(connect_timeout)
 
-    def _join(self, start: int, timeout: float | None, *, rejoined: bool) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            problem: Exception
-            try:
-                fd = _open(self.key)
-                break
-            except (NotFound, NoPacketRing, Disconnected) as caught:
-                problem = caught
-            if deadline is not None and time.monotonic() >= deadline:
-                raise problem
-            time.sleep(client.POLL_SECONDS)
+    def _open(self, *, again: bool) -> Steps[PacketRing]:
+        fd = yield from _find(self.key)
         try:
-            self._ring = PacketRing(fd, os.fstat(fd).st_size, start=start, spin=self._spin, rejoined=rejoined)
-            self._codec_id = self._ring.codec_id
+            start = START_OLDEST if again else self._start
+            return PacketRing(fd, os.fstat(fd).st_size, start=start, spin=self._spin, rejoined=again)
         except BaseException:
             os.close(fd)
             raise
 
-    def _join_next(self, timeout: float) -> None:
-        old = self._joined()
-        try:
-            self._join(START_OLDEST, timeout, rejoined=True)
-        except NoPacketRing as problem:  # a publisher that has just begun
-            raise NotFound(str(problem)) from None
-        self._left(old)
+    def _installing(self, ring: PacketRing) -> None:
+        self._codec_id = ring.codec_id
 
     def next(self, timeout: float | None = None, *, copy: bool = True) -> Packet:
         """The next packet. Waits without the GIL.
@@ -316,25 +339,17 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         ValueError
             The reader is closed.
         """
-        ring = self._ring
-        if ring is None:
-            raise ValueError("the reader is closed")
-        try:
-            return ring.next(timeout, copy, False)
-        except Disconnected:
-            if not self.reconnect:
-                raise
-        return self._take_reconnecting(lambda left: self._joined().next(left, copy, False), timeout)
+        return self._next(lambda ring, left: ring.next(left, copy, False), timeout)
 
-    def _take(self, timeout: float | None) -> Packet:
-        return self._joined().next(timeout, True, True)
+    def _take(self, ring: PacketRing, timeout: float | None) -> Packet:
+        return ring.next(timeout, True, True)
 
     def __next__(self) -> Packet:
         ring = self._ring
         if ring is not None:  # the shortest way to a packet; whatever else there is to do, the base class does
             try:
                 return ring.next(None, True, True)
-            except (Disconnected, ValueError):  # not suppress(): it would cost as much as the packet
+            except (Disconnected, SegmentTruncated, ValueError):  # not suppress(): it would cost as much as the packet
                 pass
         return super().__next__()
 
@@ -369,19 +384,23 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         return f"<PacketReader of {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"
 
 
-def _open(key: str) -> int:
+def _find(key: str) -> Steps[int]:
     """A descriptor of the packet ring of a living publisher: from its socket, or else by name."""
     missing: Exception
     try:
-        fd = client.fetch_packets(key)
+        fd = yield from client.fetch_packets(key)
         missing = NotFound(f"the publisher of {key!r} is closing")
     except (NotFound, NoPacketRing) as problem:
-        missing = problem
+        missing = client.bare(problem)
         try:
             fd = open_segment(packets_name(key), writable=False)
         except NotFound:
             raise missing from None
-    state, kind, header = inspect(fd)
+    try:
+        state, kind, header = inspect(fd)
+    except BaseException:
+        os.close(fd)
+        raise
     if state == "alive" and kind == "packets" and header is not None and not header["shutdown"]:
         return fd
     os.close(fd)

@@ -1,16 +1,19 @@
 """The publisher: owns a key, its segment and pool, and admits subscribers."""
 
+import contextlib
 import os
+import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
-from cuframes import _frame, lifetime
+from cuframes import _frame, _status, lifetime
 from cuframes._core import FrameWriter
 from cuframes._frame import FrameLayout, WritableFrame
 from cuframes._mapped import DROP_OLDEST, FUTEX, HEADER_BYTES, OWNER_LOCK, PINS, STRICT_WAIT, describe, meta_bytes
 from cuframes._version import __version__
-from cuframes.errors import AlreadyExists, NoPacketRing
-from cuframes.formats import FrameShape, pixel_format
+from cuframes.errors import AlreadyExists, CuframesError, NoPacketRing, SegmentTruncated
+from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.memory import Pool, create_external, create_pool
 from cuframes.names import check_key, group_id, packets_name, runtime_dir, segment_name, socket_path
 from cuframes.packets import DATA_SIZE, MAX_PACKET_SIZE, PacketPublisher
@@ -20,6 +23,7 @@ from cuframes.session.wire import Welcome
 
 __all__ = ["Publisher", "PublisherStats", "SubscriberInfo"]
 
+CLOSE_SECONDS = 5.0  # how long a second close() waits for the first
 POLICIES = {"drop_oldest": DROP_OLDEST, "strict_wait": STRICT_WAIT}
 
 
@@ -98,8 +102,7 @@ class Publisher(lifetime.Closing):
         policy: str = "drop_oldest",
         group: str | int | None = None,
     ) -> None:
-        if not isinstance(ring_size, int) or not 2 <= ring_size <= 16:
-            raise ValueError(f"ring_size must be 2 to 16, not {ring_size!r}")
+        ring_size = whole_number(ring_size, "ring_size", 2, 16)
         shape = FrameShape(pixel_format(format), width, height)
         self._open(key, shape, policy, group, lambda: create_pool(memory, device, key, shape.nbytes, ring_size))
 
@@ -143,6 +146,7 @@ class Publisher(lifetime.Closing):
         """
         if not 2 <= len(buffers) <= 16:
             raise ValueError(f"buffers must be 2 to 16, not {len(buffers)}")
+        pitch = None if pitch is None else whole_number(pitch, "pitch", 1, 2**31 - 1)
         shape = FrameShape(pixel_format(format), width, height, pitch, pitch)
         publisher = cls.__new__(cls)
         publisher._open(key, shape, policy, group, lambda: create_external(buffers, device, shape.nbytes))
@@ -157,47 +161,61 @@ class Publisher(lifetime.Closing):
         self._group = group_id(group)
         self.key = key
         self._layout = FrameLayout(shape)
-        path = socket_path(runtime_dir(), key)
-        self._segment = OwnedSegment(segment_name(key), HEADER_BYTES, what="control segment", gid=self._group)
-        try:
-            self._pool = create()
-            self._memory = self._pool.kind
-            try:
-                features = PINS | FUTEX | OWNER_LOCK | self._pool.features
-                epoch = int.from_bytes(os.urandom(8), "little") | 1
-                self._writer: FrameWriter | None = FrameWriter(
-                    self._segment.mapping,
-                    self._pool.memory,
-                    meta=shape.meta,
-                    policy=POLICIES[policy],
-                    ext_flags=features,
-                    epoch=epoch,
-                    version=tuple(int(part) for part in __version__.split(".")[:3]),
-                    pid=os.getpid(),
-                    exports=self._pool.exports,
-                )
-                self._pool.share_in_process(epoch)
-                welcome = Welcome(
-                    result=0,
-                    ring_size=self._pool.memory.count,
-                    ownership=int(self._pool.kind == "cuda-external"),
-                    meta=meta_bytes(self._segment.mapping),
-                    path=segment_name(key),
-                    features=features,
-                )
-                descriptors = [self._segment.descriptor(writable=True), *map(os.dup, self._pool.descriptors())]
-                self._server = Server(path, self._writer, welcome, descriptors, self._group)
-            except BaseException:
-                self._pool.close()
-                raise
-        except BaseException:
-            self._segment.close()
-            raise
-        self._closed = False
+        self._pid = os.getpid()
+        self._guard = threading.RLock()  # for closing and enable_packets(); a signal handler may close in between
+        self._ended = threading.Event()
+        self._closer: int | None = None
         self._packets: PacketPublisher | None = None
         self._final: PublisherStats | None = None
         self._inherited = False
-        lifetime.register(self)
+        directory = runtime_dir(self._group)
+        path = socket_path(directory, key)
+        with contextlib.ExitStack() as made:  # each step undoes itself when a later one fails, and in close()
+            what = "control segment"
+            self._segment = OwnedSegment(directory, segment_name(key), HEADER_BYTES, what=what, gid=self._group)
+            made.callback(self._segment.close)
+            header = self._segment.mapping
+            assert header is not None
+            pool = create()
+            made.callback(pool.close)
+            self._memory = pool.kind
+            self._slots = pool.memory.count
+            features = PINS | FUTEX | OWNER_LOCK | pool.features
+            epoch = int.from_bytes(os.urandom(8), "little") | 1
+            writer = FrameWriter(
+                header,
+                pool.memory,
+                meta=shape.meta,
+                policy=POLICIES[policy],
+                ext_flags=features,
+                epoch=epoch,
+                version=_release(__version__),
+                pid=os.getpid(),
+                exports=pool.exports,
+            )
+            pool.share_in_process(epoch)
+            welcome = Welcome(
+                result=0,
+                ring_size=self._slots,
+                ownership=int(pool.kind == "cuda-external"),
+                meta=meta_bytes(header),
+                path=segment_name(key),
+                features=features,
+            )
+            with contextlib.ExitStack() as handed:  # the server's, once it is there
+                descriptors = [self._segment.descriptor(writable=True)]
+                handed.callback(os.close, descriptors[0])
+                for fd in pool.descriptors():
+                    descriptors.append(os.dup(fd))
+                    handed.callback(os.close, descriptors[-1])
+                self._server = Server(path, writer, welcome, descriptors, self._group, [self._segment])
+                handed.pop_all()
+            made.callback(self._server.close)
+            self._writer: FrameWriter | None = writer
+            self._forgets = [self._server.forget, pool.close, self._segment.forget]
+            lifetime.register(self)
+            self._made = made.pop_all()
+        self._closed = False
 
     @property
     def format(self) -> str:
@@ -228,7 +246,7 @@ class Publisher(lifetime.Closing):
             The frame as one array (``(height * 3 // 2, width)`` for 4:2:0, ``(3, height, width)`` for ``rgbp``, else
             ``(height, width[, components])``), as a list or tuple of its planes, as its bytes without padding, or
             anything with planes and a format: a PyAV ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 for
-            ``p010`` and ``gray16``. Rows may be padded.
+            ``p010`` and ``gray16``. Rows may be padded, and lie in any order and direction.
             Device memory takes arrays of its GPU (CUDA array interface, DLPack, PyAV's frames decoded there), copied on
             `stream`, and host arrays, uploaded through pinned memory; the host waits for neither.
         pts_ns : int, optional
@@ -251,8 +269,12 @@ class Publisher(lifetime.Closing):
             Every slot is held (``drop_oldest``).
         Timeout
             The oldest slot did not become free in time (``strict_wait``).
-        ValueError, TypeError
-            `src` does not fit; nothing was published.
+        SegmentTruncated
+            Somebody cut the control segment off. Close this publisher, and open a new one.
+        ValueError, TypeError, BufferError
+            `src` does not fit; nothing was published. ValueError also when the publisher is closed.
+        CuframesError
+            Its session thread has failed, so the publisher has ended for everybody; open a new one.
         """
         writer = self._writer
         if writer is None:
@@ -274,9 +296,8 @@ class Publisher(lifetime.Closing):
             This slot rather than the next that is free; numbers of the slots between are left out of ``seq``.
         """
         writer = self._open_writer()
-        if slot is not None and not 0 <= slot < self._pool.memory.count:
-            raise ValueError(f"slot must be 0 to {self._pool.memory.count - 1}, not {slot}")
-        return WritableFrame(writer, self._layout, stream, timeout, -1 if slot is None else slot)
+        wanted = -1 if slot is None else whole_number(slot, "slot", 0, self._slots - 1)
+        return WritableFrame(writer, self._layout, stream, timeout, wanted)
 
     def enable_packets(
         self,
@@ -297,19 +318,26 @@ class Publisher(lifetime.Closing):
             They are shared already, here or by another publisher of this key.
         OutOfSharedMemory, ValueError, TypeError
         """
-        self._open_writer()
-        if self._packets is not None:
-            raise AlreadyExists(f"the publisher of {self.key!r} shares packets already")
-        self._packets = PacketPublisher(
-            self.key,
-            codec,
-            extradata=extradata,
-            slots=slots,
-            data_size=data_size,
-            max_packet_size=max_packet_size,
-            group=self._group,
-        )
-        self._server.share_packets(packets_name(self.key), self._packets.descriptor())
+        with self._guard:
+            self._open_writer()
+            if self._packets is not None:
+                raise AlreadyExists(f"the publisher of {self.key!r} shares packets already")
+            packets = PacketPublisher(
+                self.key,
+                codec,
+                extradata=extradata,
+                slots=slots,
+                data_size=data_size,
+                max_packet_size=max_packet_size,
+                group=self._group,
+            )
+            try:
+                self._open_writer()  # a signal handler may have closed it meanwhile
+                self._server.share_packets(packets_name(self.key), packets.descriptor(), packets._owned())
+            except BaseException:
+                packets.close()
+                raise
+            self._packets = packets
 
     @property
     def packets(self) -> PacketPublisher | None:
@@ -327,63 +355,97 @@ class Publisher(lifetime.Closing):
             Before :meth:`enable_packets`.
         PacketOversized, ValueError, TypeError
         """
-        if self._packets is None:
+        packets = self._packets
+        if packets is None:
             raise NoPacketRing("this publisher shares no packets yet; call enable_packets() first")
-        return self._packets.publish_packet(data, pts_ns=pts_ns, dts_ns=dts_ns, keyframe=keyframe, flags=flags)
+        return packets.publish_packet(data, pts_ns=pts_ns, dts_ns=dts_ns, keyframe=keyframe, flags=flags)
 
     def _open_writer(self) -> FrameWriter:
-        if self._writer is None:
+        writer = self._writer
+        if writer is None:
             raise self._refusal()
-        return self._writer
+        return writer
 
     def _refusal(self) -> Exception:
         if self._inherited:
             return RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
+        _status.pause_at_exit()
         return ValueError("the publisher is closed")
 
     @property
     def subscribers(self) -> tuple[SubscriberInfo, ...]:
         """Who is connected, with the counters they keep themselves."""
-        if self._closed:
+        header = self._segment.mapping
+        if self._closed or header is None:
             return ()
-        found: Any = describe(self._segment.mapping)["subscribers"]
+        try:
+            found: Any = describe(header)["subscribers"]
+        except SegmentTruncated:  # publish() says so; closing must go on
+            return ()
         return tuple(SubscriberInfo(**entry) for entry in found)
 
     def stats(self) -> PublisherStats:
         """Counters so far; those of the end once it is closed."""
-        if self._final is not None:
+        writer = self._writer
+        if writer is None:
+            if self._final is None:
+                raise self._refusal()
             return self._final
-        seq, published, dropped = self._open_writer().counters
+        seq, published, dropped = writer.counters
         return PublisherStats(published, dropped, seq, len(self.subscribers))
 
     def close(self) -> None:
         """End the stream: subscribers drain what is valid, then get :class:`Disconnected`. Frames they hold stay whole.
 
-        Does not wait for subscribers. Closing twice is fine.
+        Does not wait for subscribers. Closing twice is fine, also from another thread, which then waits until it is
+        closed, or in a signal handler or destructor. In a forked child it gives up what was inherited and touches
+        nothing of the parent's.
         """
-        if self._closed:
+        if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
+            self._forget()
             return
-        self._final = self.stats()
-        self._closed = True
-        if self._packets is not None:
-            self._packets.close()
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-        self._server.close()
-        self._pool.close()
-        self._segment.close()
+        me = threading.get_ident()
+        with self._guard:
+            first = not self._closed
+            if first:
+                self._closer = me
+                packets, writer, made = self._packets, self._open_writer(), self._made
+                with contextlib.suppress(CuframesError):  # its segment was cut off, say
+                    self._final = self.stats()
+                if self._final is None:
+                    seq, published, dropped = writer.counters
+                    self._final = PublisherStats(published, dropped, seq, 0)
+                self._closed = True
+                self._writer = None
+        if not first:
+            if self._closer != me:
+                self._ended.wait(CLOSE_SECONDS)
+            return
+        with contextlib.ExitStack() as ending:  # the last first; every step is made, whatever another raises
+            ending.callback(self._ended.set)
+            ending.callback(lifetime.unregister, self)
+            ending.callback(made.close)  # the server, the pool, the segment and the key
+            ending.callback(writer.close)
+            if packets is not None:
+                ending.callback(packets.close)
         # Whoever still uses the memory has a reference of its own; ours would keep it for as long as this object lives.
-        lifetime.unregister(self)
-        del writer, self._pool, self._server, self._segment.mapping
+        self._forgets = []
+        del writer, self._server, self._made
 
     def _forget(self) -> None:
         self._closed = True
         self._inherited = True
-        self._server.forget()
-        self._pool.close()
-        self._segment.forget()
+        self._writer = None
+        forgets, self._forgets = self._forgets, []
+        for forget in forgets:
+            forget()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self._memory
         return f"<Publisher {self.key!r} {self.format} {self.width}x{self.height}, {state}>"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Three numbers of a version, whatever stands behind or between them: 0.2.0rc1 is (0, 2, 0)."""
+    numbers = [int(found.group()) if (found := re.match(r"\d+", part)) else 0 for part in version.split(".")]
+    return (*numbers, 0, 0, 0)[:3]

@@ -1,4 +1,4 @@
-"""What subscribers and readers have in common: iterating, waiting in an event loop, and reconnecting."""
+"""What subscribers and readers have in common: iterating, waiting in an event loop, reconnecting, and closing."""
 
 import contextlib
 import os
@@ -7,142 +7,36 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from cuframes import lifetime
-from cuframes.errors import Disconnected, Timeout
-from cuframes.session.client import POLL_SECONDS
+from cuframes import _status, lifetime
+from cuframes.errors import Disconnected, SegmentTruncated, Timeout
+from cuframes.session import client
+from cuframes.session.client import POLL_SECONDS, Steps
 
 if TYPE_CHECKING:
     import asyncio
 
 __all__ = ["Receiver", "WatchedReceiver"]
 
-T = TypeVar("T")
-
-TURN_SECONDS = 0.2  # how long close() and signals wait for somebody who is connecting
+JOINER_SECONDS = 1.0  # how long close() waits for a thread that is just joining; it looks every POLL_SECONDS
 
 
-class Receiver(lifetime.Closing, Generic[T]):
-    """Takes one thing after the other from the publisher of a key, which may end, and come back.
-
-    Subclasses say how to take, how to join the next publisher, and what to poll.
-    """
-
-    key: str
-    reconnect: bool
-    _what = "receiver"
-    _source = "publisher of"
-
-    def _take(self, timeout: float | None) -> T:
-        """The next thing, within `timeout` seconds. Raises Timeout, and Disconnected when the publisher has ended."""
-        raise NotImplementedError
-
-    def _join_next(self, timeout: float) -> None:
-        """Leave the publisher that ended, and join the next one. Raises FileNotFoundError when none came in time."""
-        raise NotImplementedError
-
-    def fileno(self) -> int:
-        """A descriptor to poll."""
-        raise NotImplementedError
-
-    def _take_reconnecting(self, take: Callable[[float | None], T], timeout: float | None) -> T:
-        """What `take` gives, after joining the next publisher as often as that needs."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._rejoin(left):
-                raise Timeout(f"no {self._source} {self.key!r} came back in time")
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            with contextlib.suppress(Disconnected):
-                return take(left)
-
-    def _rejoin(self, timeout: float | None) -> bool:
-        """Leave the publisher that ended and join the next; False when none came in time."""
-        # The old one stays until there is a new one, so that a call that timed out here can be repeated.
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._closed:
-            left = TURN_SECONDS if deadline is None else min(TURN_SECONDS, max(0.0, deadline - time.monotonic()))
-            try:
-                self._join_next(left)
-            except (FileNotFoundError, Disconnected):  # not there, or just going
-                if deadline is not None and time.monotonic() >= deadline:
-                    return False
-            else:
-                return True
-        raise ValueError(f"the {self._what} is closed")
-
-    def _take_iterating(self, timeout: float | None) -> T:
-        """What a loop does for each of its turns."""
-        try:
-            return self._take(timeout)
-        except Disconnected:
-            if not self.reconnect:
-                raise
-        return self._take_reconnecting(self._take, timeout)
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        try:
-            return self._take_iterating(None)
-        except Disconnected:
-            raise StopIteration from None
-        except ValueError:
-            if self._closed:  # perhaps by another thread, while we waited
-                raise StopIteration from None
-            raise
-
-    async def _all(self) -> AsyncIterator[T]:
-        import asyncio  # here, since it is a third of the import time and few need it
-
-        loop = asyncio.get_running_loop()
-        while not self._closed:
-            try:
-                yield self._take(0)
-                continue
-            except Timeout:
-                pass
-            except Disconnected:
-                if not self.reconnect or self._closed:
-                    return
-                while not self._rejoin(0):
-                    await asyncio.sleep(POLL_SECONDS)
-                continue
-            try:
-                fd = self.fileno()
-            except Disconnected:
-                continue  # as the next turn will find
-            ready: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(fd, _wake, ready)
-            try:
-                await ready
-            finally:
-                loop.remove_reader(fd)
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        return self._all()
-
-
-def _wake(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():  # it is cancelled when the iteration is
-        ready.set_result(None)
-
-
-class WatchedRing(Protocol):
-    """A ring that a thread can watch."""
+class Ring(Protocol):
+    """A reader's end of a ring, for as long as one publisher lives."""
 
     @property
     def counters(self) -> tuple[int, ...]:
         """What was received, and what was not."""
 
-    def set_event(self, fd: int) -> None:
-        """Drain this eventfd when nothing is left."""
+    @property
+    def abandoned(self) -> bool:
+        """Whether the publisher is gone, whatever it left."""
 
-    def watch(self, fd: int) -> None:
-        """Feed this eventfd, until the end."""
+    @property
+    def over(self) -> bool:
+        """Whether the publisher is gone, and everything that it left was taken."""
 
-    def close(self) -> None:
-        """Make the threads that wait in here return."""
+    def close(self) -> bool:
+        """Take no more, once nobody is inside; whether this call closed it. See _gate.h."""
 
 
 class Counters(Protocol):
@@ -152,85 +46,373 @@ class Counters(Protocol):
         """These and a ring's together."""
 
 
-R = TypeVar("R", bound=WatchedRing)
+T = TypeVar("T")
+R = TypeVar("R", bound=Ring)
 C = TypeVar("C", bound=Counters)
 
 
-class WatchedReceiver(Receiver[T], Generic[T, R, C]):
-    """One whose publisher does not know it, and so cannot feed a descriptor: a thread that sleeps on the ring does."""
+class Receiver(lifetime.Closing, Generic[T, R, C]):
+    """Takes one thing after the other from the publisher of a key, which may end, and come back.
 
-    _ring: R | None
+    Subclasses say how to join, how to take, and what to poll. Methods may be called by any thread; ``_ring`` is None
+    once it is closed. Whoever changes ``_ring`` looks at ``_closed`` afterwards, and close() does it the other way
+    round: so no ring is left open, whichever comes first.
+    """
+
+    key: str
+    reconnect: bool
+    _what = "receiver"
+    _source = "publisher of"
+    _ring: R | None = None
     _past: C
-    _event_fd = -1
+
+    def __init__(self, key: str, reconnect: bool, past: C) -> None:
+        self.key = key
+        self.reconnect = reconnect
+        self._past = past
+        self._prompt = False  # the last item of an asynchronous loop was there without waiting
+        self._steps: Steps[R] | None = None  # joining the next publisher, as far as that has come
+        self._renew_locks()
+
+    def _renew_locks(self) -> None:
+        # Reentrant, since a signal handler may find its own thread inside.
+        self._changing = threading.RLock()  # of _ring and _past together
+        self._joining = threading.RLock()  # by whoever runs the steps
+
+    # ---- what subclasses say
+
+    def _open(self, *, again: bool) -> Steps[R]:
+        """Join a publisher; `again` when there was one before it."""
+        raise NotImplementedError
+
+    def _take(self, ring: R, timeout: float | None) -> T:
+        """The ring's next thing in a loop, within `timeout` seconds. Raises Timeout, and Disconnected at the end."""
+        raise NotImplementedError
+
+    def _installing(self, ring: R) -> None:
+        """There is a new ring, which nobody uses yet: take what it says about the stream."""
+
+    def _watch(self, ring: R) -> None:
+        """If somebody polls, he must hear of this new ring."""
+
+    def _leave(self, ring: R) -> None:
+        """Poll this ring no more, since another one follows."""
+
+    def _unwatch(self) -> None:
+        """It is closed: wake those who poll, and close what they poll."""
+
+    def _counted(self, ring: R) -> C:
+        """The counters, when `ring` is behind us."""
+        return self._past.plus(ring.counters)
+
+    def fileno(self) -> int:
+        """A descriptor to poll."""
+        raise NotImplementedError
+
+    def _pollable(self) -> int:
+        """The same, without waiting."""
+        return self.fileno()
+
+    # ---- joining
+
+    def _join(self, timeout: float | None) -> None:
+        """Join the first publisher: the last act of a constructor. Nothing is left when it fails."""
+        deadline = client.deadline_after(timeout)
+        steps = client.repeat(lambda: self._open(again=False))
+        try:
+            ring = client.run(steps, deadline, grace=client.ANSWER_SECONDS)
+        except client.Expired as over:
+            raise over.problem from None
+        finally:
+            steps.close()
+        self._installing(ring)
+        self._ring = ring
+        self._closed = False
+        lifetime.register(self)
 
     def _joined(self) -> R:
         """The ring that is joined now."""
-        if self._ring is None:
-            raise ValueError(f"the {self._what} is closed")
-        return self._ring
+        ring = self._ring
+        if ring is None:
+            raise self._is_closed()
+        return ring
 
-    def _left(self, ring: R) -> None:
-        """There is a new ring after this one."""
-        ring.close()
-        self._past = self._past.plus(ring.counters)
-        self._watch()
+    def _is_closed(self) -> ValueError:
+        _status.pause_at_exit()
+        return ValueError(f"the {self._what} is closed")
+
+    def _rejoin(self, ended: R, deadline: float | None) -> R:
+        """The ring after `ended`: that of the next publisher, or what another thread has joined meanwhile.
+
+        Raises
+        ------
+        Timeout
+            None came in time. What was begun is gone on with by the next call.
+        ValueError
+            Closed meanwhile.
+        """
+        while (ring := self._ring) is ended and not self._closed:
+            left = POLL_SECONDS if deadline is None else max(0.0, min(POLL_SECONDS, deadline - time.monotonic()))
+            if self._joining.acquire(timeout=left):
+                try:
+                    if self._ring is ended:
+                        self._join_next(ended, deadline)
+                finally:
+                    self._joining.release()
+            elif deadline is not None and time.monotonic() >= deadline:
+                raise self._late()
+        if ring is None or self._closed:
+            raise self._is_closed()
+        return ring
+
+    def _look_again(self) -> None:
+        """Join the next publisher, if it is there, without waiting. Errors are those of :meth:`_rejoin`."""
+        self._rejoin(self._joined(), 0.0)
+
+    def _late(self) -> Timeout:
+        return Timeout(f"no {self._source} {self.key!r} came back in time")
+
+    def _join_next(self, ended: R, deadline: float | None) -> None:
+        if self._steps is None:
+            self._steps = client.repeat(lambda: self._open(again=True), (*client.PASSING, client.NoPlace))
+        steps = self._steps
+        try:
+            ring = client.run(steps, deadline, lambda: self._closed)
+        except client.Expired:
+            raise self._late() from None
+        except BaseException:
+            self._steps = None
+            steps.close()
+            raise
+        self._steps = None
+        # The old one stayed until there was a new one, so that a call that timed out could be repeated.
+        self._leave(ended)
+        ended.close()
+        self._installing(ring)
+        with self._changing:
+            self._past = self._counted(ended)
+            self._ring = ring
+        if self._closed:
+            ring.close()
+            raise self._is_closed()
+        self._watch(ring)
+
+    # ---- taking
+
+    def _next(self, take: Callable[[R, float | None], T], timeout: float | None) -> T:
+        """What `take` gives, after joining the next publisher as often as that needs."""
+        ring = self._joined()
+        deadline = client.deadline_after(timeout) if self.reconnect else None
+        try:
+            return take(ring, timeout)
+        except (Disconnected, SegmentTruncated) as problem:
+            if not self._may_rejoin(ring, problem):
+                raise
+        while True:
+            ring = self._rejoin(ring, deadline)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            with contextlib.suppress(Disconnected):
+                return take(ring, left)
+
+    def _may_rejoin(self, ring: R, problem: Exception) -> bool:
+        """Whether to wait for the next publisher, instead of raising what the ring said."""
+        # A ring that was cut off is of no use any more, but as long as its publisher lives, there is none after it.
+        return self.reconnect and (isinstance(problem, Disconnected) or ring.abandoned)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return self._next(self._take, None)
+        except Disconnected:
+            raise StopIteration from None
+        except ValueError:
+            if self._closed:  # perhaps by another thread, while we waited
+                raise StopIteration from None
+            raise
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        """The next item. Never blocks the event loop, and loses nothing when it is cancelled."""
+        import asyncio  # here, since it is a third of the import time and few need it
+
+        if self._prompt:  # perhaps we are always behind; others shall run all the same
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # a timer that was due has woken its task; that runs now
+        self._prompt = True
+        while (ring := self._ring) is not None:
+            try:
+                return self._take(ring, 0)
+            except Timeout:
+                self._prompt = False
+                with contextlib.suppress(Disconnected):  # as the next turn will find
+                    await self._readable()
+            except (Disconnected, SegmentTruncated) as problem:
+                if not self._may_rejoin(ring, problem):
+                    if isinstance(problem, Disconnected):
+                        break
+                    raise
+                self._prompt = False
+                await self._rejoined(ring)
+            except ValueError:
+                if not self._closed:
+                    raise
+        raise StopAsyncIteration
+
+    async def _readable(self) -> None:
+        """Wait in the event loop until there may be something to take, or close() was called."""
+        import asyncio
+
+        try:
+            # A descriptor of its own: close() may run meanwhile, and the number of ours then be somebody else's.
+            fd = os.dup(self._pollable())
+        except ValueError:
+            if not self._closed:
+                raise
+            return
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        try:
+            loop.add_reader(fd, _resolve, ready)
+            await ready
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+
+    async def _rejoined(self, ended: R) -> None:
+        """Wait in the event loop for the next publisher, or close()."""
+        import asyncio
+
+        seconds = POLL_SECONDS / 16
+        while self._ring is ended:
+            with contextlib.suppress(Timeout):
+                self._rejoin(ended, 0.0)
+                return
+            await asyncio.sleep(seconds)  # short at first: publishers that are there answer at once
+            seconds = min(2 * seconds, POLL_SECONDS)
+
+    # ---- ends
 
     def stats(self) -> C:
         """Counters so far; those of the end once it is closed."""
-        ring = self._ring
-        return self._past if ring is None else self._past.plus(ring.counters)
+        with self._changing:
+            return self._past if self._ring is None else self._past.plus(self._ring.counters)
 
     def close(self) -> None:
-        """Take no more. A thread that waits here gets ValueError. Closing twice is fine."""
-        ring = self._ring
-        if self._closed or ring is None:
-            return
+        """Take no more. Whoever waits here, in whichever thread or task, is woken: :meth:`next` raises ValueError,
+        loops end. Waits for calls in progress, which end at once. Closing twice is fine, at any time and place.
+        """
         self._closed = True
-        self._past = self.stats()
-        self._ring = None  # a thread that waits still has it, and what was not copied does
-        ring.close()
-        ring.set_event(-1)
-        self._forget()
+        ring = self._ring
+        if ring is not None and ring.close():
+            with self._changing:
+                self._past = self._past.plus(ring.counters)
+                self._ring = None
+        if self._joining.acquire(timeout=JOINER_SECONDS):
+            try:
+                self._abandon_join()
+            finally:
+                self._joining.release()
+        self._unwatch()
         lifetime.unregister(self)
+
+    def _abandon_join(self) -> None:
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            with contextlib.suppress(ValueError):  # this is a signal handler, and they run right now: they will see
+                steps.close()
+        ring = self._ring
+        if ring is not None:  # joined just before we looked
+            ring.close()
+            self._ring = None
+
+    def _forget(self) -> None:
+        """In a forked child: close what was inherited; nothing of the parent's is given up."""
+        self._closed = True
+        self._renew_locks()  # a thread of the parent may have held them
+        self._steps = None
+        if self._ring is not None:
+            self._ring.close()  # it stays, to say whose it is
+
+
+def _resolve(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():  # it is cancelled when the waiting is
+        ready.set_result(None)
+
+
+class WatchedRing(Ring, Protocol):
+    """A ring that a thread can watch."""
+
+    def set_event(self, fd: int) -> None:
+        """Drain this eventfd when nothing is left. It becomes the ring's."""
+
+    def watch(self, fd: int) -> None:
+        """Feed this eventfd, until the end."""
+
+
+W = TypeVar("W", bound=WatchedRing)
+
+
+class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
+    """One whose publisher does not know it, and so cannot feed a descriptor: a thread that sleeps on the ring does."""
+
+    _event_fd = -1
 
     def fileno(self) -> int:
         """A descriptor for ``select``, ``poll`` and event loops: readable when there may be something to take.
 
-        It stays readable until a call with ``timeout=0`` has raised :class:`Timeout`. The first call starts a thread
-        that sleeps on the ring.
+        It stays readable until a call with ``timeout=0`` has raised :class:`Timeout`, and is closed by :meth:`close`.
+        The first call starts a thread that sleeps on the ring. Does not block.
+
+        Raises
+        ------
+        ValueError
+            It is closed.
         """
-        if self._closed:
-            raise ValueError(f"the {self._what} is closed")
-        if self._event_fd < 0:
-            self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._watch()
-        return self._event_fd
-
-    def _event_descriptor(self) -> int:
-        """The eventfd that is written to whenever there is more to take; wait_any polls it too."""
-        return self.fileno()
-
-    def _watch(self) -> None:
-        """Watch the ring that is joined now, if anybody polls."""
-        if self._event_fd < 0:
-            return
-        os.eventfd_write(self._event_fd, 1)  # for what is there already
         ring = self._joined()
-        ring.set_event(self._event_fd)
-        # The thread has a descriptor of its own, and no reference to us: we may be closed, and collected, while it
-        # sleeps.
-        event = os.dup(self._event_fd)
-        threading.Thread(target=_feed, args=(ring, event), name=f"cuframes:{self.key}", daemon=True).start()
+        with self._changing:
+            if self._event_fd < 0 and not self._closed:
+                self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._watch(ring)
+            if self._closed:
+                raise self._is_closed()
+            return self._event_fd
+
+    def _watch(self, ring: W) -> None:
+        with self._changing:
+            if self._event_fd < 0:
+                return
+            os.eventfd_write(self._event_fd, 1)  # for what is there already
+            # Ring and thread have descriptors of their own, and no reference to us: we may be closed, and collected,
+            # while they still use them.
+            event = os.dup(self._event_fd)
+            ring.set_event(os.dup(self._event_fd))
+        try:
+            threading.Thread(target=_feed, args=(ring, event), name=f"cuframes:{self.key}", daemon=True).start()
+        except RuntimeError:  # no thread to be had
+            os.close(event)
+            raise
+
+    def _unwatch(self) -> None:
+        with self._changing:
+            event, self._event_fd = self._event_fd, -1
+        if event >= 0:
+            os.eventfd_write(event, 1)  # whoever has a copy of it in an event loop
+            os.close(event)
 
     def _forget(self) -> None:
-        self._closed = True
-        if self._event_fd >= 0:
-            os.close(self._event_fd)
-            self._event_fd = -1
+        super()._forget()
+        event, self._event_fd = self._event_fd, -1
+        if event >= 0:
+            os.close(event)
 
 
 def _feed(ring: WatchedRing, event: int) -> None:
     try:
-        ring.watch(event)
+        with contextlib.suppress(ValueError):  # closed before we began
+            ring.watch(event)
     finally:
         os.close(event)

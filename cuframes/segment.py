@@ -2,49 +2,63 @@
 
 A control segment and a packet ring are POSIX shared memory with a name. Their publisher holds an open-file-description
 write lock on them for life; the kernel frees that lock when the process dies, which is how a successor (or ``cuframes
-gc``) knows that the name is up for grabs. A pool is a memfd without a name, sealed against resizing.
+gc``) knows that the name is up for grabs. The lock of the name itself (:mod:`cuframes.keylock`) is taken before. A pool
+is a memfd without a name, sealed against resizing.
+
+What others have put into /dev/shm is never mapped to be looked at: its owner could cut it off under us.
 """
 
 import contextlib
 import errno
 import fcntl
+import logging
 import os
-import stat
-import struct
+import signal
+import threading
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import posix_ipc
-
+from cuframes import lifetime
 from cuframes._mapped import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, Mapping, describe
-from cuframes._packets import PACKET_HEADER_BYTES, PACKET_MAGIC, describe_packets
+from cuframes._packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAGIC, describe_packets
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
-from cuframes.names import SEGMENT_DIR
+from cuframes.files import is_locked as is_owned
+from cuframes.files import lock as lock_owner
+from cuframes.files import open_regular, same_file
+from cuframes.keylock import KeyLock
+from cuframes.names import SEGMENT_DIR, SEGMENT_PREFIX
 
-__all__ = ["OwnedSegment", "SegmentState", "create_memfd", "inspect", "open_segment", "remove_dead"]
+__all__ = [
+    "OwnedSegment",
+    "SegmentState",
+    "create_memfd",
+    "inspect",
+    "is_owned",
+    "lock_owner",
+    "open_segment",
+    "remove_dead",
+    "segment_path",
+]
+
+log = logging.getLogger("cuframes")
 
 SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h; Linux 5.1
 PAGE = 4096
+RESERVE_BYTES = 64 << 20  # at a time
 
 
-def _flock(kind: int) -> bytes:
-    # struct flock: type, whence, start, length (0 = to the end), pid (0 for open-file-description locks)
-    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+def segment_path(name: str) -> Path:
+    """The file of a segment, given its POSIX name.
 
-
-def lock_owner(fd: int) -> bool:
-    """Try to become the owner of an open segment. The lock goes with the last descriptor of this open file."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def is_owned(fd: int) -> bool:
-    """Whether somebody else holds the owner lock. Needs a readable descriptor only, and changes nothing."""
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_RDLCK))
-    kind: int = struct.unpack_from("h", answer)[0]
-    return kind != fcntl.F_UNLCK
+    Raises
+    ------
+    ProtocolError
+        It is no such name. (It may come from a publisher.)
+    """
+    file = name[1:]
+    if name[:1] != "/" or "/" in file or "\0" in file or file in ("", ".", ".."):
+        raise ProtocolError(f"{name!r} is not the name of a segment")
+    return SEGMENT_DIR / file
 
 
 def reserve(fd: int, size: int, what: str) -> None:
@@ -53,7 +67,14 @@ def reserve(fd: int, size: int, what: str) -> None:
     ``ftruncate`` would succeed on a full file system and end the process with SIGBUS at the first write.
     """
     try:
-        os.posix_fallocate(fd, 0, size)
+        for start in range(0, size, RESERVE_BYTES):
+            # A signal undoes a reservation that is under way, and a profiler's timer would undo each that is tried. So
+            # they wait, for a part of it at a time.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                os.posix_fallocate(fd, start, min(RESERVE_BYTES, size - start))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except OSError as error:
         # EFBIG: more than any file of this file system can have.
         if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
@@ -83,7 +104,7 @@ def create_memfd(name: str, size: int) -> tuple[int, Mapping]:
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         reserve(fd, size, f"the frame pool {name}")
-        mapping = Mapping(fd, size, writable=True, populate=True)
+        mapping = Mapping(fd, size, writable=True, populate=True, guarded=False)  # nobody else has it yet
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except BaseException:
@@ -93,17 +114,22 @@ def create_memfd(name: str, size: int) -> tuple[int, Mapping]:
 
 
 def open_segment(name: str, *, writable: bool) -> int:
-    """Open an existing segment by its POSIX name; returns a descriptor."""
+    """Open an existing segment by its POSIX name; returns a descriptor.
+
+    Raises
+    ------
+    NotFound, PermissionError
+    ProtocolError
+        The name means something else: a link, a FIFO, a directory.
+    """
     try:
-        memory = posix_ipc.SharedMemory(name, flags=0, read_only=not writable)
-    except posix_ipc.ExistentialError:
+        return open_regular(segment_path(name), os.O_RDWR if writable else os.O_RDONLY)
+    except FileNotFoundError:
         raise NotFound(f"there is no segment {name} in {SEGMENT_DIR}") from None
-    except (posix_ipc.PermissionsError, PermissionError):
+    except PermissionError as problem:
         raise PermissionError(
-            f"the segment {name} belongs to another user; its publisher can share it with group="
+            problem.errno, f"the segment {name} belongs to another user; its publisher can share it with group="
         ) from None
-    fd: int = memory.fd
-    return fd
 
 
 class SegmentState(NamedTuple):
@@ -120,7 +146,7 @@ class SegmentState(NamedTuple):
 
 
 def inspect(fd: int) -> SegmentState:
-    """Look at an open segment without changing anything."""
+    """Look at an open segment without changing anything. Values are as found; the file may change meanwhile."""
     size = os.fstat(fd).st_size
     owned = is_owned(fd)
     if 0 < size < PACKET_HEADER_BYTES:
@@ -142,10 +168,13 @@ def _read_header(fd: int, size: int) -> tuple[str, dict[str, Any] | None]:
     magic = int.from_bytes(os.pread(fd, 4, 0), "little")
     if magic == 0:
         return "unfinished", None
-    if magic == PACKET_MAGIC:
-        return "packets", describe_packets(Mapping(fd, size))
-    if magic == FRAME_MAGIC and size >= HEADER_BYTES:
-        return "frames", describe(Mapping(fd, HEADER_BYTES))
+    try:
+        if magic == PACKET_MAGIC:
+            return "packets", describe_packets(os.pread(fd, PACKET_LOOK_BYTES, 0), size)
+        if magic == FRAME_MAGIC:
+            return "frames", describe(os.pread(fd, HEADER_BYTES, 0))
+    except ProtocolError:  # cut off
+        pass
     return "foreign", None
 
 
@@ -171,35 +200,36 @@ def remove_dead(name: str) -> bool:
         fd = open_segment(name, writable=True)
     except NotFound:
         return True
+    except ProtocolError:
+        return False
     try:
         if not lock_owner(fd) or inspect(fd).state != "dead":
             return False
-        if _same_file(name, fd):
-            unlink(name)
+        if same_file(segment_path(name), fd):
+            segment_path(name).unlink(missing_ok=True)
         return True
     finally:
         os.close(fd)
 
 
-def unlink(name: str) -> None:
-    """Remove the name; mappings live on."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(name)
-
-
-def _same_file(name: str, fd: int) -> bool:
-    try:
-        there = os.stat(SEGMENT_DIR / name[1:])
-    except FileNotFoundError:
-        return False
-    here = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-
-
 class OwnedSegment:
-    """A named segment of our own: created, locked, sized and mapped; zero-filled.
+    """A named segment of our own: created, locked, sized and mapped; zero-filled. With it the lock of its name.
 
-    A segment that a dead publisher left under the same name is replaced.
+    A segment that a dead publisher left under the same name is replaced. With `gid` members of that group may use it as
+    far as `mode` says.
+
+    Parameters
+    ----------
+    directory : Path
+        The runtime directory, for the lock file.
+    name : str
+    size : int
+    what : str
+        What it is, for messages.
+    gid : int, optional
+        A group that may use it too.
+    group_mode : int
+        What it may then do.
 
     Raises
     ------
@@ -210,14 +240,24 @@ class OwnedSegment:
         The name belongs to something that is not ours.
     """
 
-    def __init__(self, name: str, size: int, *, what: str, gid: int | None = None) -> None:
+    mapping: Mapping | None
+
+    def __init__(
+        self, directory: Path, name: str, size: int, *, what: str, gid: int | None = None, group_mode: int = 0o660
+    ) -> None:
         self.name = name
-        self.fd = self._create(name)
+        self.directory = directory
+        self._what = what
+        self._missed = False
+        self._guard = threading.RLock()  # one thread looks, another closes
+        self._fd = -1
+        self.key_lock = KeyLock(directory, name.removeprefix(f"/{SEGMENT_PREFIX}"))
         try:
+            self._fd = lifetime.own(self._create(name))
             if gid is not None:
-                os.fchown(self.fd, -1, gid)
-                os.fchmod(self.fd, 0o660)  # the mode given at creation is subject to umask
-            reserve(self.fd, size, f"the {what} {name}")
+                os.fchown(self._fd, -1, gid)
+            os.fchmod(self._fd, 0o600 if gid is None else group_mode)  # the mode given at creation is subject to umask
+            reserve(self._fd, size, f"the {what} {name}")
             # Not through the locked descriptor: a mapping keeps its open file, and so the lock, alive, and a forked
             # child inherits mappings.
             fd = self.descriptor(writable=True)
@@ -231,26 +271,35 @@ class OwnedSegment:
 
     @staticmethod
     def _create(name: str) -> int:
+        path = segment_path(name)
         for _ in range(10):
             try:
-                fd: int = posix_ipc.SharedMemory(name, flags=posix_ipc.O_CREX, mode=0o600, size=0).fd
-            except posix_ipc.ExistentialError:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except FileExistsError:
                 if not remove_dead(name):
                     raise OwnedSegment._taken(name) from None
                 continue
-            # Somebody may have taken the new, still unlocked file for a dead one; then the name is theirs.
-            if lock_owner(fd) and _same_file(name, fd):
-                return fd
+            try:
+                # Somebody may have taken the new, still unlocked file for a dead one; then the name is theirs.
+                if lock_owner(fd) and same_file(path, fd):
+                    return fd
+            except BaseException:
+                if same_file(path, fd):
+                    path.unlink(missing_ok=True)
+                os.close(fd)
+                raise
             os.close(fd)
         raise AlreadyExists(f"other publishers keep creating {name}; only one can own a key")
 
     @staticmethod
     def _taken(name: str) -> Exception:
-        key = name.removeprefix("/cuframes-")
+        key = name.removeprefix(f"/{SEGMENT_PREFIX}")
         try:
             fd = open_segment(name, writable=False)
         except NotFound:
             return AlreadyExists(f"another publisher of {key!r} was just there; try again")
+        except ProtocolError as problem:
+            return problem
         try:
             state, _, header = inspect(fd)
         finally:
@@ -265,26 +314,46 @@ class OwnedSegment:
 
     def descriptor(self, *, writable: bool) -> int:
         """A descriptor to give away. Not a duplicate of ours: whoever holds one of those holds the owner lock."""
+        with contextlib.suppress(FileNotFoundError):  # no /proc
+            return os.open(f"/proc/self/fd/{self._fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         return open_segment(self.name, writable=writable)
 
+    def look(self) -> bool:
+        """Notice what was removed from outside. The lock file is made again (False: it cannot be, and the name may be
+        another's now); a segment cannot get its name back, so that is said.
+        """
+        with self._guard:
+            gone = self._fd >= 0 and not same_file(segment_path(self.name), self._fd)
+        if gone and not self._missed:
+            self._missed = True
+            log.warning(
+                "%s%s was removed by somebody else (logind's RemoveIPC?); this %s is no longer listed, and only "
+                "subscribers of this library can join, until its publisher is restarted",
+                SEGMENT_DIR,
+                self.name,
+                self._what,
+            )
+        return self.key_lock.look()
+
     def close(self) -> None:
-        """Remove the name if it is still ours, then let the lock go. The mapping lives as long as it is used."""
-        if self.fd < 0:
-            return
-        if _same_file(self.name, self.fd):
-            unlink(self.name)
-        self.forget()
+        """Remove the name if it is still ours, then let the locks go. The mapping lives as long as it is used."""
+        self.mapping = None
+        try:
+            with self._guard:
+                try:
+                    if self._fd >= 0 and same_file(segment_path(self.name), self._fd):
+                        segment_path(self.name).unlink(missing_ok=True)
+                finally:
+                    self._close_descriptor()
+        finally:
+            self.key_lock.close()
 
     def forget(self) -> None:
-        """Close the descriptor only: what a forked child does with its parent's segment."""
-        fd, self.fd = self.fd, -1
+        """Close the descriptors only: what a forked child does with its parent's segment."""
+        self._close_descriptor()
+        self.key_lock.forget()
+
+    def _close_descriptor(self) -> None:
+        fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
-
-
-def is_socket(path: os.PathLike[str]) -> bool:
-    """Whether `path` exists and is a socket."""
-    try:
-        return stat.S_ISSOCK(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return False
+            lifetime.close_owned(fd)

@@ -4,22 +4,22 @@ import contextlib
 import os
 import select
 import struct
-import threading
 import time
 from typing import Any, NamedTuple
 
-from cuframes import _frame, _mapped, lifetime
+from cuframes import _frame, _mapped
 from cuframes._core import BLOCK, PREDICT, SPIN, FrameReader
 from cuframes._frame import Frame, FrameLayout
 from cuframes._mapped import FRAME_MAGIC, STRICT_WAIT, Mapping, describe
-from cuframes.errors import DeviceError, Disconnected, ProtocolError
-from cuframes.formats import FrameShape, pixel_format
+from cuframes.errors import DeviceError, Disconnected, ProtocolError, SegmentTruncated
+from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.memory import open_device, open_host
 from cuframes.names import check_key
 from cuframes.packets import PacketReader
 from cuframes.receiver import Receiver
 from cuframes.segment import open_segment
 from cuframes.session import client
+from cuframes.session.client import Steps
 from cuframes.session.wire import Hello
 
 __all__ = ["Subscriber", "SubscriberStats"]
@@ -49,7 +49,7 @@ class SubscriberStats(NamedTuple):
         return SubscriberStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-class Subscriber(Receiver[Frame]):
+class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
     """Receive a publisher's frames in place.
 
     Parameters
@@ -76,7 +76,8 @@ class Subscriber(Receiver[Frame]):
     max_held : int, optional
         Frames that may be out at a time; default: half the ring, at least 1.
     connect_timeout : float, optional
-        Seconds to wait for the publisher to appear; None waits for ever.
+        Seconds to wait for the publisher to appear and to answer; None waits for ever. A publisher that is there gets
+        0.2 s to answer, also when this is less.
     reconnect : bool
         When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its frames
         have a new ``epoch``.
@@ -89,6 +90,8 @@ class Subscriber(Receiver[Frame]):
         The name is in use.
     CuframesError
         The publisher refused: 31 subscribers are connected.
+    Timeout
+        A publisher is there, but did not answer in time: it is stopped, or overloaded.
     ProtocolError, DeviceError, PermissionError, ValueError, TypeError
 
     Notes
@@ -118,42 +121,31 @@ class Subscriber(Receiver[Frame]):
         for value, allowed, what in ((mode, MODES, "mode"), (start, STARTS, "start"), (wait, WAITS, "wait")):
             if value not in allowed:
                 raise ValueError(f"{what} must be one of {', '.join(allowed)}; not {value!r}")
-        if max_held is not None and (not isinstance(max_held, int) or max_held < 1):
-            raise ValueError(f"max_held must be an int of at least 1, not {max_held!r}")
-        self.key = check_key(key)
+        held = None if max_held is None else whole_number(max_held, "max_held", 1, 2**31 - 1)
+        super().__init__(check_key(key), reconnect, SubscriberStats(0, 0, 0, 0, 0))
         self.name = _check_name(name) if name is not None else client.default_name()
         self.mode = mode
         self.wait = wait
-        self.reconnect = reconnect
         self._device = device
         self._stream = stream
         self._start = start
-        self._max_held = max_held
-        self._past = SubscriberStats(0, 0, 0, 0, 0)
-        self._epoll: select.epoll | None = None
-        self._event_fd = -1
-        self._asking = threading.Lock()  # several threads may wait for us
-        self._ring: FrameReader | None = None  # wait_any looks here as well
+        self._max_held = held
+        self._epoll: select.epoll | None = None  # of the ring's eventfd and its connection
         self._join(connect_timeout)
-        self._closed = False
-        lifetime.register(self)
 
-    def _join(self, timeout: float | None) -> None:
+    def _open(self, *, again: bool) -> Steps[FrameReader]:
         device = -1 if self._device is None else self._device
         hello = Hello(3, self.name, device, self.mode == "ordered", client.FEATURES)
-        connection = client.connect(self.key, hello, timeout)
+        connection = yield from client.join(self.key, hello)
         try:
-            reader, layout = self._open_ring(connection)
+            return self._open_ring(connection)
         except BaseException:
             connection.close()
             raise
-        connection.close_descriptors()
-        self._unwatch()
-        self._ring, self._layout, self._connection = reader, layout, connection
-        if self._epoll is not None:
-            self._watch()
+        finally:
+            connection.close_descriptors()
 
-    def _open_ring(self, connection: client.Connection) -> tuple[FrameReader, FrameLayout]:
+    def _open_ring(self, connection: client.Connection) -> FrameReader:
         """Map what the publisher announced, after checking it."""
         welcome, place = connection.welcome, connection.place
         if not 2 <= welcome.ring_size <= 16 or not 1 <= place.bit <= 31:
@@ -182,15 +174,18 @@ class Subscriber(Receiver[Frame]):
             last, known = last - 1, frame_no - 1
         held = self._max_held if self._max_held is not None else max(1, welcome.ring_size // 2)
         wakes, strict = bool(welcome.features & _mapped.FUTEX), found["policy"] == STRICT_WAIT
-        reader = FrameReader(
+        return FrameReader(
             header,
             slots,
             connection,
+            FrameLayout(shape),
             ring=(place.bit, held, self.mode == "ordered", WAITS[self.wait], pins, wakes, strict),
             position=(last, known),
             stream=self._stream,
         )
-        return reader, FrameLayout(shape)
+
+    def _installing(self, ring: FrameReader) -> None:
+        self._layout: FrameLayout = ring.layout
 
     @property
     def format(self) -> str:
@@ -223,47 +218,38 @@ class Subscriber(Receiver[Frame]):
             The publisher ended and everything it left has been taken (never with ``reconnect=True``).
         TooManyHeld
             ``max_held`` frames are out.
+        SegmentTruncated
+            Somebody cut the control segment off. Frames that are held stay good.
         ValueError
             The subscriber is closed.
         """
-        reader = self._ring
-        if reader is None:
-            raise ValueError("the subscriber is closed")
-        try:
-            return _frame.take(reader, self._layout, timeout, _rehearse)
-        except Disconnected:
-            if not self.reconnect:
-                raise
-        return self._take_reconnecting(self._take, timeout)
+        ring = self._ring
+        if ring is not None and not self.reconnect:  # the shortest way to a frame
+            return _frame.take(ring, timeout, _rehearse)
+        return self._next(self._take, timeout)
 
     def __next__(self) -> Frame:
-        reader = self._ring
-        if reader is not None:  # the shortest way to a frame; whatever else there is to do, the base class does
+        ring = self._ring
+        if ring is not None:  # the shortest way; whatever else there is to do, the base class does
             try:
-                return _frame.take(reader, self._layout, None, _rehearse)
-            except (Disconnected, ValueError):
+                return _frame.take(ring, None, _rehearse)
+            except (Disconnected, SegmentTruncated, ValueError):
                 pass
         return super().__next__()
 
-    def _take(self, timeout: float | None) -> Frame:
-        reader = self._ring
-        if reader is None:
-            raise ValueError("the subscriber is closed")
-        return _frame.take(reader, self._layout, timeout, _rehearse)
+    def _take(self, ring: FrameReader, timeout: float | None) -> Frame:
+        return _frame.take(ring, timeout, _rehearse)
 
-    def _join_next(self, timeout: float) -> None:
-        old = self._ring
-        self._join(timeout)
-        if old is not None:
-            old.close()  # its frames that are still out keep its memory by themselves
-            self._past = self._past.plus(old.counters)._replace(held=0)
+    def _counted(self, ring: FrameReader) -> SubscriberStats:
+        return super()._counted(ring)._replace(held=0)
 
     def fileno(self) -> int:
         """A descriptor for ``select``, ``poll`` and event loops: readable when ``next(timeout=0)`` has something to
         say.
 
-        It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. Asking for it makes the publisher pay
-        one system call per frame for this subscriber.
+        It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`, and is closed by :meth:`close`. Asking
+        for it makes the publisher pay one system call per frame for this subscriber. The first call waits up to 0.2 s
+        for the publisher to answer; when it does not, the descriptor is good all the same.
 
         Raises
         ------
@@ -272,48 +258,81 @@ class Subscriber(Receiver[Frame]):
         ValueError
             The subscriber is closed.
         """
+        fd = self._pollable()
+        ring = self._joined()
+        deadline = time.monotonic() + client.ANSWER_SECONDS
+        while ring.connection.event_fd < 0:
+            if ring.heard():
+                raise Disconnected("the publisher is gone")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(left, 0.001))
         if self._closed:
-            raise ValueError("the subscriber is closed")
-        if self._epoll is None:
-            self._event_descriptor()
-            self._epoll = select.epoll()
-            self._watch()
-        return self._epoll.fileno()
+            raise self._is_closed()
+        return fd
 
-    def _event_descriptor(self) -> int:
-        """The eventfd to which the publisher adds 1 at every frame; wait_any polls it too."""
-        with self._asking:
-            if self._event_fd < 0:
-                self._event_fd = self._connection.request_event()
-            return self._event_fd
+    def _pollable(self) -> int:
+        ring = self._joined()
+        with self._changing:
+            if self._epoll is None and not self._closed:
+                self._epoll = select.epoll()
+                self._watch(ring)
+            if self._closed or self._epoll is None:
+                raise self._is_closed()
+            return self._epoll.fileno()
 
-    def _watch(self) -> None:
-        assert self._epoll is not None
-        os.eventfd_write(self._event_descriptor(), 1)  # for frames that are there already
-        self._epoll.register(self._event_fd, select.EPOLLIN)
-        self._epoll.register(self._connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-        assert self._ring is not None
-        self._ring.set_event(self._event_fd)
+    def _watch(self, ring: FrameReader) -> None:
+        with self._changing:
+            epoll = self._epoll
+            if epoll is None:
+                return
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            epoll.register(ring.connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+
+        def arrived(fd: int) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                os.eventfd_write(fd, 1)  # for frames that are there already
+                epoll.register(fd, select.EPOLLIN)
+            ring.set_event(fd)
+
+        ring.connection.request_event(arrived)
+
+    def _leave(self, ring: FrameReader) -> None:
+        # Before they are closed: others may have them open too, and then they would stay in the epoll for good.
+        if self._epoll is not None:
+            for fd in (ring.connection.fileno(), ring.connection.event_fd):
+                with contextlib.suppress(OSError, ValueError):
+                    self._epoll.unregister(fd)
 
     def _unwatch(self) -> None:
-        if self._ring is not None:
-            self._ring.set_event(-1)
-        if self._epoll is not None:
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(self._connection.fileno())
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(self._event_fd)
-        if self._event_fd >= 0:
-            os.close(self._event_fd)
-            self._event_fd = -1
+        with self._changing:
+            epoll, self._epoll = self._epoll, None
+        if epoll is not None:
+            # For those who poll it just now, and event loops that have a copy of it: readable, and for good.
+            epoll.register(_ever_readable(), select.EPOLLIN)
+            epoll.close()
 
-    def packets(self, start: str = "keyframe") -> PacketReader:
+    @property
+    def _connection(self) -> client.Connection:
+        connection: client.Connection = self._joined().connection
+        return connection
+
+    @property
+    def _event_fd(self) -> int:
+        """The eventfd to which the publisher adds 1 at every frame, or -1."""
+        return self._connection.event_fd
+
+    def packets(self, start: str = "keyframe", *, connect_timeout: float | None = 1.0) -> PacketReader:
         """The encoded packets beside these frames, if the publisher shares them.
 
         Parameters
         ----------
         start : {"keyframe", "oldest", "live"}
             See :class:`PacketReader`. Packets and frames of one picture have the same ``pts_ns``.
+        connect_timeout : float, optional
+            Seconds to wait for the publisher to share packets, and to answer; None waits for ever. One that has just
+            started does so a moment after its first frames can be subscribed to.
 
         Returns
         -------
@@ -324,48 +343,50 @@ class Subscriber(Receiver[Frame]):
         ------
         NoPacketRing
             The publisher shares none (yet).
+        NotFound, Timeout
+            The publisher is gone, or does not answer.
         """
         return PacketReader(
             self.key,
             start,
-            connect_timeout=0,
+            connect_timeout=connect_timeout,
             reconnect=self.reconnect,
             wait="spin" if self.wait == "spin" else "block",
         )
 
-    def stats(self) -> SubscriberStats:
-        """Counters so far; those of the end once it is closed."""
-        reader = self._ring
-        return self._past if reader is None else self._past.plus(reader.counters)
-
     def close(self) -> None:
         """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given
-        up with the last of them, when the GPU has done with it. A thread that waits in :meth:`next` gets ValueError.
-        Does not wait for the GPU. Closing twice is fine."""
-        reader = self._ring
-        if self._closed or reader is None:
-            return
-        self._closed = True
-        self._unwatch()
-        if self._epoll is not None:
-            self._epoll.close()
-        reader.close()
-        self._past = self.stats()
-        # Frames that are out refer to it, and so does a thread in next(); ours would keep the memory mapped.
-        self._ring = None
-        lifetime.unregister(self)
+        up with the last of them, when the GPU has done with it.
+
+        Whoever waits here, in whichever thread or task, is woken: :meth:`next` raises ValueError, loops end. Waits for
+        calls in progress, which end at once, and not for the GPU. Closing twice is fine, at any time and place.
+        """
+        super().close()
 
     def _forget(self) -> None:
-        self._closed = True
-        self._connection.forget()
+        super()._forget()
         if self._epoll is not None:
             self._epoll.close()
-        if self._event_fd >= 0:
-            os.close(self._event_fd)
+            self._epoll = None
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.mode
         return f"<Subscriber {self.name!r} of {self.key!r}, {self.format} {self.width}x{self.height}, {state}>"
+
+
+_readable_fd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # nobody reads it
+
+
+def _ever_readable() -> int:
+    """A descriptor that is always readable. It cannot be made when it is needed: there may be none left by then."""
+    global _readable_fd
+    try:
+        intact = os.readlink(f"/proc/self/fd/{_readable_fd}") == "anon_inode:[eventfd]"
+    except OSError:
+        intact = False
+    if not intact:  # a program that became a daemon has closed all descriptors
+        _readable_fd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    return _readable_fd
 
 
 def _rehearse(frame: Frame) -> None:

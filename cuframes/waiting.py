@@ -5,10 +5,15 @@ import itertools
 import os
 import select
 import threading
+import time
 from collections.abc import Iterable
 
 from cuframes._any import wait_rings
+from cuframes._core import FrameReader
+from cuframes._packets import PacketRing
+from cuframes.errors import Timeout
 from cuframes.packets import PacketReader
+from cuframes.session.client import POLL_SECONDS, deadline_after
 from cuframes.subscriber import Subscriber
 
 __all__ = ["wait_any"]
@@ -28,26 +33,69 @@ def wait_any(
     Returns
     -------
     list
-        Those whose ``next(timeout=0)`` has something to give, or to raise: their publisher ended. In the order given;
-        empty when the time is up. (Another thread, or a writer just taking the slot, can make ``next`` raise
+        Those whose ``next(timeout=0)`` has something to give, or to raise: their publisher ended, or they are closed,
+        perhaps meanwhile. In the order given; empty when the time is up. (Another thread can make ``next`` raise
         :class:`Timeout` all the same.)
 
     Raises
     ------
     ValueError, TypeError
-        One of them is closed, or something else; or there is none.
+        The list is empty, or all of it is closed, or something in it is neither a Subscriber nor a PacketReader.
 
     Notes
     -----
-    Waits without the GIL. Up to 16, and up to 128 with packet readers among them, are waited for with ``futex_waitv``
-    (Linux 5.16), for which publishers pay no more than for one sleeping subscriber. More of them, or on an older
-    kernel, are waited for through eventfds: publishers then pay one system call per frame and such a subscriber, and a
-    packet reader gets a thread.
+    Waits without the GIL. A publisher that is stopped, or dies, delays nobody else. A receiver with ``reconnect=True``
+    is returned once when its publisher ends; its ``next(timeout=0)`` raises Timeout then, and from there on
+    ``wait_any`` itself looks for the next publisher.
+
+    Up to 16, and up to 128 with packet readers among them, are waited for with ``futex_waitv`` (Linux 5.16), for which
+    publishers pay no more than for one sleeping subscriber. More of them, or on an older kernel, are waited for through
+    eventfds: publishers then pay one system call per frame and such a subscriber, and a packet reader gets a thread.
     """
     waiting = list(receivers)
     if not waiting:
         raise ValueError("wait_any needs at least one subscriber or packet reader")
-    return wait_rings(waiting, timeout, _poller)
+    deadline = deadline_after(timeout)
+    found = wait_rings(waiting, timeout, _poller)
+    if len(found) == len(waiting) and all(receiver._ring is None for receiver in found):
+        raise ValueError("every receiver in the list is closed")
+    lost = [receiver for receiver in found if _is_lost(receiver)]
+    if not lost or len(lost) < len(found):
+        return [receiver for receiver in found if receiver not in lost] if lost else found
+    return _wait_rejoining(waiting, lost, deadline)
+
+
+def _is_lost(receiver: Subscriber | PacketReader) -> bool:
+    """Whether its publisher has ended, as its ``next`` has found, and there is not yet another one."""
+    ring = receiver._ring
+    try:
+        return ring is not None and receiver._steps is not None and ring.over
+    except ValueError:  # closed meanwhile
+        return False
+
+
+def _wait_rejoining(
+    waiting: list[Subscriber | PacketReader], lost: list[Subscriber | PacketReader], deadline: float | None
+) -> list[Subscriber | PacketReader]:
+    """The same, while some have no publisher: look for theirs in between."""
+    while True:
+        for receiver in lost:
+            try:
+                receiver._look_again()
+            except Timeout:
+                pass
+            except Exception:  # closed, refused, …: as its next() will say
+                return [receiver]
+        left = POLL_SECONDS if deadline is None else max(0.0, min(POLL_SECONDS, deadline - time.monotonic()))
+        there = [receiver for receiver in waiting if not _is_lost(receiver)]
+        lost = [receiver for receiver in waiting if receiver not in there]
+        found = []
+        if there:
+            found = [receiver for receiver in wait_rings(there, left, _poller) if not _is_lost(receiver)]
+        else:
+            time.sleep(left)
+        if found or (deadline is not None and time.monotonic() >= deadline):
+            return found
 
 
 class _Poller(threading.local):
@@ -65,10 +113,24 @@ class _Poller(threading.local):
             self._epoll, self.number = select.epoll(), next(self._numbers)
         return self._epoll.fileno()
 
-    def add(self, receiver: Subscriber | PacketReader) -> None:
+    def add(self, receiver: Subscriber | PacketReader, ring: FrameReader | PacketRing) -> bool:
+        """Whether the ring's eventfd is in the epoll; it is not as long as its publisher has not sent it."""
+        with contextlib.suppress(ValueError):  # closed meanwhile, as the ring will say
+            if isinstance(ring, PacketRing):
+                self._register(receiver.fileno())
+                return True
+            # Its own news ends the sleep too: the answer, and the end.
+            self._register(ring.connection.fileno())
+            ring.connection.request_event()
+            if ring.connection.event_fd < 0:
+                return False
+            self._register(ring.connection.event_fd)
+        return True
+
+    def _register(self, fd: int) -> None:
         # Edge-triggered: it is never read, since the ring itself says whether something is there.
         with contextlib.suppress(FileExistsError):  # another thread has waited for it meanwhile
-            self._epoll.register(receiver._event_descriptor(), select.EPOLLIN | select.EPOLLET)
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
 
     def forget(self) -> None:
         """In a forked child: the epoll is the parent's."""

@@ -4,6 +4,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+import dispositions
 import pytest
 from clip import clip_path, encode_clip
 
@@ -87,5 +88,6 @@ def pytest_report_header():
 
 
 def pytest_configure():
+    dispositions.reset()
     if os.environ.get("CUFRAMES_TEST_INSTALLED"):
         assert "site-packages" in cuframes.__file__, f"testing {cuframes.__file__} instead of the installed package"

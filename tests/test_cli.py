@@ -6,7 +6,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -166,8 +165,8 @@ def test_stale_publisher(key):
         worker.kill()
     assert "stale" in run("info", key, expect=4).stdout
     assert "stale" in run("ls").stdout
-    assert f"would remove /dev/shm/cuframes-{key}" in run("gc", "--dry-run").stdout
-    assert f"/dev/shm/cuframes-{key}" in json.loads(run("gc", "--json").stdout)["removed"]
+    assert f"would remove /dev/shm/cuframes-{key}" in run("gc", key, "--dry-run").stdout
+    assert f"/dev/shm/cuframes-{key}" in json.loads(run("gc", key, "--json").stdout)["removed"]
     run("info", key, expect=3)
 
 
@@ -228,7 +227,7 @@ def test_pipe_ends_with_its_reader_and_with_its_publisher(published, key, tmp_pa
         piped.stdout.read()
         assert piped.wait(20) == 0
         piped.stdout.close()
-    collect_garbage()
+    collect_garbage([f"{key}-b"])
 
 
 def test_pipe_refuses_a_terminal():
@@ -331,7 +330,7 @@ def test_demo_stops_on_sigint(tmp_path):
     child = subprocess.Popen(
         command("demo", "--seconds", 60, "--json"), stdout=subprocess.PIPE, text=True, cwd=tmp_path
     )
-    time.sleep(3)
+    eventually((tmp_path / "demo.png").exists, 60)  # frames are flowing, so everybody has begun
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 0

@@ -239,6 +239,91 @@ class Interface:
         self.__cuda_array_interface__ = view.__cuda_array_interface__
 
 
+class TestForeignArrays:
+    """What is given to a publisher of device memory; the host's side is in test_foreign_arrays.py."""
+
+    @pytest.mark.skipif(driver.has_gpu() and driver.count() < 2, reason="there is one GPU only")
+    def test_another_gpus_array_is_refused(self, key):
+        with driver.current(driver.gpu(1)) as bindings:
+            address = int(driver.call(bindings.cuMemAlloc, 48 * 64))
+        with Publisher(key, 64, 48, "gray8", memory="cuda", device=0) as publisher:
+            with pytest.raises(
+                ValueError, match="the array is on cuda:1, the publisher on cuda:0; copy it there first"
+            ):
+                publisher.publish(DeviceArray(address))
+            assert publisher.stats().published == 0
+            publish_gray(publisher, 1)
+        with driver.current(driver.gpu(1)) as bindings:
+            driver.call(bindings.cuMemFree, address)
+
+    @pytest.mark.parametrize(
+        ("change", "error", "said"),
+        [
+            ({"typestr": ">u2"}, TypeError, "type '>u2'"),
+            ({"typestr": "|b1"}, TypeError, "convert it first"),
+            ({"mask": gray(0)}, TypeError, "mask"),
+            ({"shape": (48, 63)}, ValueError, "shape"),
+            ({"shape": ()}, ValueError, "dimensions"),
+            ({"strides": (64,)}, ValueError, "dimensions"),
+            ({"strides": (-64, 1)}, ValueError, "must be contiguous"),
+            ({"strides": (0, 1)}, ValueError, "must be contiguous"),
+            ({"strides": (1, 48)}, ValueError, "must be contiguous"),
+        ],
+    )
+    def test_what_cannot_be_copied_is_refused_before_a_slot_is_taken(self, publisher, change, error, said):
+        source = DeviceArray(0x1000)
+        source.__cuda_array_interface__ |= change
+        for src in (source, [source]):
+            with pytest.raises(error, match=said):
+                publisher.publish(src)
+        assert publisher.stats()[:2] == (0, 0)
+        publish_gray(publisher, 1)
+
+    def test_planes_of_the_host_and_of_the_device_together(self, key, memory):
+        luma, chroma = gray(3), numpy.arange(24 * 32 * 2).astype(numpy.uint8).reshape(24, 32, 2)
+        with Publisher(key, 64, 48, "nv12", memory=memory) as publisher, Subscriber(key) as subscriber:
+            publisher.publish([luma, chroma])
+            on_the_device = subscriber.next(5).planes[0]
+            for turned in (chroma[::-1], numpy.broadcast_to(chroma[0], chroma.shape)):
+                publisher.publish([Interface(on_the_device), turned])
+                with subscriber.next(5) as frame:
+                    assert (frame.planes[0].copy_to_host() == luma).all()
+                    assert (frame.planes[1].copy_to_host() == turned).all()
+
+    @pytest.mark.parametrize("second", [None, BufferError("the second")])
+    def test_a_producers_own_reason_is_what_is_raised(self, publisher, second):
+        class Producer:
+            def __init__(self, first):
+                self.first = first
+
+            def __dlpack_device__(self):
+                return 2, driver.gpu().ordinal
+
+            def __dlpack__(self, stream=None):
+                raise self.first if stream is not None else second
+
+        for reason in (BufferError("it requires grad"), RuntimeError("captured"), ValueError("no such stream")):
+            with pytest.raises(type(reason), match=str(reason)):
+                publisher.publish(Producer(reason))
+        if second is not None:
+            with pytest.raises(NotImplementedError, match="no streams here") as caught:
+                publisher.publish(Producer(NotImplementedError("no streams here")))
+            assert caught.value.__context__ is second
+        assert publisher.stats()[:2] == (0, 0)
+
+
+class DeviceArray:
+    def __init__(self, address):
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "shape": (48, 64),
+            "strides": None,
+            "typestr": "|u1",
+            "data": (address, False),
+            "stream": 1,
+        }
+
+
 class TestCudaPool(Conformance):
     kind = "cuda"
 
@@ -418,7 +503,7 @@ class TestOtherProcesses:
                 assert consumer.result()["torn"] == 0
         with Publisher(key, 64, 48, "gray8", memory=memory):
             pass
-        collect_garbage()
+        collect_garbage([key])
 
     def test_a_held_frame_outlives_a_closed_publisher(self, key, memory):
         publisher = Publisher(key, 64, 48, "gray8", memory=memory)

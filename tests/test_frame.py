@@ -1,6 +1,12 @@
 """Views of a frame: what other libraries get, and for how long."""
 
+import contextlib
+import copy
+import ctypes
 import gc
+import os
+import pickle
+import threading
 import zlib
 
 import numpy
@@ -375,3 +381,358 @@ def test_large_frames_are_whole_whichever_way_they_are_copied(key, kind, width, 
             with subscriber.next(1) as frame:
                 found = b"".join(numpy.ascontiguousarray(plane).tobytes() for plane in frame.planes)
             assert found == tight.tobytes()
+
+
+class PyBuffer(ctypes.Structure):
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("strides", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def buffer_of(exporter, flags):
+    """What the buffer protocol answers, or None where it refuses."""
+    buffer = PyBuffer()
+    get = ctypes.pythonapi.PyObject_GetBuffer
+    get.argtypes = [ctypes.py_object, ctypes.POINTER(PyBuffer), ctypes.c_int]
+    try:
+        get(exporter, buffer, flags)
+    except (BufferError, ValueError):
+        return None
+    axes = range(buffer.ndim)
+    shape = tuple(buffer.shape[i] for i in axes) if buffer.shape else None
+    strides = buffer.strides and tuple(buffer.strides[i] if buffer.shape[i] != 1 else None for i in axes)
+    found = (
+        buffer.buf,
+        buffer.len,
+        buffer.itemsize,
+        buffer.readonly,
+        buffer.ndim,
+        buffer.format,
+        shape,
+        strides or None,
+    )
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    return found
+
+
+@pytest.mark.parametrize("size", [(60, 40), (64, 40), (2, 2), (64, 2)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_buffers_are_those_of_numpy_for_all_flags(key, name, size):
+    """A plane with padding was once given to those who asked for contiguous memory."""
+    with Publisher(key, *size, name, memory="host") as publisher, Subscriber(key) as subscriber:
+        publisher.publish(pattern(name, *size))
+        with subscriber.next(1) as frame, publisher.acquire() as written:
+            views = [*frame.planes, *written.planes, *([frame, written] if frame.strides else [])]
+            arrays = [numpy.asarray(view) for view in views]
+            for view, array in zip(views, arrays, strict=True):
+                for flags in range(512):
+                    assert buffer_of(view, flags) == buffer_of(array, flags), hex(flags)
+
+
+def test_single_rows_are_contiguous(key):
+    with Publisher(key, 60, 1, "gray8", memory="host") as publisher, Subscriber(key) as subscriber:
+        publisher.publish(bytes(range(60)))
+        with subscriber.next(1) as frame:
+            assert frame.is_contiguous()
+            assert bytes(frame) == bytes(range(60))
+            for flags in range(512):
+                assert buffer_of(frame, flags) == buffer_of(numpy.asarray(frame), flags), hex(flags)
+
+
+def test_a_frame_is_true(key):
+    with Publisher(key, 60, 40, "i420", memory="host") as publisher, Subscriber(key) as subscriber:
+        publisher.publish(pattern("i420", 60, 40))
+        with publisher.acquire() as written:
+            assert written
+        frame = subscriber.next(1)
+        assert frame
+        plane = frame.planes[0]
+        assert plane
+        frame.release()
+        assert frame
+        assert plane
+        assert written
+
+
+class TestWritableFrame:
+    """However its block is entered and left: it is published once, or not at all, and the ring goes on."""
+
+    def goes_on(self, pair, published):
+        publisher, subscriber = pair
+        assert publisher.stats()[:2] == (published, 0)
+        assert publisher.publish(bytes(3600)) >= published + 1
+        for number in range(published + 1):
+            assert subscriber.next(1).frame_no == number + 1
+
+    def test_left_unentered(self, pair):
+        publisher, _ = pair
+        with pytest.raises(ValueError, match="never entered"):
+            publisher.acquire().__exit__(None, None, None)
+        with pytest.raises(ValueError, match="never entered"), contextlib.ExitStack() as stack:
+            stack.push(publisher.acquire())
+        publisher.acquire().__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+        self.goes_on(pair, 0)
+
+    def test_left_twice(self, pair):
+        publisher, _ = pair
+        for reason in (None, KeyError):
+            frame = publisher.acquire()
+            frame.__enter__()
+            frame.__exit__(reason, None, None)
+            with pytest.raises(ValueError, match="was left already"):
+                frame.__exit__(None, None, None)
+            frame.__exit__(KeyError, KeyError(), None)
+        self.goes_on(pair, 1)
+
+    def test_entered_twice(self, pair):
+        publisher, _ = pair
+        with publisher.acquire() as frame:
+            with pytest.raises(ValueError, match="used once"):
+                frame.__enter__()
+            frame.copy_from(bytes(3600))
+        with pytest.raises(ValueError, match="used once"):
+            frame.__enter__()
+        self.goes_on(pair, 1)
+
+    def test_two_at_once(self, pair):
+        publisher, _ = pair
+        with publisher.acquire() as frame:
+            second = publisher.acquire()
+            with pytest.raises(RuntimeError, match="one writer"):
+                second.__enter__()
+            with pytest.raises(ValueError, match="never entered"):
+                second.__exit__(None, None, None)
+            frame.copy_from(bytes(3600))
+        self.goes_on(pair, 1)
+
+    def test_left_by_many_threads(self, pair):
+        publisher, _ = pair
+        frame = publisher.acquire()
+        frame.__enter__()
+        start, answers = threading.Barrier(8), []
+
+        def leave():
+            start.wait(10)
+            try:
+                frame.__exit__(None, None, None)
+            except ValueError:
+                answers.append("refused")
+            else:
+                answers.append("published")
+
+        threads = [threading.Thread(target=leave) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert sorted(answers) == ["published"] + 7 * ["refused"]
+        self.goes_on(pair, 1)
+
+    @pytest.mark.parametrize("pts", ["soon", 1.5, True, 2**63])
+    def test_a_bad_time(self, pair, pts):
+        publisher, _ = pair
+        with pytest.raises((TypeError, ValueError)), publisher.acquire() as frame:
+            plane = frame.planes[0]
+            frame.pts_ns = pts
+        assert frame.seq is None
+        for use in (lambda: frame.planes, lambda: frame.copy_from(bytes(3600)), lambda: memoryview(plane)):
+            with pytest.raises(ValueError, match=r"released|with block"):
+                use()
+        self.goes_on(pair, 0)
+
+    def test_left_after_the_publisher_was_closed(self, pair):
+        publisher, subscriber = pair
+        with pytest.raises(ValueError, match="closed"), publisher.acquire() as frame:
+            publisher.close()
+        assert frame.seq is None
+        assert publisher.stats().published == 0
+        with pytest.raises(cuframes.Disconnected):
+            subscriber.next(5)
+        with pytest.raises(ValueError, match="closed"):
+            publisher.acquire()
+
+    def test_ended_by_what_it_copies(self, pair):
+        """Looking at an array runs its code."""
+        publisher, _ = pair
+
+        class Ending:
+            def __array__(self, dtype=None, copy=None):
+                frame.__exit__(None, None, None)
+                return numpy.zeros((60, 60), numpy.uint8)
+
+        frame = publisher.acquire()
+        frame.__enter__()
+        with pytest.raises(ValueError, match="with block"):
+            frame.copy_from(Ending())
+        self.goes_on(pair, 1)
+
+    def test_in_a_forked_child_it_is_the_parents(self, pair):
+        publisher, _ = pair
+        with publisher.acquire() as frame:
+            frame.copy_from(bytes(3600))
+            child = os.fork()
+            if not child:
+                status = 1
+                try:
+                    frame.__exit__(None, None, None)
+                except RuntimeError:
+                    status = 0
+                finally:
+                    del frame
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        self.goes_on(pair, 1)
+
+
+def test_release_beside_exports_on_other_threads(pair):
+    publisher, subscriber = pair
+    frame, over = None, threading.Event()
+    seen = []
+
+    def export():
+        while not over.is_set():
+            for use in (memoryview, numpy.asarray, numpy.from_dlpack, ArrayInterface, lambda f: f.planes, hash):
+                with contextlib.suppress(ValueError):
+                    use(frame)
+        seen.append(True)
+
+    publisher.publish(bytes(3600))
+    frame = subscriber.next(1)
+    threads = [threading.Thread(target=export) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        frame.__exit__(None, None, None)
+        publisher.publish(bytes(3600))
+        frame = subscriber.next(5)
+    over.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(seen) == 3
+    frame.release()
+    frame = None
+    assert held(subscriber) == 0
+
+
+class TestCopies:
+    """What stands for a place in a ring is not copied: a second one would give the place back once more."""
+
+    @pytest.fixture
+    def things(self, pair, key, slot_id):
+        publisher, subscriber = pair
+        publisher.publish(pattern("nv12", 60, 40))
+        with contextlib.ExitStack() as stack:
+            frame = stack.enter_context(subscriber.next(1))
+            packets = stack.enter_context(cuframes.PacketPublisher(key, "h264"))
+            reader = stack.enter_context(cuframes.PacketReader(key))
+            packets.publish_packet(b"one", pts_ns=1, keyframe=True)
+            packets.publish_packet(b"two", pts_ns=2)
+            writer = stack.enter_context(cuframes.framecache.SlotWriter(slot_id, 60, 40, "nv12", ring_depth=4))
+            slots = stack.enter_context(cuframes.framecache.SlotReader(slot_id))
+            writer.write(frame)
+            writer.write(frame)
+            yield {
+                "Publisher": publisher,
+                "Subscriber": subscriber,
+                "Frame": frame,
+                "Plane": frame.planes[0],
+                "WritableFrame": stack.enter_context(publisher.acquire()),
+                "PacketPublisher": packets,
+                "PacketReader": reader,
+                "packet": reader.next(1),
+                "Packet": reader.next(1, copy=False),
+                "SlotWriter": writer,
+                "SlotReader": slots,
+                "slot frame": slots.read(1),
+                "SlotFrame": slots.read(1, copy=False),
+                "WritableSlotFrame": stack.enter_context(writer.acquire()),
+            }
+        cuframes.framecache.remove_slot(slot_id)
+
+    @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+    def test_refused(self, things, make):
+        for name, thing in things.items():
+            if not name.islower():
+                with pytest.raises(TypeError, match=f"a {name} cannot be copied or pickled.*; .*(open|copy|read)"):
+                    make(thing)
+        assert "cuframes.Subscriber('" in self.reason(things["Publisher"])
+        assert "cuframes.PacketReader('" in self.reason(things["PacketReader"])
+        assert "cuframes.framecache.SlotReader('" in self.reason(things["SlotWriter"])
+        assert "numpy.array(it) is a copy" in self.reason(things["Frame"])
+
+    @staticmethod
+    def reason(thing):
+        with pytest.raises(TypeError) as caught:
+            copy.copy(thing)
+        return str(caught.value)
+
+    def test_copied_packets_and_slot_frames_are_values(self, things):
+        for make in (copy.copy, copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))):
+            packet = make(things["packet"])
+            assert (packet.data, packet.pts_ns, packet.keyframe, packet.valid) == (b"one", 1, True, True)
+            sent, frame = things["slot frame"], make(things["slot frame"])
+            assert (frame.seq, frame.pts_us, frame.wall_us, frame.format) == (0, sent.pts_us, sent.wall_us, "nv12")
+            assert (frame.data == sent.data).all()
+            assert frame.valid
+            assert (frame.planes[1] == sent.planes[1]).all()
+
+
+class TestNumbers:
+    """NumPy's integers are integers; a bool as a size is a mistake."""
+
+    def test_numpy_integers(self, key, slot_id):
+        n = numpy.int64
+        with Publisher(key, numpy.uint16(60), n(40), "nv12", ring_size=numpy.int8(4), memory="host") as publisher:
+            assert (type(publisher.width), type(publisher.height)) == (int, int)
+            publisher.enable_packets(n(27), slots=n(8), data_size=n(4096), max_packet_size=n(100))
+            with Subscriber(key, max_held=n(2)) as subscriber:
+                publisher.publish(bytes(3600), pts_ns=n(7))
+                with publisher.acquire(slot=n(3)) as frame:
+                    frame.pts_ns = n(8)
+                assert (frame.slot, subscriber.next(1).pts_ns) == (3, 8)
+            publisher.publish_packet(b"x", pts_ns=n(1), dts_ns=n(0), flags=n(1))
+        with cuframes.framecache.SlotWriter(slot_id, n(60), n(40), "nv12", fps=n(25), ring_depth=n(4)) as writer:
+            writer.drop(n(2))
+            writer.write(bytes(3600), pts_us=n(1), wall_us=n(2))
+            found = writer.info()
+            assert (found.dropped_frames, found.width, found.ring_depth, found.fps_num) == (2, 60, 4, 25)
+        cuframes.framecache.remove_slot(slot_id)
+
+    @pytest.mark.parametrize("wrong", [True, numpy.True_, 2.0, "2", None, numpy.float64(2)])
+    def test_others_are_refused(self, key, slot_id, wrong):
+        def packets(**options):
+            cuframes.PacketPublisher(key, "h264", **options)
+
+        calls = [
+            lambda: Publisher(key, wrong, 40),
+            lambda: Publisher(key, 60, wrong),
+            lambda: Publisher(key, 60, 40, ring_size=wrong),
+            lambda: packets(slots=wrong),
+            lambda: packets(data_size=wrong),
+            lambda: packets(max_packet_size=wrong),
+            lambda: cuframes.framecache.create_slot(slot_id, 60, 40, ring_depth=wrong),
+            lambda: cuframes.framecache.create_slot(slot_id, wrong, 40),
+        ]
+        if wrong is not None:
+            calls.append(lambda: Subscriber(key, max_held=wrong, connect_timeout=0))
+            calls.append(lambda: Publisher.external(key, [1, 2], 60, 40, pitch=wrong))
+        for call in calls:
+            with pytest.raises(TypeError, match="must be an int, not"):
+                call()
+        with Publisher(key, 60, 40, memory="host") as publisher:
+            if wrong is not None:
+                with pytest.raises(TypeError):
+                    publisher.acquire(slot=wrong)
+                with pytest.raises(TypeError):
+                    publisher.publish(bytes(3600), pts_ns=wrong)
+            assert publisher.stats().published == 0

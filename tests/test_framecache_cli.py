@@ -79,6 +79,39 @@ def test_the_same_without_a_service(slots, slot_id):
     run("framecache", "create", slot_id, "--size", "wide", "--local", expect=2)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_another_users_slot_is_refused_in_one_line_with_the_remedy(slots, slot_id):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    # Once as we are: where Python's modules are may be closed to that user.
+    someone = """
+import contextlib, io, os, sys
+from cuframes.cli import main
+asked = sys.argv[1:]
+for sys.argv[1:] in (["framecache", "ls", "--local"], ["framecache", "rm", "nothing", "--local"]):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()), \\
+            contextlib.redirect_stderr(io.StringIO()):
+        main()
+os.setgroups([]), os.setgid(61001), os.setuid(61001)
+sys.argv[1:] = asked
+main()
+"""
+
+    def as_someone(*arguments):
+        command = [sys.executable, "-c", someone, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = as_someone("framecache", "rm", slot_id, "--local")
+    assert (status, said.count("\n")) == (1, 1)
+    assert "belongs to uid 0" in said
+    assert "remove it as that user" in said
+    assert find_slot(slot_id)
+    status, said = as_someone("framecache", "watch", slot_id)
+    assert (status, said.count("\n")) == (1, 1)
+    assert "another user" in said
+    assert as_someone("framecache", "ls", "--local") == (0, "no slots\n")
+
+
 def test_watch_reports_rate_drops_and_latency(filled):
     out = run("framecache", "watch", filled, "--seconds", 1.5, "--interval", 0.5, "--verify", "--json").stdout
     reports = [json.loads(line) for line in out.splitlines()]

@@ -3,7 +3,9 @@
 import asyncio
 import http.client
 import json
+import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -254,7 +256,12 @@ def test_requests_that_are_refused(service, slots):
     refused(421, "GET", "/", Host="127.0.0.1.evil.example")
     refused(404, "GET", "/nothing")
     refused(404, "GET", "/slots/registry.json")
+    refused(404, "GET", "/slots/registry.json/thumbnail.jpg")
+    refused(404, "DELETE", "/slots/registry.json")
     refused(404, "DELETE", "/slots/nothing")
+    (slots / "folder").mkdir()
+    refused(404, "DELETE", "/slots/folder")
+    (slots / "folder").rmdir()
     refused(404, "GET", "/slots/..%2fregistry.json")
     refused(422, "GET", "/slots/..")
     refused(422, "DELETE", "/slots/.registry.json.1")
@@ -263,7 +270,7 @@ def test_requests_that_are_refused(service, slots):
     refused(405, "PATCH", "/health", BODY)
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
     connection.request("PUT", "/slots")
-    assert connection.getresponse().headers["Allow"] == "GET, POST"
+    assert connection.getresponse().headers["Allow"] == "GET, HEAD, POST"
     connection.close()
     for host in ("localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:7435"):
         assert request(service, "GET", "/health", Host=host)[0] == 200
@@ -355,6 +362,7 @@ def test_a_thousand_requests_at_once(service, slots, slot_id):
     async def all_of_them():
         return await asyncio.wait_for(asyncio.gather(*(one(number) for number in range(1000))), 100)
 
+    assert request(service, "GET", "/health")[0] == 200  # so that it has begun
     before = open_files()
     statuses = asyncio.run(all_of_them())
     assert statuses.count(201) == 1
@@ -444,6 +452,280 @@ def test_foreign_files_are_logged_once_and_left_alone(slots, slot_id):
         service.stop()
     assert [entry["slot_id"] for entry in service.events("not a slot of ours")] == ["stranger"]
     assert (slots / "stranger").exists()
+
+
+# ---- neighbours
+
+
+def test_head_is_answered_wherever_get_is(service, client, slot_id):
+    pytest.importorskip("av")
+    client.create(slot_id, 64, 48, ring_depth=4)
+    with SlotWriter(slot_id) as writer:
+        writer.write(numpy.zeros((48, 64, 2), numpy.uint8))
+        for path in (
+            "/",
+            "/page.js",
+            "/slots",
+            f"/slots/{slot_id}",
+            f"/slots/{slot_id}/thumbnail.jpg",
+            "/openapi.json",
+        ):
+            connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+            answers = []
+            for method in ("GET", "HEAD"):  # on one connection: a body after HEAD would be the next answer
+                connection.request(method, path)
+                answer = connection.getresponse()
+                answers.append((answer.status, answer.headers["Content-Type"], answer.read()))
+            connection.close()
+            assert answers[0][:2] == answers[1][:2] == (200, answers[0][1])
+            assert answers[1][2] == b""
+    for path, status in (("/health", 200), ("/metrics", 200), ("/nothing", 404)):
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+        connection.request("HEAD", path)
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_who_sends_slowly_or_takes_nothing_is_cut_off(service, client, slot_id):
+    """Headers and bodies that drip, silence, and answers that nobody reads: none lasts for ever."""
+    client.create(slot_id, 64, 48, ring_depth=2)
+    heads = (b"", b"GET /slots HTTP/1.1\r\nHost: localhost\r\n", b"POST /slots HTTP/1.1\r\nHost: localhost\r\n")
+    heads = (*heads, heads[2] + b"Content-Type: application/json\r\nContent-Length: 5000\r\n\r\n{")
+    connections = [socket.create_connection(("127.0.0.1", service.port), 60) for _ in range(5)]
+    for connection, head in zip(connections, heads, strict=False):
+        connection.sendall(head)
+    greedy = connections[-1]
+    greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    greedy.setblocking(False)
+    asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500
+    while asked:
+        try:
+            asked = asked[greedy.send(asked) :]
+        except BlockingIOError:
+            break
+    drip = dict.fromkeys(connections[1:4], b"x")
+    end = time.monotonic() + 60
+    while drip and time.monotonic() < end:
+        for connection in list(drip):
+            try:
+                connection.sendall(drip[connection])
+            except OSError:
+                del drip[connection]
+        time.sleep(0.2)
+    assert not drip
+    assert connections[0].recv(100) == b""
+    ours = len(os.listdir(f"/proc/{service.process.pid}/fd"))
+    for connection in connections:
+        connection.close()
+    time.sleep(0.5)
+    assert len(os.listdir(f"/proc/{service.process.pid}/fd")) >= ours - 1  # the last one was gone as well
+    assert client.health()["status"] == "ok"
+
+
+def test_idle_connections_keep_nobody_out(service, client, slot_id):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2500
+    if hard < wanted + 200:
+        pytest.skip("not enough descriptors here")
+    idle = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted + 200), hard))
+    try:
+        for _ in range(wanted):
+            connection = socket.socket()
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", service.port))
+            idle.append(connection)
+        assert Client(service.url, timeout=60).health()["status"] == "ok"
+        assert client.create(slot_id, 64, 48, ring_depth=2).slot_id == slot_id
+    finally:
+        for connection in idle:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(service.log) < 20
+
+
+def test_without_descriptors_it_says_so_once_and_goes_on(service, client):
+    assert client.health()["status"] == "ok"
+    limits = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
+    few = len(os.listdir(f"/proc/{service.process.pid}/fd")) + 3
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (few, limits[1]))
+    idle = [socket.create_connection(("127.0.0.1", service.port), 20) for _ in range(50)]
+    eventually(lambda: service.events("connections cannot be accepted"), 20)
+    time.sleep(2)
+    for connection in idle:
+        connection.close()
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, limits)
+    assert Client(service.url, timeout=60).health()["status"] == "ok"
+    assert len(service.events("connections cannot be accepted")) == 1
+    assert len(service.log) < 20
+
+
+def test_a_full_file_system_leaves_it_answering():
+    done = in_namespace(
+        """
+        import json, logging, os
+        from pathlib import Path
+        from cuframes import OutOfSharedMemory
+        from cuframes.framecache.parameters import SlotParameters
+        from cuframes.framecache.service import Registry
+        from cuframes.framecache.service.metrics import Metrics
+
+        class Lines(logging.Handler):
+            def emit(self, record): lines.append(record.getMessage())
+
+        lines = []
+        logging.getLogger("cuframes.framecache").addHandler(Lines())
+        logging.getLogger("cuframes.framecache").setLevel("INFO")
+        def small(name): return SlotParameters(name, 64, 48, 25, 1, "gray8", "", 2)
+        def fill():
+            with open("/dev/shm/ballast", "ab", buffering=0) as ballast:
+                for size in (1 << 20, 4096):
+                    try:
+                        while ballast.write(bytes(size)) == size: pass
+                    except OSError: pass
+        registry = Registry()
+        registry.create(small("first"))
+        before = sorted(os.listdir("/dev/shm") + os.listdir("/dev/shm/framecache"))
+        # A slot that takes all there is, and leaves nothing for its semaphore.
+        free = registry.summary()["bytes_free"]
+        whole = SlotParameters("whole", 4096, (free - 8192) // 2 // 4096, 25, 1, "gray8", "", 2)
+        rest = free - (whole.size + 4095) // 4096 * 4096
+        os.posix_fallocate(os.open("/dev/shm/rest", os.O_RDWR | os.O_CREAT), 0, rest)
+        try: registry.create(whole)
+        except OutOfSharedMemory as full: print(full.needed > whole.size, full.free is not None)
+        os.unlink("/dev/shm/rest")
+        print(sorted(os.listdir("/dev/shm") + os.listdir("/dev/shm/framecache")) == before)
+        fill()
+        os.unlink("/dev/shm/framecache/first")
+        fill()
+        for _ in range(5):
+            health = registry.health()
+            print(registry.slots(), health["slots"], "cannot be written" in health["problem"])
+        print("frames" in Metrics(registry).text().decode(), os.listdir("/dev/shm/framecache"))
+        print(lines.count("list not written"))
+        os.unlink("/dev/shm/ballast")
+        print(registry.health()["problem"], json.loads(Path("/dev/shm/framecache/registry.json").read_text())["slots"])
+        print(lines.count("list written again"))
+        """,
+        2 << 20,
+    )
+    assert done.stdout.splitlines() == [
+        "True True",
+        "True",
+        *["[] 0 True"] * 5,
+        "True ['registry.json']",
+        "1",
+        "None []",
+        "1",
+    ], done.stderr
+
+
+def test_a_list_that_cannot_be_written_is_said_in_health_and_once_in_the_log(slots, slot_id):
+    (slots / "registry.json").mkdir(parents=True)
+    with Service() as service:
+        client = Client(service.url)
+        for _ in range(3):
+            health = client.health()
+            assert health["status"] == "degraded"
+            assert "registry.json cannot be written" in health["problem"]
+        assert client.create(slot_id, 64, 48, ring_depth=2).slot_id == slot_id
+        assert [slot.slot_id for slot in client.list()] == [slot_id]
+        assert len(service.events("list not written")) == 1
+        (slots / "registry.json").rmdir()
+        assert client.health()["problem"] is None
+        assert slot_id in (slots / "registry.json").read_text()
+        # Never what somebody put there for it to open.
+        os.mkfifo(slots / ".registry.json.new")
+        client.remove(slot_id)
+        assert client.health()["status"] == "ok"
+        assert json.loads((slots / "registry.json").read_text())["slots"] == []
+    assert not service.events("request failed")
+
+
+def test_a_name_that_something_else_has_is_a_conflict(slots, slot_id):
+    slots.mkdir()
+    (slots / slot_id).write_bytes(b"not a slot" * 1000)
+    with Service() as service:
+        status, _, problem = request(service, "POST", "/slots", BODY | {"slot_id": slot_id})
+        assert status == 409
+        assert "something else" in problem["detail"]
+        assert request(service, "GET", "/health")[0] == 200
+        assert (slots / slot_id).exists()
+
+
+def test_thumbnails_of_odd_slots_are_no_server_errors(service, client, slots, slot_id):
+    pytest.importorskip("av")
+
+    def damaged(name, at, values, size=(64, 48), format="gray8"):
+        with SlotWriter(f"{slot_id}{name}", *size, format, ring_depth=2) as writer:
+            writer.write(numpy.zeros((size[1], size[0]), numpy.uint8))
+        with open(slots / f"{slot_id}{name}", "r+b") as file:
+            file.seek(at)
+            file.write(b"".join(value.to_bytes(4, "little") for value in values))
+
+    damaged("entry", 4096 + 16, [2**32 - 1])
+    damaged("large", 8, [32768, 32768])
+    damaged("format", 24, [99])
+    damaged("side", 8, [0, 2**31])
+    damaged("depth", 28, [2**32 - 1, 2**32 - 1])
+    damaged("wide", 0, [0x46524D43], (32768, 1))
+    damaged("high", 0, [0x46524D43], (1, 32768))
+    (slots / f"{slot_id}none").write_bytes(bytes(10000))
+    os.mkfifo(slots / f"{slot_id}pipe")
+    statuses = {
+        name: request(service, "GET", f"/slots/{slot_id}{name}/thumbnail.jpg")[0]
+        for name in ["entry", "large", "format", "side", "depth", "wide", "high", "none", "pipe"]
+    }
+    assert statuses.pop("wide") == statuses.pop("high") == 200
+    assert set(statuses.values()) == {404}
+    assert request(service, "GET", "/slots")[0] == request(service, "GET", "/metrics")[0] == 200
+    assert not service.events("request failed")
+
+
+def test_nobody_writes_the_log_for_us(slots, slot_id):
+    """Whatever a path, a header or a slot's name holds: a line begins with a time, and a value is one."""
+    forged = (
+        "/slots/x%0a2026-01-01 00:00:00,000 INFO slot removed slot_id=prod%1b[2J%c2%9b%e2%80%ae status=200".replace(
+            " ", "%20"
+        )
+    )
+    command = [sys.executable, "-m", "cuframes", "framecache", "serve", "--port", "0", "--log-format", "text"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        first = process.stderr.readline()
+        port = int(first.split("port=")[1].split()[0])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", forged, headers={"X-Forwarded-For": "6.6.6.6", "Host": "localhost"})
+        assert connection.getresponse().status in (404, 422)
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        lines = process.stderr.read().splitlines()
+    assert process.returncode == 0
+    (line,) = [line for line in lines if "slot removed" in line]
+    assert line.isprintable()
+    assert ' INFO request method=GET path="/slots/x' in line
+    assert line.count(" status=") == 2  # one of them inside the quotes
+    assert line.endswith("client=127.0.0.1")
+    with Service() as service:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+        connection.request("GET", forged, headers={"X-Forwarded-For": "6.6.6.6"})
+        connection.getresponse().read()
+        connection.close()
+        eventually(lambda: service.events("request"))
+        assert service.events("request")[-1]["client"] == "127.0.0.1"
+        service.stop()
+
+
+def test_a_traceback_in_the_log_cannot_be_taken_for_a_line():
+    from cuframes.framecache.service.run import TextFormatter
+
+    try:
+        raise ValueError("x\n2026-01-01 00:00:00,000 INFO slot removed\x1b[2J")
+    except ValueError:
+        record = logging.getLogger("x").makeRecord("x", logging.ERROR, "", 0, "oh\nno", (), sys.exc_info())
+    first, *more = TextFormatter().format(record).split("\n")
+    assert first.endswith(r"ERROR oh\nno")
+    assert more
+    assert all(line.startswith("  ") and line.isprintable() for line in more)
 
 
 # ---- the description

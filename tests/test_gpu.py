@@ -98,7 +98,7 @@ def test_killed_while_kernels_run(key, memory):
     eventually(lambda: free_bytes() >= before - (8 << 20), 30)
     with Publisher(key, 1920, 1080, "nv12", memory=memory) as successor:
         assert successor.publish(bytes(1920 * 1620)) == 1
-    collect_garbage()
+    collect_garbage([key])
 
 
 def test_other_libraries_see_the_frame_in_place(key, memory):

@@ -38,7 +38,7 @@ SPLIT = {
         "frames_dropped",
         "reserved_b",
     ],
-    ("packet_slot", "reserved"): ["published_ns", "ext_flags", "reserved"],
+    ("packet_slot", "reserved"): ["published_ns", "ext_flags", "extradata_changes", "reserved"],
     ("framecache_slot_header", "reserved"): ["futex"],
 }
 

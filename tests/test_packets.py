@@ -524,10 +524,10 @@ def test_a_killed_publisher_is_noticed_and_its_place_taken(key):
 def test_gc_removes_what_a_killed_publisher_left(key):
     path = SHM / f"cuframes-{key}-packets"
     with Worker("packet_producer.py", key) as producer:
-        assert path not in collect_garbage()
+        assert path not in collect_garbage([key])
         producer.kill()
-    assert path in eventually(lambda: collect_garbage(dry_run=True))
-    assert path in collect_garbage()
+    assert path in eventually(lambda: collect_garbage([key], dry_run=True))
+    assert path in collect_garbage([key])
     assert not path.exists()
 
 
@@ -544,7 +544,7 @@ def test_a_writer_that_knows_no_lock_lives_as_long_as_its_process(key):
         child.wait()
         with pytest.raises(cuframes.Disconnected):
             reader.next(5)
-    assert path in collect_garbage()
+    assert path in collect_garbage([key])
 
 
 def test_a_forked_child_says_so(publisher, key):

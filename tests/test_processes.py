@@ -154,7 +154,7 @@ def test_killed_publisher_is_noticed(key, wait):
         # A slice of waiting is 0.1 s and 0.2 s are promised; a loaded machine gets more, but far less than a timeout.
         assert noticed[0] - killed < 5
         assert (numpy.asarray(kept) == kept.frame_no % 251).all()
-    collect_garbage()
+    collect_garbage([key])
 
 
 @pytest.mark.timeout(300)
@@ -180,7 +180,7 @@ def test_publisher_killed_at_random_moments(key):
         workers[-1].kill()
         assert len(epochs) > 5
     assert not find_publisher(key).alive
-    removed = [str(path) for path in collect_garbage()]
+    removed = [str(path) for path in collect_garbage([key])]
     assert f"/dev/shm/cuframes-{key}" in removed
 
 

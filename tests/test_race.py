@@ -60,3 +60,12 @@ def test_no_overwritten_byte_is_delivered(build, sanitizer, readers, packets, la
 @pytest.mark.parametrize(("readers", "frame_size", "depth"), [(4, 512, 2), (4, 4096, 3), (5, 24, 5)])
 def test_no_torn_frame_out_of_a_tiny_slot(build, sanitizer, readers, frame_size, depth):
     run(build("cache_race", sanitizer), readers, 100_000, frame_size, depth)
+
+
+@pytest.mark.parametrize("sanitizer", ["none", "thread", "address"])
+def test_a_frame_keeps_its_pin_when_its_reader_is_closed(build, sanitizer):
+    run(build("close_race", sanitizer), 1000)
+
+
+def test_closing_at_every_step_of_a_take(build):
+    run(build("close_steps", "address"))

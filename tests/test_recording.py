@@ -1,5 +1,6 @@
 """Packets of real video: shared, recorded, and compared with their source byte for byte."""
 
+import contextlib
 import json
 import os
 import signal
@@ -206,11 +207,11 @@ def test_pre_begins_before_the_event(key, encoded, tmp_path):
     source = Source(encoded("h264", ".mp4"))
     with source.publisher(key) as publisher:
         source.publish(publisher, 0, 60)
-        time.sleep(1)
+        time.sleep(3)
         later = time.monotonic()
         source.publish(publisher, 60)
         with PacketReader(key, "oldest") as reader:
-            short = backlog(reader, time.monotonic() - later + 0.3)  # between the two
+            short = backlog(reader, time.monotonic() - later + 1.5)  # between the two
         child = start_recording(key, tmp_path / "long.mp4", "--pre", 1000, "--reconnect", 0)
     finish(child)
     begin = max(at for at, packet in enumerate(source.packets[:60]) if packet[3])
@@ -363,17 +364,18 @@ def test_the_example_records_around_events(key, clip, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     example = Path(__file__).parent.parent / "examples" / "record_events.py"
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(child.wait, 20)
+        stack.callback(child.terminate)
         with PacketReader(key, connect_timeout=20) as reader:
             reader.next(10)
         detector = subprocess.Popen([sys.executable, example, key, tmp_path, "--threshold", "0.001"])
-        eventually(lambda: [path for path in tmp_path.glob("*.mp4") if path.stat().st_size], timeout=20)
+        stack.callback(detector.wait, 20)
+        stack.callback(detector.kill)
+        eventually(lambda: [path for path in tmp_path.glob("*.mp4") if path.stat().st_size], timeout=60)
         time.sleep(1)
         detector.send_signal(signal.SIGINT)
         assert detector.wait(20) == 0
-    finally:
-        child.terminate()
-        child.wait(20)
     for path in tmp_path.glob("*.mp4"):
         found, frames = probe(path)
         assert found[0][3]

@@ -13,7 +13,7 @@ import pytest
 from harness import Worker, eventually, in_namespace
 
 import cuframes
-from cuframes import Publisher, Subscriber
+from cuframes import PacketPublisher, Publisher, Subscriber
 from cuframes.listing import collect_garbage, find_publisher
 from cuframes.segment import inspect, is_owned, lock_owner, open_segment
 
@@ -63,7 +63,7 @@ def test_a_living_publisher_without_a_lock_keeps_its_key(key):
     with pytest.raises(cuframes.AlreadyExists, match="is running"):
         Publisher(key, 64, 48, "gray8")
     assert find_publisher(key).alive
-    assert path not in collect_garbage()
+    assert path not in collect_garbage([key])
     path.unlink()
 
 
@@ -75,7 +75,7 @@ def test_foreign_files_are_not_touched(key, foreign):
         Publisher(key, 64, 48, "gray8")
     with pytest.raises(cuframes.ProtocolError):
         find_publisher(key)
-    assert path not in collect_garbage()
+    assert path not in collect_garbage([key])
     assert path.read_bytes() == foreign
     path.unlink()
 
@@ -101,10 +101,11 @@ def test_a_killed_publisher_leaves_nothing_that_the_next_does_not_take_over(key)
 def test_gc_removes_what_dead_publishers_left_and_nothing_else(key, runtime_dir):
     with Worker("producer.py", f"{key}-dead") as worker, Publisher(f"{key}-live", 64, 48, "gray8"):
         worker.kill()
+        both = [f"{key}-dead", f"{key}-live"]
         expected = {SHM / f"cuframes-{key}-dead", runtime_dir / f"{key}-dead.sock"}
-        assert expected <= set(collect_garbage(dry_run=True))
+        assert expected <= set(collect_garbage(both, dry_run=True))
         assert all(path.exists() for path in expected)
-        assert expected <= set(collect_garbage())
+        assert expected <= set(collect_garbage(both))
         assert not any(path.exists() for path in expected)
         assert find_publisher(f"{key}-live").alive
         assert (runtime_dir / f"{key}-live.sock").exists()
@@ -118,12 +119,15 @@ def test_close_removes_the_segment_and_the_socket(key, runtime_dir):
     assert not list(runtime_dir.iterdir())
 
 
-def test_close_leaves_a_successors_segment_alone(key):
-    publisher = Publisher(key, 64, 48, "gray8")
-    (SHM / f"cuframes-{key}").unlink()  # somebody cleaned up by hand
-    with Publisher(f"{key}", 64, 48, "gray8"):
+def test_close_leaves_a_successors_segment_alone(key, runtime_dir):
+    publisher = PacketPublisher(key, 27)  # which has no thread that would repair this
+    ring, lock = SHM / f"cuframes-{key}-packets", runtime_dir / f"{key}-packets.lock"
+    ring.unlink()  # somebody cleaned up by hand
+    lock.unlink()
+    with PacketPublisher(key, 27):
         publisher.close()
-        assert (SHM / f"cuframes-{key}").exists()
+        assert ring.exists()
+        assert lock.exists()
 
 
 def test_the_owner_lock_does_not_travel_with_the_descriptors(key):
@@ -135,7 +139,18 @@ def test_the_owner_lock_does_not_travel_with_the_descriptors(key):
         assert not is_owned(fd)
         os.close(fd)
         assert (numpy.asarray(kept) == kept.frame_no % 251).all()
-    collect_garbage()
+    collect_garbage([key])
+
+
+def test_gc_by_key_leaves_the_others_alone(key, runtime_dir):
+    with Worker("producer.py", f"{key}-a") as one, Worker("producer.py", f"{key}-b") as other:
+        one.kill()
+        other.kill()
+    left = {SHM / f"cuframes-{key}-a", runtime_dir / f"{key}-a.sock", runtime_dir / f"{key}-a.lock"}
+    assert set(collect_garbage([f"{key}-a"])) == left
+    assert (SHM / f"cuframes-{key}-b").exists()
+    assert (runtime_dir / f"{key}-b.sock").exists()
+    assert SHM / f"cuframes-{key}-b" in collect_garbage([f"{key}-b"])
 
 
 def test_looking_needs_no_write_access(key):
@@ -287,5 +302,5 @@ def test_subscribers_of_a_dead_publisher_do_not_keep_its_memory_listed(key):
             while True:
                 subscriber.next(5).release()
         eventually(lambda: not find_publisher(key).alive)
-        assert SHM / f"cuframes-{key}" in collect_garbage()
+        assert SHM / f"cuframes-{key}" in collect_garbage([key])
         assert (numpy.asarray(frame) == frame.frame_no % 251).all()

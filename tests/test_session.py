@@ -334,7 +334,9 @@ except PermissionError as problem:
         done = subprocess.run([sys.executable, "-c", child, who], capture_output=True, text=True, env=env, timeout=60)
         return done.stdout.strip() or done.stderr
 
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory(dir="/tmp") as above, pytest.MonkeyPatch.context() as patch:
+        os.chmod(above, 0o755)
+        directory = f"{above}/made"  # by the first publisher, so that the mode is ours to change
         patch.setenv("CUFRAMES_RUNTIME_DIR", directory)
         with Publisher(key, 64, 48, "gray8"):
             assert attempt("nobody").startswith("refused: ")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cuframes._cache import DEFAULT_DEPTH
@@ -99,7 +100,7 @@ def ls(url: Url = DEFAULT_URL, token_file: TokenFile = None, local: Local = Fals
     for slot in found:
         table.add_row(
             slot.slot_id,
-            f"{slot.pixel_format} {slot.width}x{slot.height}",
+            escape(f"{slot.pixel_format} {slot.width}x{slot.height}"),
             f"{slot.fps_num / max(slot.fps_den, 1):.5g}",
             "-" if slot.fps is None else f"{slot.fps:.2f}",
             "-" if slot.last_frame_age_s is None else f"{slot.last_frame_age_s:.1f} s ago",

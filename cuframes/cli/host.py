@@ -26,7 +26,12 @@ __all__ = ["gc", "info", "ls", "print_table"]
 
 def print_table(table: Table) -> None:
     """A table as wide as it has to be when nobody looks at it through a terminal."""
-    Console(width=None if sys.stdout.isatty() else 300).print(table)
+    Console(width=None if sys.stdout.isatty() else 300, markup=False, emoji=False).print(table)
+
+
+def _printable(text: str) -> str:
+    """What somebody else chose to be called, for a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _as_json(info: PublisherInfo, packets: PacketRingInfo | None) -> dict[str, Any]:
@@ -93,11 +98,16 @@ def info(
         video = f"{found.format} {found.width}x{found.height}"
         print(f"  {video}, {found.memory} memory, {found.ring_size} slots, {found.policy}")
         print(f"  {found.published} frames published, {found.dropped} dropped, newest sequence number {found.seq}")
+        if not found.named:
+            print(
+                "  its segment is not in /dev/shm: somebody has removed it, or it runs in another container; programs"
+            )
+            print("  that know plain version 3 cannot join here")
         if packets is not None:
             print(f"  {_packets_in_words(packets)}")
         table = Table("subscriber", "pid", "bit", "received", "lost", "skipped", "held", box=None, pad_edge=False)
         for subscriber in found.subscribers:
-            table.add_row(subscriber.name, *map(str, subscriber[1:]))
+            table.add_row(_printable(subscriber.name), *map(str, subscriber[1:]))
         if found.subscribers:
             print_table(table)
         else:
@@ -124,11 +134,12 @@ def _packets_alone(packets: PacketRingInfo, json_: bool) -> None:
 
 
 def gc(
+    keys: Annotated[list[str] | None, typer.Argument(help="Only these keys.", show_default="all")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Remove segments and sockets whose owner is dead. Running publishers are not touched."""
-    paths = [str(path) for path in collect_garbage(dry_run=dry_run)]
+    paths = [str(path) for path in collect_garbage(keys or None, dry_run=dry_run)]
     if json_:
         print(json.dumps({"dry_run": dry_run, "removed": paths}))
         return

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH, slot_size
-from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format
+from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format, whole_number
 
 __all__ = ["Rate", "SlotParameters", "check_slot_id", "rate"]
 
@@ -75,23 +75,20 @@ class SlotParameters(NamedTuple):
         """These, with the format's own name for its aliases; raises ValueError or TypeError if they make no slot."""
         check_slot_id(self.slot_id)
         name = ALIASES.get(self.pixel_format, self.pixel_format)
-        frame_size = FrameShape(pixel_format(name), self.width, self.height, align=1).nbytes
+        shape = FrameShape(pixel_format(name), self.width, self.height, align=1)
+        frame_size = shape.nbytes
         if frame_size >= 2**32:
             raise ValueError(f"a frame of {frame_size} bytes is too large: the format has 32 bits for its size")
-        for what, value, least, most in (
-            ("ring_depth", self.ring_depth, MIN_DEPTH, MAX_DEPTH),
-            ("fps_num", self.fps_num, 1, MAX_FPS_PART),
-            ("fps_den", self.fps_den, 1, MAX_FPS_PART),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{what} must be an int, not {value!r}")
-            if not least <= value <= most:
-                raise ValueError(f"{what} must be {least} to {most}, not {value}")
+        ring_depth = whole_number(self.ring_depth, "ring_depth", MIN_DEPTH, MAX_DEPTH)
+        fps_num = whole_number(self.fps_num, "fps_num", 1, MAX_FPS_PART)
+        fps_den = whole_number(self.fps_den, "fps_den", 1, MAX_FPS_PART)
         if not isinstance(self.source_type, str) or "\0" in self.source_type:
             raise ValueError(f"source_type must be text without NUL, not {self.source_type!r}")
         if len(self.source_type.encode()) > 31:
             raise ValueError(f"source_type has room for 31 bytes of UTF-8, not for {self.source_type!r}")
-        return self._replace(pixel_format=name)
+        return SlotParameters(
+            self.slot_id, shape.width, shape.height, fps_num, fps_den, name, self.source_type, ring_depth
+        )
 
     @property
     def frame_size(self) -> int:

@@ -1,16 +1,13 @@
 """Reading a slot."""
 
-import time
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from cuframes import lifetime
 from cuframes._cache import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
-from cuframes.errors import Disconnected, NotFound
 from cuframes.framecache.parameters import check_slot_id
 from cuframes.framecache.slots import SlotInfo, attach, info
 from cuframes.receiver import WatchedReceiver
-from cuframes.session.client import POLL_SECONDS
+from cuframes.session.client import Steps
 
 __all__ = ["SlotReader", "SlotReaderStats"]
 
@@ -75,6 +72,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
     """
 
     _what = "reader"
+    _reader = "cuframes.framecache.SlotReader"
     _source = "slot"
 
     def __init__(
@@ -90,33 +88,21 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
             raise ValueError(f"start must be one of {', '.join(STARTS)}; not {start!r}")
         if mode not in ("ordered", "newest"):
             raise ValueError(f"mode must be ordered or newest, not {mode!r}")
-        self.slot_id = self.key = check_slot_id(slot_id)
-        self.reconnect = reconnect
+        super().__init__(check_slot_id(slot_id), reconnect, SlotReaderStats(0, 0, 0))
+        self.slot_id = self.key
+        self._start = STARTS[start]
         self._newest = mode == "newest"
-        self._past = SlotReaderStats(0, 0, 0)
-        self._join(STARTS[start], connect_timeout)
-        self._closed = False
-        lifetime.register(self)
+        self._join(connect_timeout)
 
-    def _join(self, start: int, timeout: float | None) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                self._ring = attach(self.slot_id, start=start, newest=self._newest)
-                break
-            except NotFound:
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise
-            time.sleep(POLL_SECONDS)
-        slot = info(self.slot_id, self._ring)
+    def _open(self, *, again: bool) -> Steps[CacheRing]:
+        yield from ()  # there is nothing to wait for: the slot is a file
+        return attach(self.slot_id, start=START_OLDEST if again else self._start, newest=self._newest)
+
+    def _installing(self, ring: CacheRing) -> None:
+        slot = info(self.slot_id, ring)
         self.width, self.height, self.format = slot.width, slot.height, slot.pixel_format
         self.fps = Fraction(slot.fps_num, slot.fps_den or 1)
         self.ring_depth = slot.ring_depth
-
-    def _join_next(self, timeout: float) -> None:
-        old = self._joined()
-        self._join(START_OLDEST, timeout)
-        self._left(old)
 
     def read(self, timeout: float | None = None, copy: bool = True, *, out: Any = None) -> SlotFrame:
         """The next frame. Waits without the GIL.
@@ -150,15 +136,10 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         """
         if out is not None and not copy:
             raise ValueError("out= is for copies; leave copy=False out")
-        try:
-            return self._joined().next(timeout, copy, out)
-        except Disconnected:
-            if not self.reconnect:
-                raise
-        return self._take_reconnecting(lambda left: self._joined().next(left, copy, out), timeout)
+        return self._next(lambda ring, left: ring.next(left, copy, out), timeout)
 
-    def _take(self, timeout: float | None) -> SlotFrame:
-        return self._joined().next(timeout, True, None)
+    def _take(self, ring: CacheRing, timeout: float | None) -> SlotFrame:
+        return ring.next(timeout, True, None)
 
     def info(self) -> SlotInfo:
         """The slot as it is now: frames written, measured rate, its writer."""

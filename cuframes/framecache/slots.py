@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import posix_ipc
 
-from cuframes._cache import DEFAULT_DEPTH, START_NEXT, CacheRing, format_slot, slot_size
+from cuframes._cache import DEFAULT_DEPTH, HEADER_BYTES, START_NEXT, CacheRing, format_slot, measure_slot
 from cuframes._frame import FrameLayout
 from cuframes._mapped import Mapping
-from cuframes.errors import AlreadyExists, CuframesError, NotFound, ProtocolError
+from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
 from cuframes.names import SEGMENT_DIR, group_id
-from cuframes.segment import reserve
+from cuframes.segment import PAGE, free_bytes, lock_owner, reserve
 
 __all__ = [
     "SlotInfo",
@@ -35,6 +35,12 @@ __all__ = [
 ]
 
 MEASURED_SECONDS = 2  # fps is that of the last so many seconds
+SEMAPHORE_BYTES = 32  # sizeof(sem_t); less would end whoever uses it with SIGBUS
+# What opening a path says when something else than a file of ours is there: a link, a directory, a socket, a device, a
+# file whose owner holds a lease on it.
+NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN)
+NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 def slots_dir() -> Path:
@@ -103,8 +109,12 @@ def directory(*, create: bool = False) -> Iterator[int]:
     PermissionError
     """
     path = slots_dir()
+    made = False
     if create:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
+            made = True
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -119,6 +129,8 @@ def directory(*, create: bool = False) -> Iterator[int]:
             raise PermissionError(
                 f"{path} belongs to uid {owner}; create slots as that user, or set CUFRAMES_FRAMECACHE_DIR"
             )
+        if made:
+            os.fchmod(fd, 0o755)  # whatever the umask is: readers are other users
         yield fd
     finally:
         os.close(fd)
@@ -141,7 +153,7 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
         except PermissionError:
             raise PermissionError(f"the slot {slot_id!r} belongs to another user; create it with group=") from None
         except OSError as problem:
-            if problem.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            if problem.errno not in NO_PLAIN_FILE:
                 raise
             raise ProtocolError(f"{slots_dir() / slot_id} is no regular file; remove it") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -159,10 +171,14 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> Ca
     """
     fd = open_slot(slot_id)
     try:
+        # Read before anything is mapped, and mapped no further than the slot goes: the file may have any size.
         size = os.fstat(fd).st_size
         if size == 0:
             raise ProtocolError(f"{slots_dir() / slot_id} is empty, so it is no framecache slot; remove it")
-        ring = CacheRing(fd, size, start=start, newest=newest)
+        ring = CacheRing(fd, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
+    except OverflowError:
+        os.close(fd)
+        raise ProtocolError(f"{slots_dir() / slot_id} is larger than any memory; remove it") from None
     except BaseException:
         os.close(fd)
         raise
@@ -185,7 +201,6 @@ def info(slot_id: str, ring: CacheRing) -> SlotInfo:
     writer_pid = header.pop("writer_pid")
     header["pixel_format"] = NAMES.get(code, f"unknown ({code})")
     header["writer_pid"] = writer_pid if ring.check()[1] else None
-    header["size"] = slot_size(header["frame_size"], header["ring_depth"])
     header["fps"], header["last_frame_age_s"] = _measured(ring, header)
     return SlotInfo(**{name: header[name] for name in SlotInfo._fields})
 
@@ -206,25 +221,66 @@ def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, fl
 
 
 def open_semaphore(slot_id: str, fd: int) -> posix_ipc.Semaphore:
-    """A slot's semaphore, created if need be, for the same users as its file, `fd`."""
+    """A slot's semaphore, created if need be, for the same users as its file, `fd`.
+
+    Raises
+    ------
+    PermissionError
+        It belongs to somebody who has no part in the slot: its owner could end us with SIGBUS by cutting it off.
+    OutOfSharedMemory
+    """
     name = semaphore_name(slot_id)
     like = os.fstat(fd)
-    mode = stat.S_IMODE(like.st_mode)
-    try:
-        semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=mode, initial_value=0)
-    except posix_ipc.ExistentialError:
+    for _ in range(10):
         try:
-            return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=mode, initial_value=0)
-        except (posix_ipc.PermissionsError, PermissionError):
-            raise PermissionError(
-                f"the semaphore {name} belongs to another user; remove it, or write as them"
-            ) from None
+            semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0)
+        except posix_ipc.ExistentialError:
+            with contextlib.suppress(FileNotFoundError, posix_ipc.ExistentialError):  # removed again already
+                _check_semaphore(name, like)
+                return posix_ipc.Semaphore(name)
+            continue
+        except OSError as problem:
+            if problem.errno not in NO_ROOM:
+                raise
+            raise OutOfSharedMemory(f"there is no room in {SEGMENT_DIR} for the semaphore {name}") from None
+        try:
+            # What creating it gave is subject to umask, and to who we are.
+            with contextlib.suppress(FileNotFoundError):
+                _check_semaphore(name, like)
+        except BaseException:
+            semaphore.close()
+            raise
+        return semaphore
+    raise AlreadyExists(f"others keep creating and removing the semaphore {name}")
+
+
+def _check_semaphore(name: str, like: os.stat_result) -> None:
+    """Refuse a stranger's semaphore, and give ours to the users of the slot, which is `like` this."""
     path = SEGMENT_DIR / f"sem.{name[1:]}"
-    with contextlib.suppress(FileNotFoundError):  # removed again already
-        if (os.stat(path).st_gid, mode) != (like.st_gid, stat.S_IMODE(os.stat(path).st_mode)):
-            os.chown(path, -1, like.st_gid)
-            os.chmod(path, mode)  # the mode given at creation is subject to umask
-    return semaphore
+    # No more than its place: neither a FIFO nor a link nor its mode can stop this.
+    pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        there = os.fstat(pin)
+        of_group = like.st_mode & stat.S_IWGRP and there.st_gid == like.st_gid  # only a member can have given it that
+        if there.st_uid not in (0, os.geteuid(), like.st_uid) and not of_group:
+            raise PermissionError(
+                f"the semaphore {path} belongs to uid {there.st_uid}, who has no part in the slot; remove it as that "
+                "user or as root"
+            )
+        if not stat.S_ISREG(there.st_mode) or there.st_size < SEMAPHORE_BYTES:
+            raise PermissionError(f"{path} is no semaphore; remove it")
+        mode = stat.S_IMODE(like.st_mode)
+        here = f"/proc/self/fd/{pin}"
+        if os.geteuid() in (0, there.st_uid):
+            owner = like.st_uid if os.geteuid() == 0 else there.st_uid
+            if (there.st_uid, there.st_gid) != (owner, like.st_gid):
+                os.chown(here, owner, like.st_gid)
+            if stat.S_IMODE(there.st_mode) != mode:
+                os.chmod(here, mode)
+        elif stat.S_IMODE(there.st_mode) & ~mode:
+            raise PermissionError(f"the semaphore {path} is open to more users than its slot; remove it, or chmod it")
+    finally:
+        os.close(pin)
 
 
 def ensure_semaphore(slot_id: str, fd: int) -> None:
@@ -232,27 +288,33 @@ def ensure_semaphore(slot_id: str, fd: int) -> None:
     open_semaphore(slot_id, fd).close()
 
 
-def make_slot(wanted: SlotParameters, gid: int | None = None) -> bool:
-    """Create a slot, unless there is one already: False.
+def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = False) -> int | None:
+    """Create a slot: a descriptor of it, for the caller to close. None: there is something of that name already.
+
+    With `lock`, the descriptor holds the writer's lock from before anybody else can see the slot.
 
     Raises
     ------
     OutOfSharedMemory, PermissionError
+        Nothing was created.
     """
     # Before the directory is held to be ours: members of a slot's group may write it where another user creates.
     with contextlib.suppress(NotFound), directory() as folder:
         if os.access(wanted.slot_id, os.F_OK, dir_fd=folder, follow_symlinks=False):
-            return False
+            return None
     with directory(create=True) as folder:
-        # Nameless until it is complete; the kernel frees it if we die before.
-        fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            # Nameless until it is complete; the kernel frees it if we die before.
+            fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise _no_room(problem, wanted, folder) from None
         try:
             if gid is not None:
                 os.fchown(fd, -1, gid)
             os.fchmod(fd, 0o600 if gid is None else 0o660)
             reserve(fd, wanted.size, f"the slot {wanted.slot_id}")
             format_slot(
-                Mapping(fd, 4096, writable=True),
+                Mapping(fd, HEADER_BYTES, writable=True),
                 width=wanted.width,
                 height=wanted.height,
                 fps_num=wanted.fps_num,
@@ -263,15 +325,51 @@ def make_slot(wanted: SlotParameters, gid: int | None = None) -> bool:
                 source_type=wanted.source_type.encode(),
                 slot_id=wanted.slot_id.encode(),
             )
+            if lock:
+                lock_owner(fd)
             try:
                 # A directory descriptor, so that this is linkat, which can follow the link to the nameless file.
                 os.link(f"/proc/self/fd/{fd}", wanted.slot_id, dst_dir_fd=folder, follow_symlinks=True)
             except FileExistsError:
-                return False
-            ensure_semaphore(wanted.slot_id, fd)
-        finally:
+                os.close(fd)
+                return None
+            except OSError as problem:
+                raise _no_room(problem, wanted, folder) from None
+            try:
+                ensure_semaphore(wanted.slot_id, fd)
+            except BaseException as problem:
+                discard(wanted.slot_id, fd)
+                if isinstance(problem, OutOfSharedMemory):
+                    os.ftruncate(fd, 0)
+                    raise _no_room(problem, wanted, folder) from None
+                raise
+        except BaseException:
             os.close(fd)
-    return True
+            raise
+    return fd
+
+
+def _no_room(problem: OSError, wanted: SlotParameters, folder: int) -> OSError:
+    """The error for a slot that could not be created: the problem itself, unless it says that memory is full."""
+    if problem.errno not in NO_ROOM:
+        return problem
+    needed = wanted.size + PAGE
+    return OutOfSharedMemory(
+        f"the slot {wanted.slot_id!r} and its semaphore need {needed} bytes of {slots_dir()}; remove slots, or use a "
+        "smaller ring_depth",
+        needed,
+        free_bytes(folder),
+    )
+
+
+def discard(slot_id: str, fd: int) -> None:
+    """Remove a slot that was just created, and of which `fd` is a descriptor, if its name still means that."""
+    with contextlib.suppress(OSError), directory() as folder:
+        if os.path.samestat(os.stat(slot_id, dir_fd=folder, follow_symlinks=False), os.fstat(fd)):
+            with contextlib.suppress(OSError, posix_ipc.ExistentialError, posix_ipc.PermissionsError):
+                _check_semaphore(semaphore_name(slot_id), os.fstat(fd))  # a stranger's is not ours to remove
+                posix_ipc.unlink_semaphore(semaphore_name(slot_id))
+            os.unlink(slot_id, dir_fd=folder)
 
 
 def compare(slot: SlotInfo, wanted: dict[str, Any]) -> None:
@@ -327,8 +425,10 @@ def create_slot(
     wanted = SlotParameters(
         slot_id, width, height, per_second.numerator, per_second.denominator, format, source_type, ring_depth
     ).checked()
-    if not make_slot(wanted, group_id(group)):
+    made = make_slot(wanted, group_id(group))
+    if made is None:
         raise AlreadyExists(f"the slot {slot_id!r} exists already; remove it first, or use it")
+    os.close(made)
     return find_slot(slot_id)
 
 
@@ -353,11 +453,19 @@ def slot_names() -> list[str]:
 
 
 def list_slots() -> list[SlotInfo]:
-    """Every slot on this host that we may read, by slot_id. Reads only, and needs no service."""
+    """Every slot on this host that we may read, by slot_id. Reads only, and needs no service.
+
+    What is no slot is left out, whatever it is. OSError is about this process: it has no descriptors left, say.
+    """
     found = []
     for name in slot_names():
-        with contextlib.suppress(CuframesError, PermissionError):
+        try:
             found.append(find_slot(name))
+        except CuframesError:
+            pass
+        except OSError as problem:
+            if problem.errno in NO_DESCRIPTORS:
+                raise
     return found
 
 
@@ -371,12 +479,26 @@ def remove_slot(slot_id: str) -> None:
     """
     check_slot_id(slot_id)
     with directory() as folder:
-        if not os.access(slot_id, os.F_OK, dir_fd=folder, follow_symlinks=False):
-            raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls")
-        # In this order: a slot without its semaphore gets it back from whoever comes next.
-        with contextlib.suppress(posix_ipc.ExistentialError):
+        try:
+            owner = os.stat(slot_id, dir_fd=folder, follow_symlinks=False).st_uid
+        except FileNotFoundError:
+            raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
+        not_ours = PermissionError(
+            f"the slot {slot_id!r} belongs to uid {owner}, and {slots_dir()} is not ours to write; remove it as that "
+            "user, as root, or through the service"
+        )
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True):
+            raise not_ours
+        # In this order: a slot without its semaphore gets it back from whoever comes next. A stranger's stays.
+        with contextlib.suppress(posix_ipc.ExistentialError, posix_ipc.PermissionsError, PermissionError):
             posix_ipc.unlink_semaphore(semaphore_name(slot_id))
         try:
             os.unlink(slot_id, dir_fd=folder)
         except FileNotFoundError:
             raise NotFound(f"the slot {slot_id!r} was just removed by somebody else") from None
+        except IsADirectoryError:
+            raise NotFound(
+                f"there is no slot {slot_id!r} on this host; {slots_dir() / slot_id} is a directory"
+            ) from None
+        except PermissionError:
+            raise not_ours from None

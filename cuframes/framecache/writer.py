@@ -1,5 +1,6 @@
 """Writing a slot."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -7,12 +8,13 @@ from cuframes import lifetime
 from cuframes._cache import CacheWriter, WritableSlotFrame
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
-from cuframes.formats import pixel_format
+from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
 from cuframes.framecache.slots import (
     SlotInfo,
     attach,
     compare,
+    discard,
     find_slot,
     info,
     layout_of,
@@ -51,7 +53,14 @@ class SlotWriter(lifetime.Closing):
     Writing never waits for readers. One thread at a time may write. Close it, or use it as a context manager; the slot
     stays, for the next writer, until :func:`remove_slot` or the service removes it. The kernel frees the place of a
     writer that dies. After a fork it is usable in the parent only.
+
+    :meth:`close` is final, from any thread and from a signal handler. It waits for a :meth:`write` of another thread,
+    which is as long as a copy; a frame of :meth:`acquire` that is being filled cannot be published any more, and its
+    memory is not the slot's any more. A constructor that fails leaves nothing behind, also not the slot, if it created
+    that.
     """
+
+    _reader = "cuframes.framecache.SlotReader"
 
     def __init__(
         self,
@@ -66,7 +75,6 @@ class SlotWriter(lifetime.Closing):
         group: str | int | None = None,
     ) -> None:
         self.slot_id = check_slot_id(slot_id)
-        self._fd = -1
         if (width is None) != (height is None):
             raise ValueError("give width and height, or neither to write a slot that exists")
         per_second = None if fps is None else rate(fps)
@@ -80,38 +88,47 @@ class SlotWriter(lifetime.Closing):
             "ring_depth": ring_depth,
         }
         given = {name: value for name, value in given.items() if value is not None}
-        if width is not None:
-            defaults: dict[str, Any] = {"fps_num": 25, "fps_den": 1, "pixel_format": "uyvy422"}
-            make_slot(SlotParameters(slot_id, **(defaults | given)).checked(), group_id(group))
-        try:
-            self._open(given)
-        except BaseException:
-            self._forget()
-            raise
+        with contextlib.ExitStack() as undo:  # what is made is given back, unless all of it works
+            made = None
+            if width is not None:
+                defaults: dict[str, Any] = {"fps_num": 25, "fps_den": 1, "pixel_format": "uyvy422"}
+                wanted = SlotParameters(slot_id, **(defaults | given)).checked()
+                made = make_slot(wanted, group_id(group), lock=True)
+            if made is not None:
+                undo.callback(os.close, made)
+                undo.callback(discard, slot_id, made)
+            self._open(given, made, undo)
+            undo.pop_all()
         self._closed = False
         lifetime.register(self)
 
-    def _open(self, given: dict[str, Any]) -> None:
+    def _open(self, given: dict[str, Any], made: int | None, undo: contextlib.ExitStack) -> None:
         ring = attach(self.slot_id)  # which also refuses what is no slot
         found = info(self.slot_id, ring)
         self.parameters = found.parameters
         compare(found, given)
         # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
-        self._fd = open_slot(self.slot_id, writable=True)
-        if not lock_owner(self._fd):
-            raise AlreadyExists(f"the slot {self.slot_id!r} has a writer (pid {found.writer_pid}); a slot has only one")
-        if os.fstat(self._fd).st_nlink == 0 or not ring.check()[0]:
+        if made is None:
+            lock = open_slot(self.slot_id, writable=True)
+            undo.callback(os.close, lock)
+            if not lock_owner(lock):
+                raise AlreadyExists(
+                    f"the slot {self.slot_id!r} has a writer (pid {found.writer_pid}); a slot has only one"
+                )
+        else:
+            lock = made
+        if os.fstat(lock).st_size < found.size:
+            raise ProtocolError(f"the slot {self.slot_id!r} was cut off; remove it")
+        if os.fstat(lock).st_nlink == 0 or not ring.check()[0]:
             raise NotFound(f"the slot {self.slot_id!r} was just removed; try again")
-        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            size = os.fstat(fd).st_size
-            if size < found.size:
-                raise ProtocolError(f"the slot {self.slot_id!r} was cut off; remove it")
-            mapping = Mapping(fd, size, writable=True, populate=True)
+            mapping = Mapping(fd, found.size, writable=True, populate=True)
         finally:
             os.close(fd)
-        self._semaphore = open_semaphore(self.slot_id, self._fd)
-        self._writer = CacheWriter(mapping, self._fd, layout_of(found), os.getpid(), self._semaphore)
+        semaphore = open_semaphore(self.slot_id, lock)
+        undo.callback(semaphore.close)
+        self._writer = CacheWriter(mapping, lock, layout_of(found), os.getpid(), semaphore)
 
     def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:
         """Copy one frame in and publish it. Waits for nobody; the copy runs without the GIL.
@@ -134,9 +151,11 @@ class SlotWriter(lifetime.Closing):
         ------
         ValueError
             It is larger than the slot's frames, or does not have their shape, or the writer is closed.
-        TypeError
+        TypeError, BufferError
         Disconnected
             The slot was removed.
+        SegmentTruncated
+            Somebody cut its file off. Close this writer, remove the slot and create it anew.
         """
         return self._writer.write(src, pts_us, wall_us)
 
@@ -145,15 +164,13 @@ class SlotWriter(lifetime.Closing):
 
         It is published on a clean exit and abandoned when the block raises. Errors are those of :meth:`write`.
         """
-        if self._closed:
+        if self._writer.closed:
             raise ValueError("the writer is closed")
         return WritableSlotFrame(self._writer)
 
     def drop(self, count: int = 1) -> None:
         """Count frames that the source lost before they came here, in the slot's ``dropped_frames``."""
-        if count < 0:
-            raise ValueError(f"frames that were lost do not come back: {count}")
-        self._writer.drop(count)
+        self._writer.drop(whole_number(count, "count", 0, 2**32 - 1))
 
     def info(self) -> SlotInfo:
         """The slot as others see it."""
@@ -170,15 +187,11 @@ class SlotWriter(lifetime.Closing):
             return
         self._closed = True
         self._writer.close()
-        self._semaphore.close()
-        self._forget()
         lifetime.unregister(self)
 
     def _forget(self) -> None:
         self._closed = True
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._writer.close()
 
     def __repr__(self) -> str:
         p = self.parameters

@@ -31,6 +31,7 @@ HOT = {
     "cuStreamIsCapturing": 12000,
     "cuCtxSynchronize": 12000,
     "cuThreadExchangeStreamCaptureMode": 12000,
+    "cuPointerGetAttribute": 12000,
     "cuGetErrorName": 12000,
     "cuGetErrorString": 12000,
 }

@@ -44,7 +44,11 @@ class HostPool:
         """
         stride = frame_stride(frame_bytes)
         fd, mapping = create_memfd(f"cuframes-{key}", stride * ring_size)
-        return cls(fd, mapping, stride, ring_size)
+        try:
+            return cls(fd, mapping, stride, ring_size)
+        except BaseException:
+            os.close(fd)
+            raise
 
     @classmethod
     def open(cls, fd: int, frame_bytes: int, ring_size: int) -> Self:

@@ -1,16 +1,23 @@
-"""The subscriber's side of the socket: find the publisher, shake hands, notice its end."""
+"""The subscriber's side of the socket: find the publisher, shake hands, notice its end.
+
+Nothing here blocks. Joining is a generator that is run step by step: it yields a :class:`Pause` whenever it has to
+wait, and returns what it was for. :func:`run` does so for a thread; an event loop can do it between other things.
+"""
 
 import contextlib
+import errno
 import logging
 import os
 import select
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from cuframes import _mapped
+from cuframes import _mapped, lifetime
 from cuframes.errors import (
     AlreadyExists,
     CuframesError,
@@ -21,31 +28,78 @@ from cuframes.errors import (
     ProtocolError,
     Timeout,
 )
-from cuframes.names import runtime_dirs, socket_path
+from cuframes.names import check_directory, check_peer, runtime_dirs, socket_path
 from cuframes.segment import open_segment
 from cuframes.session import wire
 from cuframes.session.wire import ErrorCode, MessageType
 
-__all__ = ["FEATURES", "POLL_SECONDS", "Connection", "connect", "default_name", "fetch_packets"]
+__all__ = [
+    "FEATURES",
+    "PASSING",
+    "POLL_SECONDS",
+    "Connection",
+    "Expired",
+    "NoPlace",
+    "Pause",
+    "Steps",
+    "bare",
+    "connect",
+    "deadline_after",
+    "default_name",
+    "fetch_packets",
+    "join",
+    "repeat",
+    "run",
+]
 
 log = logging.getLogger("cuframes")
 
 FEATURES = (
     _mapped.PINS | _mapped.FUTEX | _mapped.HOST_MEMORY | _mapped.VMM_MEMORY | _mapped.OWNER_LOCK | _mapped.PASS_FD
 )
-POLL_SECONDS = 0.02  # how often a publisher that is not there yet is looked for
+POLL_SECONDS = 0.02  # how often a publisher that is not there yet is looked for, and close() is
 HANDSHAKE_SECONDS = 2.0
+# However short the caller's time is, a publisher that is there gets this long to answer.
+ANSWER_SECONDS = 0.2
+
+T = TypeVar("T")
+
+
+class Pause(NamedTuple):
+    """Why a generator waits: until `fd` is readable, or, when that is -1, for the next look. `problem` is what to raise
+    when there is no time for that.
+    """
+
+    fd: int
+    problem: Exception
+
+
+Steps = Generator[Pause, None, T]
+
+
+class Unavailable(CuframesError):
+    """The publisher has no connection left. It may have one later."""
+
+
+class NoPlace(CuframesError):
+    """The publisher has as many subscribers as a ring can have."""
+
+
 _ERRORS: dict[int, type[CuframesError]] = {
     ErrorCode.NAME_IN_USE: AlreadyExists,
     ErrorCode.DEVICE: DeviceError,
     ErrorCode.VERSION: ProtocolError,
+    ErrorCode.TOO_SLOW: Timeout,
+    ErrorCode.NO_PLACE: NoPlace,
+    ErrorCode.RESOURCES: Unavailable,
 }
 
 
 class Connection:
     """A place in a publisher's ring. It lasts as long as the socket is open.
 
-    ``descriptors`` came along (the control segment, then the pool) and are ours to close.
+    ``descriptors`` came along (the control segment, then the pool) and are ours to close. ``event_fd`` is the eventfd
+    that the publisher feeds, or -1; it is closed with the connection. Any thread may call any method.
     """
 
     def __init__(
@@ -61,6 +115,12 @@ class Connection:
         self.welcome = welcome
         self.place = place
         self.descriptors = descriptors
+        self.event_fd = -1
+        self._gone = False
+        self._asked = False
+        self._arrived: Callable[[int], None] | None = None
+        # One thread reads the socket at a time: two would take each other's answers.
+        self._reading = threading.Lock()
 
     def fileno(self) -> int:
         """The socket, for polling."""
@@ -68,75 +128,235 @@ class Connection:
 
     def heard(self) -> bool:
         """Read what the publisher has sent, without blocking. True: it is gone, or has said that it will be."""
-        while True:
-            try:
-                data = self.sock.recv(wire.MAX_PAYLOAD, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return False
-            except OSError:
-                return True
+        if not self._reading.acquire(blocking=False):
+            return self._gone  # another thread reads, or the one that this signal handler has interrupted
+        try:
+            while not self._gone and self._read():
+                pass
+        finally:
+            self._reading.release()
+        return self._gone
+
+    def _read(self) -> bool:
+        """Read once. False: there is no more at present."""
+        descriptors: list[int] = []
+        try:
+            data, lost = wire.receive(self.sock, wire.MAX_PAYLOAD, descriptors)
+            if lost:
+                log.warning("%s", _out_of_descriptors())
             if not data:
-                return True
+                self._gone = True
             self.parser.feed(data)
             while message := self.parser.next():
-                if message.type == MessageType.SHUTDOWN:
-                    return True
-                if message.type == MessageType.ERROR:
-                    log.warning("the publisher says: %s", wire.error_text(message.payload)[1])
-
-    def request_event(self) -> int:
-        """Ask for an eventfd that the publisher feeds at every frame; returns the descriptor, ours to close."""
-        try:
-            self.sock.sendall(wire.pack(MessageType.EVENT_FD))
-        except (BrokenPipeError, ConnectionResetError):
-            raise Disconnected("the publisher is gone") from None
-        descriptors: list[int] = []
-        _receive(self.sock, self.parser, MessageType.EVENT_FD, time.monotonic() + HANDSHAKE_SECONDS, descriptors)
-        if len(descriptors) != 1:
+                self._handle(message, descriptors)
+        except BlockingIOError:
+            return False
+        except (OSError, ProtocolError) as problem:
+            if not isinstance(problem, ConnectionError):
+                log.warning("the connection to a publisher is given up: %s", problem)
+            self._gone = True
+        finally:
             _close_all(descriptors)
-            raise ProtocolError("the publisher sent no event descriptor")
-        return descriptors[0]
+        return not self._gone
+
+    def _handle(self, message: wire.Message, descriptors: list[int]) -> None:
+        if message.type == MessageType.SHUTDOWN:
+            self._gone = True
+        elif message.type == MessageType.ERROR:
+            log.warning("the publisher says: %s", wire.error_text(message.payload)[1])
+        elif message.type == MessageType.EVENT_FD and self.event_fd < 0:
+            self._asked = False  # ask again, if the descriptor was lost
+            if descriptors:
+                self._asked = True
+                self.event_fd = descriptors.pop(0)
+                if self._arrived is not None:
+                    self._arrived(self.event_fd)
+
+    def request_event(self, arrived: Callable[[int], None] | None = None) -> None:
+        """Ask for an eventfd that the publisher feeds at every frame. Does not wait for it: see ``event_fd``.
+
+        `arrived` is called with the descriptor, perhaps twice: at once if it is there, else on the thread that reads
+        the answer. When the publisher does not answer it is never called.
+        """
+        self._arrived = arrived or self._arrived
+        if not self._asked:
+            self._asked = True
+            with contextlib.suppress(OSError):  # gone, as the next look at the socket will find
+                self.sock.send(wire.pack(MessageType.EVENT_FD), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        if self._arrived is not None and self.event_fd >= 0:
+            self._arrived(self.event_fd)
+
+    def close_event(self) -> None:
+        """Close the eventfd."""
+        self._arrived = None
+        event, self.event_fd = self.event_fd, -1
+        if event >= 0:
+            _close_all([event])
 
     def close_descriptors(self) -> None:
         """Close what came along; what was mapped from it stays mapped."""
-        _close_all(self.descriptors)
-        self.descriptors = []
+        descriptors, self.descriptors = self.descriptors, []
+        _close_all(descriptors)
 
     def close(self) -> None:
-        """Give the place up."""
-        self.close_descriptors()
+        """Give the place up. Closing twice is fine."""
         with contextlib.suppress(OSError):
             self.sock.send(wire.pack(MessageType.UNSUBSCRIBE), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         self.forget()
 
     def forget(self) -> None:
-        """Close our copy of the socket without a word: what a forked child does."""
-        self.sock.close()
+        """Close our descriptors without a word: what a forked child does."""
+        self._gone = True
+        self.close_descriptors()
+        self.close_event()
+        lifetime.close_owned(self.sock)
 
 
-def connect(key: str, hello: wire.Hello, timeout: float | None) -> Connection:
-    """Join the publisher of `key`, waiting up to `timeout` seconds for it to appear.
+# ---- running steps ---------------------------------------------------------------------------------------------------
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """``time.monotonic()`` at which a wait of `timeout` seconds ends; None never ends.
 
     Raises
     ------
-    NotFound
-        None appeared.
+    ValueError, TypeError
+        `timeout` is negative, or no number of seconds.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not timeout >= 0:
+        raise ValueError(f"a timeout is None or seconds >= 0, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+class Expired(Exception):
+    """The steps were not over in time. They can be gone on with."""
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def run(
+    steps: Steps[T], deadline: float | None, closed: Callable[[], bool] = lambda: False, *, grace: float = 0.0
+) -> T:
+    """What the steps return, waiting for it in this thread. Signals are answered in between.
+
+    However early the deadline is, a publisher that is there has `grace` seconds to answer.
+
+    Raises
+    ------
+    Expired
+        The deadline has passed.
+    ValueError
+        `closed()` has turned true.
+    """
+    begun = time.monotonic()
+    try:
+        while True:
+            pause = next(steps)
+            if closed():
+                raise ValueError("it was closed meanwhile")
+            now = time.monotonic()
+            end = deadline
+            if end is not None and pause.fd >= 0:
+                end = max(end, begun + grace)
+            if end is not None and now >= end:
+                raise Expired(pause.problem)
+            wait(pause, POLL_SECONDS if end is None else min(POLL_SECONDS, end - now))
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+def wait(pause: Pause, seconds: float) -> None:
+    """Sleep until there may be something for the next step to do."""
+    if pause.fd < 0:
+        time.sleep(seconds)
+        return
+    poller = select.poll()  # not select.select: descriptors beyond 1023 are usual with many cameras
+    poller.register(pause.fd, select.POLLIN)
+    poller.poll(seconds * 1000)
+
+
+def bare(problem: Exception) -> Exception:
+    """The exception without the frames that it went through: kept, it would keep them and all that they refer to."""
+    problem.__traceback__ = problem.__context__ = problem.__cause__ = None
+    return problem
+
+
+PASSING: tuple[type[Exception], ...] = (NotFound, NoPacketRing, Disconnected, Unavailable, Timeout)
+
+
+def repeat(attempt: Callable[[], Steps[T]], passing: tuple[type[Exception], ...] = PASSING) -> Steps[T]:
+    """The first attempt that succeeds; after a failure that may pass, another one follows.
+
+    When time is up in the middle of an attempt, the reason is why the one before it failed.
+    """
+    problem: Exception | None = None
+    while True:
+        steps = attempt()
+        try:
+            while True:
+                pause = next(steps)
+                yield Pause(pause.fd, problem or pause.problem)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        except passing as caught:
+            if not (isinstance(problem, Unavailable) and isinstance(caught, Timeout)):  # it has said why
+                problem = bare(caught)
+        except OSError as caught:
+            if caught.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            problem = bare(caught)  # out of descriptors or memory: others may give some back
+        finally:
+            steps.close()
+        yield Pause(-1, problem)
+
+
+def connect(key: str, hello: wire.Hello, timeout: float | None) -> Connection:
+    """Join the publisher of `key`, waiting up to `timeout` seconds for it; errors are those of :func:`join`."""
+    steps = repeat(lambda: join(key, hello))
+    try:
+        return run(steps, deadline_after(timeout), grace=ANSWER_SECONDS)
+    except Expired as over:
+        raise over.problem from None
+    finally:
+        steps.close()
+
+
+# ---- joining ---------------------------------------------------------------------------------------------------------
+
+
+def join(key: str, hello: wire.Hello) -> Steps[Connection]:
+    """Join the publisher of `key`.
+
+    Raises
+    ------
+    NotFound, Disconnected
+        There is none, or it has just gone.
+    Timeout, Unavailable
+        It does not answer, or cannot take another subscriber.
     AlreadyExists, DeviceError, ProtocolError, CuframesError
         It refused; the message is its own.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while True:
-        problem: Exception
-        try:
-            return _handshake(_open(key), hello)
-        except (NotFound, Disconnected) as caught:  # not there yet, or just going
-            problem = caught
-        if deadline is not None and time.monotonic() >= deadline:
-            raise problem
-        time.sleep(POLL_SECONDS)
+    deadline = time.monotonic() + HANDSHAKE_SECONDS
+    parser = wire.Parser()
+    descriptors: list[int] = []
+    sock = yield from _open(key, deadline)
+    with _ending(sock, descriptors):
+        welcome = yield from _say_hello(key, sock, parser, hello, deadline, descriptors)
+        _send(sock, wire.pack(MessageType.SUBSCRIBE_REQ))
+        payload = yield from _receive(key, sock, parser, MessageType.SUBSCRIBE_RESP, deadline, descriptors)
+        place = wire.Subscribed.unpack(payload)
+        if place.result:
+            yield from _refused(key, sock, parser, place.result, deadline)
+    return Connection(sock, parser, welcome, place, descriptors)
 
 
-def fetch_packets(key: str) -> int:
+def fetch_packets(key: str) -> Steps[int]:
     """A descriptor of the packet ring of `key`, from its publisher; ours to close. Takes no place in the frame ring.
 
     Raises
@@ -145,12 +365,16 @@ def fetch_packets(key: str) -> int:
         There is no publisher of frames.
     NoPacketRing
         It shares no packets.
+    Timeout, Unavailable
+        It does not answer, or has no connection left.
     """
-    sock = _open(key)
+    deadline = time.monotonic() + HANDSHAKE_SECONDS
     hello = wire.Hello(3, default_name(), -1, False, FEATURES)
     descriptors: list[int] = []
-    welcome = _say_hello(sock, wire.Parser(), hello, time.monotonic() + HANDSHAKE_SECONDS, descriptors)
-    sock.close()
+    sock = yield from _open(key, deadline)
+    with _ending(sock, descriptors):
+        welcome = yield from _say_hello(key, sock, wire.Parser(), hello, deadline, descriptors)
+    lifetime.close_owned(sock)
     if not welcome.packets_path:
         _close_all(descriptors)
         raise NoPacketRing(f"the publisher of {key!r} shares no packets; it does after enable_packets()")
@@ -168,74 +392,84 @@ def default_name() -> str:
     return f"{program}-{os.getpid()}-{os.urandom(2).hex()}"
 
 
-def _open(key: str) -> socket.socket:
+def _open(key: str, deadline: float) -> Steps[socket.socket]:
+    """A connected socket."""
     paths = [socket_path(directory, key) for directory in runtime_dirs()]
     refused = None
     for path in paths:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        lifetime.own(sock.fileno())
         try:
-            sock.connect(str(path))
-            return sock
+            check_directory(path.parent)
+            while True:
+                try:
+                    sock.connect(str(path))
+                    break
+                except BlockingIOError:  # its backlog is full: it accepts nobody, since it is stopped or very busy
+                    if time.monotonic() >= deadline:
+                        raise _unanswered(key) from None
+                yield Pause(-1, _unanswered(key))
+            check_peer(sock, path)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            sock.close()
+            lifetime.close_owned(sock)
         except PermissionError as problem:
-            sock.close()
-            refused = PermissionError(
-                problem.errno, f"{path} belongs to another user; its publisher can share it with group="
-            )
+            lifetime.close_owned(sock)
+            refused = problem
+            if problem.errno == errno.EACCES:  # connect's own, which names neither cause nor remedy
+                text = f"{path} belongs to another user; its publisher can share it with group="
+                refused = PermissionError(problem.errno, text)
+        except BaseException:
+            lifetime.close_owned(sock)
+            raise
+        else:
+            return sock
     if refused is not None:
         raise refused
     tried = ", ".join(map(str, paths))
     raise NotFound(f"no publisher of {key!r} is running here (looked for {tried}); start one, or see `cuframes ls`")
 
 
-def _handshake(sock: socket.socket, hello: wire.Hello) -> Connection:
-    deadline = time.monotonic() + HANDSHAKE_SECONDS
-    parser = wire.Parser()
-    descriptors: list[int] = []
-    welcome = _say_hello(sock, parser, hello, deadline, descriptors)
-    with _ending(sock, descriptors):
-        sock.sendall(wire.pack(MessageType.SUBSCRIBE_REQ))
-        place = wire.Subscribed.unpack(_receive(sock, parser, MessageType.SUBSCRIBE_RESP, deadline, descriptors))
-        if place.result:
-            _refused(sock, parser, place.result, deadline)
-    sock.settimeout(None)
-    return Connection(sock, parser, welcome, place, descriptors)
+def _unanswered(key: str) -> Timeout:
+    return Timeout(f"the publisher of {key!r} is there, but does not answer: it may be stopped, or overloaded")
 
 
 def _say_hello(
-    sock: socket.socket, parser: wire.Parser, hello: wire.Hello, deadline: float, descriptors: list[int]
-) -> wire.Welcome:
+    key: str, sock: socket.socket, parser: wire.Parser, hello: wire.Hello, deadline: float, descriptors: list[int]
+) -> Steps[wire.Welcome]:
     """The first half of the handshake: what the publisher shares."""
-    with _ending(sock, descriptors):
-        with contextlib.suppress(OSError):  # it may have refused and hung up already: its reason waits to be read
-            sock.sendall(hello.pack())
-        welcome = wire.Welcome.unpack(_receive(sock, parser, MessageType.HELLO_RESP, deadline, descriptors))
-        if welcome.result:
-            _refused(sock, parser, welcome.result, deadline)
-        if welcome.version != hello.version:
-            raise ProtocolError(
-                f"the publisher speaks protocol version {welcome.version}, this library {hello.version}"
-            )
+    with contextlib.suppress(OSError):  # it may have refused and hung up already: its reason waits to be read
+        _send(sock, hello.pack())
+    payload = yield from _receive(key, sock, parser, MessageType.HELLO_RESP, deadline, descriptors)
+    welcome = wire.Welcome.unpack(payload)
+    if welcome.result:
+        yield from _refused(key, sock, parser, welcome.result, deadline)
+    if welcome.version != hello.version:
+        raise ProtocolError(f"the publisher speaks protocol version {welcome.version}, this library {hello.version}")
     return welcome
+
+
+def _send(sock: socket.socket, data: bytes) -> None:
+    """Send a few bytes. There is always room for them, since nothing was sent before that was not read."""
+    if sock.send(data, socket.MSG_NOSIGNAL) != len(data):
+        raise ProtocolError("the publisher reads nothing")
 
 
 @contextlib.contextmanager
 def _ending(sock: socket.socket, descriptors: list[int]) -> Iterator[None]:
-    """Close everything when the handshake fails."""
+    """Close everything when the handshake fails, or is given up."""
     try:
         yield
     except BaseException as problem:
         _close_all(descriptors)
-        sock.close()
+        lifetime.close_owned(sock)
         if isinstance(problem, ConnectionError) and not isinstance(problem, CuframesError):
             raise Disconnected("the publisher went away during the handshake") from None
         raise
 
 
 def _receive(
-    sock: socket.socket, parser: wire.Parser, kind: MessageType, deadline: float, descriptors: list[int]
-) -> bytes:
+    key: str, sock: socket.socket, parser: wire.Parser, kind: MessageType, deadline: float, descriptors: list[int]
+) -> Steps[bytes]:
     """The payload of the next message, which must be of type `kind`. Descriptors that come along are appended."""
     while True:
         while message := parser.next():
@@ -245,27 +479,34 @@ def _receive(
                 raise _as_exception(*wire.error_text(message.payload))
             if message.type == MessageType.SHUTDOWN:
                 raise Disconnected("the publisher is closing")
-            if message.type != MessageType.PONG:
-                raise ProtocolError(f"the publisher sent message type {message.type} instead of {kind.name}")
-        poller = select.poll()  # not select.select: descriptors beyond 1023 are usual with many cameras
-        poller.register(sock, select.POLLIN)
-        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise Timeout(f"the publisher did not answer within {HANDSHAKE_SECONDS:.0f} s")
+            raise ProtocolError(f"the publisher sent message type {message.type} instead of {kind.name}")
         try:
-            data = wire.receive(sock, wire.MAX_PAYLOAD, descriptors)
+            data, lost = wire.receive(sock, wire.MAX_PAYLOAD, descriptors)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise _unanswered(key) from None
+            yield Pause(sock.fileno(), _unanswered(key))
+            continue
         except ConnectionResetError:
             data = b""
         if not data:
             raise Disconnected("the publisher hung up during the handshake")
+        if lost:
+            raise _out_of_descriptors()
+        if len(descriptors) > wire.MAX_DESCRIPTORS:
+            raise ProtocolError(f"the publisher sent more than {wire.MAX_DESCRIPTORS} descriptors")
         parser.feed(data)
 
 
-def _refused(sock: socket.socket, parser: wire.Parser, result: int, deadline: float) -> None:
+def _refused(key: str, sock: socket.socket, parser: wire.Parser, result: int, deadline: float) -> Steps[None]:
     """Raise the reason that follows a response with a result."""
+    descriptors: list[int] = []
     try:
-        payload = _receive(sock, parser, MessageType.ERROR, deadline, [])
-    except Disconnected:
+        payload = yield from _receive(key, sock, parser, MessageType.ERROR, deadline, descriptors)
+    except (Disconnected, Timeout):
         payload = b""
+    finally:
+        _close_all(descriptors)
     code, text = wire.error_text(payload) if payload else (-result, f"the publisher refused (result {result})")
     raise _as_exception(code, text)
 
@@ -274,6 +515,14 @@ def _as_exception(code: int, text: str) -> Exception:
     if code == ErrorCode.NOT_ALLOWED:
         return PermissionError(text)
     return _ERRORS.get(code, CuframesError)(text)
+
+
+def _out_of_descriptors() -> OSError:
+    return OSError(
+        errno.EMFILE,
+        "descriptors from the publisher were lost: this process has as many files open as it may; close some, or raise "
+        "the limit (ulimit -n)",
+    )
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -5,22 +5,27 @@ not touched: its mistakes end its own connection.
 """
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
+import select
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections.abc import Sequence
 from enum import Enum, auto
 from pathlib import Path
 
+from cuframes import lifetime
 from cuframes._core import FrameWriter
 from cuframes._mapped import PASS_FD, PINS
-from cuframes.errors import ProtocolError
-from cuframes.segment import is_socket
+from cuframes.errors import ProtocolError, SegmentTruncated
+from cuframes.names import peer_credentials, peer_groups
+from cuframes.segment import OwnedSegment
 from cuframes.session import wire
+from cuframes.session.listener import Listener
 from cuframes.session.wire import ErrorCode, MessageType
 
 __all__ = ["Server"]
@@ -29,7 +34,9 @@ log = logging.getLogger("cuframes")
 
 HANDSHAKE_SECONDS = 2.0
 MAX_CONNECTIONS = 128
-SO_PEERGROUPS = 59
+LOOK_SECONDS = 0.5  # how often the thread looks whether its files and its subscribers' events are as they should be
+PAUSE_SECONDS = 0.1  # how long nobody is accepted when descriptors have run out
+CLOSE_SECONDS = 2.0  # how long close() waits for the thread; it may be in a log handler that waits for us
 
 
 class State(Enum):
@@ -60,70 +67,109 @@ class Peer:
         self.features = 0
         self.bit = 0
         self.event_fd = -1
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        self.pid, self.uid, self.gid = struct.unpack("3i", credentials)
-
-    def groups(self) -> set[int]:
-        """The process's groups; the supplementary ones too, unless there are more than 256 (Python asks for 1 KiB)."""
-        try:
-            raw = self.sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
-        except OSError:
-            raw = b""
-        return {self.gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
+        self.blocked = False  # it has made its event one that the writer would wait for
+        self.pid, self.uid, _ = peer_credentials(sock)
 
 
 class Server:
     """Listens on a publisher's socket until closed.
 
+    The thread fails closed: a mistake or a lack that concerns one peer ends that peer's connection; anything else ends
+    the publisher for everybody, since publishing while nobody tells the living from the dead would tear frames that
+    are held, or stop for readers that are gone.
+
     Parameters
     ----------
     path : Path
-        The socket; an old one is replaced, since the caller owns the key's segment.
+        The socket; an old one is replaced, since the caller holds the key's lock.
     writer : FrameWriter
         Subscribers join and leave it.
     welcome : Welcome
         What a subscriber with all our features is told.
     descriptors : list of int
-        Sent to subscribers that can receive them. They become the server's.
+        Sent to subscribers that can receive them. Once the server is there they are its own.
     gid : int or None
         A group whose members may subscribe besides our own user and root.
+    segments : sequence of OwnedSegment
+        Looked after: see :meth:`OwnedSegment.look`.
     """
 
     def __init__(
-        self, path: Path, writer: FrameWriter, welcome: wire.Welcome, descriptors: list[int], gid: int | None = None
+        self,
+        path: Path,
+        writer: FrameWriter,
+        welcome: wire.Welcome,
+        descriptors: list[int],
+        gid: int | None = None,
+        segments: Sequence[OwnedSegment] = (),
     ) -> None:
         self.path = path
         self._writer = writer
         self._welcome = welcome
-        self._descriptors = descriptors
+        self._descriptors: list[int] = []
         self._gid = gid
+        self._segments = list(segments)
         self._peers: set[Peer] = set()
-        self._selector = selectors.DefaultSelector()
-        self._listener = _listen(path, gid)
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._wake, selectors.EVENT_READ)
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"cuframes:{path.stem}", daemon=True)
-        self._thread.start()
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._paused_until: float | None = None
+        self._short = False  # of descriptors; said once
+        self._ending = threading.RLock()  # around what close(), share_packets() and the thread's end do
+        with contextlib.ExitStack() as made:
+            self._selector = selectors.DefaultSelector()
+            made.callback(self._selector.close)
+            self._listener = Listener(path, gid)
+            made.callback(self._listener.close)
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            made.callback(os.close, self._wake)
+            self._spare = os.open("/", os.O_PATH | os.O_CLOEXEC)  # given up to accept a connection, to be refused
+            made.callback(os.close, self._spare)
+            self._selector.register(self._listener.sock, selectors.EVENT_READ)
+            self._selector.register(self._wake, selectors.EVENT_READ)
+            self._thread = threading.Thread(target=self._run, name=f"cuframes:{path.stem}", daemon=True)
+            self._descriptors = descriptors
+            try:
+                self._thread.start()
+            except BaseException:
+                self._descriptors = []
+                if self._thread.ident is not None:  # it runs, and a signal handler raised while we waited for it
+                    made.pop_all()
+                    self.close()
+                raise
+            made.pop_all()
 
-    def share_packets(self, path: str, descriptor: int) -> None:
+    def share_packets(self, path: str, descriptor: int, segment: OwnedSegment) -> None:
         """From now on announce a packet ring too. The descriptor becomes the server's."""
-        self._descriptors = [*self._descriptors, descriptor]  # the thread sees this first, and then the path
-        self._welcome = self._welcome._replace(packets_path=path)
+        with self._ending:
+            if self._stopping:
+                os.close(descriptor)
+                return
+            self._segments = [*self._segments, segment]
+            self._descriptors = [*self._descriptors, descriptor]  # the thread sees this first, and then the path
+            self._welcome = self._welcome._replace(packets_path=path)
 
     def close(self) -> None:
-        """Tell every subscriber, hang up, remove the socket. The writer has announced the end already."""
-        self._stopping = True
-        with contextlib.suppress(OSError):  # the thread has failed, and cleaned up
-            os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        """Tell every subscriber, hang up, remove the socket. The writer has announced the end already.
+
+        May be called on the server's own thread, where a collected publisher may be closed: the thread then ends when
+        it is back in its loop.
+        """
+        with self._ending:
+            self._stopping = True
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_SECONDS)
+        # Before the caller gives up the key, whatever the thread is busy with.
+        self._listener.close()
 
     def forget(self) -> None:
         """In a forked child: close our copies of the descriptors, so that the parent's peers see it when it dies."""
-        for sock in (self._listener, *(peer.sock for peer in self._peers)):
-            sock.close()
-        for fd in (self._wake, *self._descriptors, *(peer.event_fd for peer in self._peers if peer.event_fd >= 0)):
+        self._listener.forget()
+        for peer in self._peers:
+            lifetime.close_owned(peer.sock)
+        events = [peer.event_fd for peer in self._peers if peer.event_fd >= 0]
+        for fd in (self._wake, self._spare, *self._descriptors, *events):
             with contextlib.suppress(OSError):
                 os.close(fd)
         with contextlib.suppress(OSError):
@@ -136,31 +182,63 @@ class Server:
         try:
             while not self._stopping:
                 for key, _ in self._selector.select(self._next_deadline()):
-                    if key.fileobj is self._listener:
+                    if self._stopping:
+                        break
+                    if key.fileobj is self._listener.sock:
                         self._accept()
                     elif key.data is not None:
                         self._serve(key.data)
                 self._end_slow_handshakes()
-        except Exception:  # keep the publisher going; nobody new can join
-            log.exception("the session server of %s failed; no further subscriber can join", self.path)
+                if self._paused_until is not None and time.monotonic() >= self._paused_until:
+                    self._resume()
+                if time.monotonic() >= self._next_look:
+                    self._look()
+        except BaseException as problem:
+            if not self._stopping:
+                # First the ring, then the log: from here on nothing may be published.
+                self._writer.fail(f"this publisher has failed and shares nothing any more: {problem!r}; open a new one")
+                with contextlib.suppress(Exception):
+                    log.exception("the session server of %s failed, so its publisher has ended", self.path)
         finally:
             self._shut_down()
 
     def _shut_down(self) -> None:
-        for peer in list(self._peers):
-            if peer.state is State.ACTIVE:
-                self._send(peer, wire.pack(MessageType.SHUTDOWN))
-            self._drop(peer)
-        self._listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
-        self._selector.close()
-        for fd in (self._wake, *self._descriptors):
-            os.close(fd)
+        # Nothing is published any more, so pins and places need not be cleared; and if we have failed they must not be:
+        # a frame that was begun before may still be written.
+        try:
+            with contextlib.ExitStack() as ending:  # the last first, and each whatever another raises
+                ending.callback(self._close_descriptors)
+                ending.callback(self._listener.close)
+                for peer in self._peers:
+                    ending.callback(self._hang_up, peer)
+        except Exception:
+            log.exception("the session server of %s did not end well", self.path)
 
-    def _next_deadline(self) -> float | None:
+    def _hang_up(self, peer: Peer) -> None:
+        if peer.state is State.ACTIVE:
+            with contextlib.suppress(OSError):
+                wire.send(peer.sock, wire.pack(MessageType.SHUTDOWN))
+        if peer.event_fd >= 0:
+            self._writer.feed(peer.bit, -1)
+            os.close(peer.event_fd)
+        lifetime.close_owned(peer.sock)
+
+    def _close_descriptors(self) -> None:
+        self._selector.close()
+        with self._ending:
+            self._stopping = True
+            fds = [self._wake, self._spare, *self._descriptors]
+            self._wake = self._spare = -1
+            self._descriptors = []
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def _next_deadline(self) -> float:
         waiting = [peer.deadline for peer in self._peers if peer.state is not State.ACTIVE]
-        return max(0.0, min(waiting) - time.monotonic()) if waiting else None
+        if self._paused_until is not None:
+            waiting.append(self._paused_until)
+        return max(0.0, min([self._next_look, *waiting]) - time.monotonic())
 
     def _end_slow_handshakes(self) -> None:
         now = time.monotonic()
@@ -168,25 +246,85 @@ class Server:
             text = f"the handshake took longer than {HANDSHAKE_SECONDS:.0f} s"
             self._refuse(peer, Refused(ErrorCode.TOO_SLOW, text))
 
+    def _look(self) -> None:
+        """Restore what cleaners have removed, and find subscribers that would stop the writer."""
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._unblock()
+        for peer in [peer for peer in self._peers if peer.blocked]:
+            self._refuse(peer, Refused(ErrorCode.MALFORMED, "the event is the publisher's to fill, and not to block"))
+        # The lock first: a socket is bound by whoever holds it.
+        held = [segment.look() for segment in self._segments]
+        if held and held[0] and (old := self._listener.look()) is not None:
+            with contextlib.suppress(KeyError):  # paused
+                self._selector.unregister(old)
+                self._selector.register(self._listener.sock, selectors.EVENT_READ)
+            lifetime.close_owned(old)
+
+    def _unblock(self) -> None:
+        """Undo what would stop the writer: an event that a subscriber has made blocking, or filled.
+
+        The writer feeds events under the lock that joins and departures take, so this comes before those.
+        """
+        for peer in self._peers:
+            if peer.event_fd >= 0:
+                poller = select.poll()
+                poller.register(peer.event_fd, select.POLLOUT)
+                blocking = not fcntl.fcntl(peer.event_fd, fcntl.F_GETFL) & os.O_NONBLOCK
+                if blocking or not poller.poll(0):
+                    os.set_blocking(peer.event_fd, False)
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(peer.event_fd)  # lets a writer go that waits for room
+                    peer.blocked = True
+
     def _accept(self) -> None:
         try:
-            sock, _ = self._listener.accept()
-        except OSError as problem:  # it hung up again, or we are out of descriptors
-            log.warning("%s: cannot accept a connection: %s", self.path, problem)
-            time.sleep(0.1)
+            sock, _ = self._listener.sock.accept()
+        except BlockingIOError:
             return
-        sock.setblocking(False)
-        peer = Peer(sock)
-        self._peers.add(peer)
-        self._selector.register(sock, selectors.EVENT_READ, peer)
+        except OSError as problem:
+            self._cannot_accept(problem)
+            return
+        self._short = False
+        try:
+            sock.setblocking(False)
+            peer = Peer(sock)
+            self._selector.register(sock, selectors.EVENT_READ, peer)
+            self._peers.add(peer)
+            lifetime.own(sock.fileno())
+        except OSError as problem:  # max_user_watches, say
+            log.warning("%s: cannot serve a connection: %s", self.path, problem)
+            _turn_away(sock)
+            return
         if len(self._peers) > MAX_CONNECTIONS:
-            self._refuse(peer, Refused(ErrorCode.RESOURCES, "too many connections"))
+            self._refuse(peer, Refused(ErrorCode.RESOURCES, "too many connections; try again"))
         elif not self._allowed(peer):
             text = f"uid {peer.uid} may not subscribe: the publisher runs as uid {os.getuid()}; share it with group="
             self._refuse(peer, Refused(ErrorCode.NOT_ALLOWED, text))
 
+    def _cannot_accept(self, problem: OSError) -> None:
+        if not self._short:
+            log.warning("%s: cannot accept a connection: %s", self.path, problem)
+        self._short = True
+        if problem.errno in (errno.EMFILE, errno.ENFILE) and self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+            with contextlib.suppress(OSError):
+                sock, _ = self._listener.sock.accept()
+                _turn_away(sock)
+        # Whoever waits would otherwise be announced again and again.
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(self._listener.sock)
+        self._paused_until = time.monotonic() + PAUSE_SECONDS
+
+    def _resume(self) -> None:
+        if self._spare < 0:
+            with contextlib.suppress(OSError):
+                self._spare = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        self._selector.register(self._listener.sock, selectors.EVENT_READ)
+        self._paused_until = None
+
     def _allowed(self, peer: Peer) -> bool:
-        return peer.uid in (os.getuid(), 0) or (self._gid is not None and self._gid in peer.groups())
+        return peer.uid in (os.getuid(), 0) or (self._gid is not None and self._gid in peer_groups(peer.sock))
 
     def _serve(self, peer: Peer) -> None:
         try:
@@ -204,10 +342,12 @@ class Server:
                 self._handle(peer, message)
         except Refused as refusal:
             self._refuse(peer, refusal)
+        except SegmentTruncated as problem:  # ours, so nobody can join any more
+            self._refuse(peer, Refused(ErrorCode.RESOURCES, f"the publisher's {problem}"))
         except ProtocolError as problem:
             self._refuse(peer, Refused(ErrorCode.MALFORMED, str(problem)))
-        except OSError as problem:  # no descriptor left for an event, say
-            self._refuse(peer, Refused(ErrorCode.RESOURCES, f"the publisher cannot serve this now: {problem.strerror}"))
+        except (OSError, MemoryError) as problem:  # no descriptor left for an event, say
+            self._refuse(peer, Refused(ErrorCode.RESOURCES, f"the publisher cannot serve this now: {problem}"))
 
     def _handle(self, peer: Peer, message: wire.Message) -> None:
         match message.type, peer.state:
@@ -246,16 +386,18 @@ class Server:
         peer.state = State.SUBSCRIBE
 
     def _subscribe(self, peer: Peer) -> None:
+        self._unblock()
         place = self._writer.join(peer.name.encode(), peer.pid)
         if place is None:
             raise Refused(ErrorCode.NO_PLACE, "the ring has 31 subscribers and no place for another")
         peer.bit, seq, frame_no = place
         peer.state = State.ACTIVE
-        log.info("%s: subscriber %s (pid %d) joined", self.path.stem, peer.name, peer.pid)
+        log.info("%s: subscriber %r (pid %d) joined", self.path.stem, peer.name, peer.pid)
         self._send(peer, wire.Subscribed(0, peer.bit, seq, frame_no if peer.features & PINS else 0).pack())
 
     def _event(self, peer: Peer) -> None:
         if peer.event_fd < 0:
+            self._unblock()
             peer.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._writer.feed(peer.bit, peer.event_fd)
         self._send(peer, wire.pack(MessageType.EVENT_FD), [peer.event_fd])
@@ -273,7 +415,7 @@ class Server:
             self._drop(peer)
 
     def _refuse(self, peer: Peer, refusal: Refused) -> None:
-        log.warning("%s: refused %s (pid %d): %s", self.path.stem, peer.name or "a peer", peer.pid, refusal)
+        log.warning("%s: refused %r (pid %d): %s", self.path.stem, peer.name, peer.pid, refusal)
         # The response that a plain version 3 peer waits for says no; the text is for those who read on.
         response = b""
         if refusal.code not in (ErrorCode.MALFORMED, ErrorCode.OUT_OF_ORDER, ErrorCode.TOO_SLOW):
@@ -288,34 +430,21 @@ class Server:
         """End a connection and clear its place in the ring, once."""
         if peer not in self._peers:
             return
+        self._unblock()
         self._peers.remove(peer)
-        self._selector.unregister(peer.sock)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(peer.sock)
         if peer.state is State.ACTIVE:
             self._writer.leave(peer.bit)
-            log.info("%s: subscriber %s (pid %d) left", self.path.stem, peer.name, peer.pid)
+            log.info("%s: subscriber %r (pid %d) left", self.path.stem, peer.name, peer.pid)
         if peer.event_fd >= 0:
             os.close(peer.event_fd)  # after leave: the writer no longer feeds it
-        peer.sock.close()
+        lifetime.close_owned(peer.sock)
 
 
-def _listen(path: Path, gid: int | None) -> socket.socket:
-    if path.exists() and not is_socket(path):
-        raise FileExistsError(f"{path} exists and is not a socket; remove it")
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(path))
-        if gid is None:
-            path.chmod(0o600)
-        else:
-            os.chown(path, -1, gid)
-            path.chmod(0o660)
-            if path.parent.stat().st_uid == os.getuid():
-                os.chown(path.parent, -1, gid)
-                path.parent.chmod(path.parent.stat().st_mode & 0o7777 | 0o010)  # members may pass through, not list
-        listener.listen(MAX_CONNECTIONS)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+def _turn_away(sock: socket.socket) -> None:
+    """Say that it may be tried again, and hang up."""
+    text = "the publisher is out of descriptors; try again"
+    with contextlib.suppress(OSError), sock:
+        sock.setblocking(False)
+        wire.send(sock, wire.Welcome(-ErrorCode.RESOURCES).pack() + wire.error(ErrorCode.RESOURCES, text))

@@ -92,16 +92,19 @@ def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> i
     return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket, limit: int, descriptors: list[int]) -> bytes:
-    """Receive up to `limit` bytes; descriptors that come along are appended, closed on exec from the first moment."""
+def receive(sock: socket.socket, limit: int, descriptors: list[int]) -> tuple[bytes, bool]:
+    """Receive up to `limit` bytes; descriptors that come along are appended, closed on exec from the first moment.
+
+    The second value says whether descriptors were lost: there were too many, or this process has no room for them.
+    """
     space = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
-    data, ancillary, _, _ = sock.recvmsg(limit, space, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(limit, space, socket.MSG_CMSG_CLOEXEC)
     for level, kind, raw in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             received = array.array("i")
             received.frombytes(raw[: len(raw) - len(raw) % received.itemsize])
             descriptors += received
-    return data
+    return data, bool(flags & socket.MSG_CTRUNC)
 
 
 class Parser:

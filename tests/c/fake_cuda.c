@@ -33,6 +33,7 @@ typedef struct {
     size_t size;
     int fd;
     int kind; /* 0 cuMemAlloc, 1 managed, 2 stream-ordered, 3 opened by IPC */
+    int device;
 } block;
 
 typedef struct {
@@ -124,7 +125,7 @@ static block *add_block(void *base, size_t size, int fd, int kind) {
     pthread_mutex_lock(&lock);
     for (int i = 0; i < MAX_BLOCKS && !found; i++)
         if (!blocks[i].base) found = &blocks[i];
-    if (found) *found = (block){base, size, fd, kind};
+    if (found) *found = (block){base, size, fd, kind, depth ? (int)((char *)stack[depth - 1] - contexts) : 0};
     if (found && kind != 3) used += size;
     pthread_mutex_unlock(&lock);
     return found;
@@ -226,7 +227,7 @@ int cuPointerGetAttribute(void *out, int attribute, uintptr_t p) { CALL();
     switch (attribute) {
         case 2: return *(unsigned *)out = 2, OK;                        /* memory type: device */
         case 8: return *(unsigned *)out = b->kind == 1, OK;             /* managed */
-        case 9: return *(int *)out = 0, OK;                             /* ordinal */
+        case 9: return *(int *)out = b->device, OK;                     /* ordinal */
         case 10: return *(unsigned char *)out = b->kind == 0, OK;       /* legacy IPC */
         case 17: return *(void **)out = b->kind == 2 ? (void *)b : NULL, OK; /* pool */
         default: return INVALID_VALUE;

@@ -1,20 +1,31 @@
 """The HTTP interface: what can be asked, and what comes back."""
 
+import asyncio
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH
 from cuframes._version import __version__
+from cuframes.errors import NotFound
 from cuframes.formats import ALIASES, MAX_SIDE
-from cuframes.framecache.parameters import CODES, MAX_DEPTH, MAX_FPS_PART, NAMES, SLOT_ID, SlotParameters
+from cuframes.framecache.parameters import (
+    CODES,
+    MAX_DEPTH,
+    MAX_FPS_PART,
+    NAMES,
+    REGISTRY,
+    SLOT_ID,
+    SlotParameters,
+)
 from cuframes.framecache.service.guard import LOOPBACK_NAMES, Guard
 from cuframes.framecache.service.metrics import Metrics
 from cuframes.framecache.service.problems import Problem, answers, install
@@ -32,7 +43,15 @@ PAGE_HEADERS = {
 }
 
 SlotId = Annotated[str, Field(pattern=f"^{SLOT_ID}$", examples=["sdi0"])]
-SlotPath = Annotated[str, Path(pattern=f"^{SLOT_ID}$", examples=["sdi0"])]
+
+
+def _no_slot(slot_id: str) -> str:
+    if slot_id == REGISTRY:  # a file in the slots' directory, but never one of them
+        raise NotFound(f"there is no slot {slot_id!r}: that is the service's own list")
+    return slot_id
+
+
+SlotPath = Annotated[str, Path(pattern=f"^{SLOT_ID}$", examples=["sdi0"]), AfterValidator(_no_slot)]
 
 
 class SlotRequest(BaseModel):
@@ -90,12 +109,13 @@ class Slot(BaseModel):
 class Health(BaseModel):
     """How the service is."""
 
-    status: str
+    status: Annotated[str, Field(description="ok; degraded: it goes on, but there is a problem")]
     version: str
     uptime_s: float
     slots: int
     bytes_used: int
     bytes_free: int
+    problem: Annotated[str | None, Field(description="null: none")]
 
 
 def json_only(request: Request) -> None:
@@ -119,6 +139,8 @@ def create_app(
     """
     began = time.monotonic()
     metrics, thumbnails = Metrics(registry), Thumbnails()
+    # Threads of its own, so that it answers while all others wait for memory to be reserved.
+    for_health = ThreadPoolExecutor(2, "health")
     app = FastAPI(title="cuframes framecache", version=__version__, docs_url=None, redoc_url=None)
     install(app)
     app.add_middleware(Guard, hosts=allowed_hosts, token=token)
@@ -130,7 +152,7 @@ def create_app(
         dependencies=[Depends(json_only)],
         responses={
             200: {"model": Slot, "description": "It was there already, with these parameters"},
-            **answers(400, 409, 413, 415, 422, 507, *refusals),
+            **answers(400, 403, 409, 413, 415, 422, 507, *refusals),
         },
     )
     def create(request: SlotRequest, response: Response) -> Slot:
@@ -150,7 +172,7 @@ def create_app(
         """One slot."""
         return Slot(**registry.slot(slot_id)._asdict())
 
-    @app.delete("/slots/{slot_id}", status_code=HTTPStatus.NO_CONTENT, responses=answers(404, 422, *refusals))
+    @app.delete("/slots/{slot_id}", status_code=HTTPStatus.NO_CONTENT, responses=answers(403, 404, 422, *refusals))
     def remove(slot_id: SlotPath) -> None:
         """Remove a slot and its semaphore. Readers read what is there, and then see the end."""
         registry.remove(slot_id)
@@ -167,10 +189,11 @@ def create_app(
         return Response(picture, media_type="image/jpeg", headers=headers)
 
     @app.get("/health")
-    def health() -> Health:
+    async def health() -> Health:
         """Whether the service works, and how much room there is."""
-        uptime = round(time.monotonic() - began, 1)
-        return Health(status="ok", version=__version__, uptime_s=uptime, **registry.summary())
+        found = await asyncio.get_running_loop().run_in_executor(for_health, registry.health)
+        status = "ok" if found["problem"] is None else "degraded"
+        return Health(status=status, version=__version__, uptime_s=round(time.monotonic() - began, 1), **found)
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=answers(*refusals))
     def prometheus() -> PlainTextResponse:

@@ -29,6 +29,9 @@ class Guard:
     - The Host header must name us: a page whose host name was made to point here (DNS rebinding) sends its own.
     - With a token set, requests carry it, except for the page and ``/health``.
     - A body has at most 64 KiB.
+    - HEAD is answered wherever GET is, as GET without the body.
+
+    How long requests may take to come is the connection's business (``server``).
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Iterable[str] = LOOPBACK_NAMES, token: str | None = None) -> None:
@@ -48,6 +51,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif scope["method"] == "HEAD":
+                message = {**message, "body": b""}  # its length stays announced
             await send(message)
 
         try:
@@ -59,7 +64,8 @@ class Guard:
             if refusal is not None:
                 await refusal(scope, receive, sending)
             else:
-                await self.app(scope, _replay(body, receive), sending)
+                asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+                await self.app(asked, _replay(body, receive), sending)
         finally:
             # The page asks every second; what changes something, or fails, is of more interest.
             level = logging.DEBUG if status < 400 and scope["method"] in ("GET", "HEAD") else logging.INFO
@@ -108,6 +114,8 @@ async def _body(method: str, headers: Headers, receive: Receive) -> tuple[Respon
     body = b""
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return problem(HTTPStatus.BAD_REQUEST, "the request was not whole"), b""
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
             return too_large, b""

@@ -33,7 +33,8 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, as they are now."""
-        summary = self._slots.summary()
+        slots = self._slots.slots()
+        summary = self._slots.summary(slots)
         yield GaugeMetricFamily(f"{PREFIX}_uptime_seconds", "Since the service began.", time.monotonic() - self._began)
         yield GaugeMetricFamily(f"{PREFIX}_slots", "Slots.", summary["slots"])
         yield GaugeMetricFamily(f"{PREFIX}_used_bytes", "Bytes that slots take.", summary["bytes_used"])
@@ -43,7 +44,7 @@ class Metrics(Collector):
         fps = GaugeMetricFamily(f"{PREFIX}_fps", "Frames per second, over the last 2 s.", labels=["slot_id"])
         age = GaugeMetricFamily(f"{PREFIX}_last_frame_age_seconds", "Of a slot's newest frame.", labels=["slot_id"])
         writer = GaugeMetricFamily(f"{PREFIX}_writer", "1: a slot has a writer.", labels=["slot_id"])
-        for slot in self._slots.slots():
+        for slot in slots:
             label = [slot.slot_id]
             frames.add_metric(label, slot.write_cursor)
             dropped.add_metric(label, slot.dropped_frames)

@@ -53,7 +53,7 @@ def install(app: FastAPI) -> None:
             # Starlette names the methods of the first route of this path; each of ours has one method.
             routes = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
             methods = {method for route in routes for method in getattr(route, "methods", ())}
-            headers["Allow"] = ", ".join(sorted(methods))
+            headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))  # see Guard
         return problem(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RequestValidationError)
@@ -76,6 +76,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(OutOfSharedMemory)
     def full(_: Request, error: OutOfSharedMemory) -> JSONResponse:
         return problem(HTTPStatus.INSUFFICIENT_STORAGE, str(error), bytes_needed=error.needed, bytes_free=error.free)
+
+    @app.exception_handler(PermissionError)
+    def forbidden(_: Request, error: PermissionError) -> JSONResponse:
+        return problem(HTTPStatus.FORBIDDEN, f"the service may not do that: {error}")
 
     @app.exception_handler(CuframesError)
     @app.exception_handler(OSError)

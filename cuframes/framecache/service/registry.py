@@ -1,22 +1,21 @@
-"""The slots that the service knows: what is in the directory, kept attached, and written down in registry.json."""
+"""The slots that the service knows: what is in the directory, and written down in registry.json."""
 
+import contextlib
 import json
 import logging
 import os
 import threading
 from typing import Any
 
-from cuframes._cache import CacheRing
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory
 from cuframes.framecache.parameters import REGISTRY, SlotParameters
 from cuframes.framecache.slots import (
+    NO_DESCRIPTORS,
     SlotInfo,
-    attach,
     compare,
     directory,
     ensure_semaphore,
     find_slot,
-    info,
     make_slot,
     open_slot,
     remove_slot,
@@ -33,6 +32,9 @@ log = logging.getLogger("cuframes.framecache")
 class Registry:
     """Slots, created and removed by any thread.
 
+    It looks at the directory each time it is asked, and holds no slot open in between: however many there are, and
+    whatever else is there, they cost no descriptors.
+
     Parameters
     ----------
     max_bytes : int, optional
@@ -44,37 +46,47 @@ class Registry:
     def __init__(self, *, max_bytes: int | None = None, group: str | int | None = None) -> None:
         self._max_bytes = max_bytes
         self._gid = group_id(group)
-        self._attached: dict[str, CacheRing] = {}
+        self._adopted: set[str] = set()
         self._refused: dict[str, str] = {}
         self._written: bytes | None = None
+        self._unwritten: str | None = None
         self._looking = threading.Lock()
         self._creating = threading.Lock()  # taken before the other one
         with directory(create=True):
             pass
-        self.refresh()
+        self.slots()
 
-    def refresh(self) -> None:
-        """Look at the directory: adopt what is new, forget what is gone, write the list if it changed."""
+    def slots(self) -> list[SlotInfo]:
+        """All slots, by slot_id. Adopts what is new, forgets what is gone, and writes the list if it changed."""
         with self._looking:
             names = slot_names()
-            for name in [name for name in self._attached if name not in names or not self._attached[name].check()[0]]:
-                del self._attached[name]
-            for name in names:
-                if name not in self._attached:
-                    self._adopt(name)
+            self._adopted.intersection_update(names)
             self._refused = {name: reason for name, reason in self._refused.items() if name in names}
-            self._write()
+            found = [slot for slot in map(self._look, names) if slot is not None]
+            self._write(found)
+            return found
+
+    def _look(self, name: str) -> SlotInfo | None:
+        try:
+            slot = find_slot(name)
+        except NotFound:  # just removed
+            self._adopted.discard(name)
+            return None
+        except (CuframesError, OSError) as problem:
+            if isinstance(problem, OSError) and problem.errno in NO_DESCRIPTORS:
+                raise  # that is about us
+            self._adopted.discard(name)
+            if name not in self._refused:  # once, however often it changes
+                log.warning("not a slot of ours", extra={"slot_id": name, "reason": str(problem)})
+            self._refused[name] = str(problem)
+            return None
+        self._refused.pop(name, None)
+        if name not in self._adopted:
+            self._adopted.add(name)
+            self._adopt(name)
+        return slot
 
     def _adopt(self, name: str) -> None:
-        try:
-            self._attached[name] = attach(name)
-        except NotFound:  # just removed
-            return
-        except (CuframesError, OSError) as problem:
-            if self._refused.get(name) != str(problem):
-                self._refused[name] = str(problem)
-                log.warning("not a slot of ours", extra={"slot_id": name, "reason": str(problem)})
-            return
         log.info("slot adopted", extra={"slot_id": name})
         try:
             fd = open_slot(name)
@@ -85,24 +97,23 @@ class Registry:
         except (CuframesError, OSError) as problem:
             log.warning("slot without semaphore", extra={"slot_id": name, "reason": str(problem)})
 
-    def _write(self) -> None:
-        slots = [info(name, self._attached[name]).parameters._asdict() for name in sorted(self._attached)]
+    def _write(self, found: list[SlotInfo]) -> None:
+        """Write registry.json. The service goes on without it: what is in it can be asked as well."""
+        slots = [slot.parameters._asdict() for slot in found]
         content = json.dumps({"version": 1, "slots": slots}, indent=2).encode() + b"\n"
         if content == self._written:
             return
-        temporary = f".{REGISTRY}.new"
-        with directory(create=True) as folder:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644, dir_fd=folder)
-            with open(fd, "wb") as file:
-                file.write(content)
-            os.replace(temporary, REGISTRY, src_dir_fd=folder, dst_dir_fd=folder)
-        self._written = content
-
-    def slots(self) -> list[SlotInfo]:
-        """All slots, by slot_id."""
-        self.refresh()
-        with self._looking:
-            return [info(name, self._attached[name]) for name in sorted(self._attached)]
+        try:
+            _replace(content)
+        except OSError as problem:
+            reason = f"{REGISTRY} cannot be written: {problem.strerror or problem}"
+            if self._unwritten is None:  # once, and not with every request
+                log.warning("list not written", extra={"reason": reason})
+            self._written, self._unwritten = None, reason
+            return
+        if self._unwritten is not None:
+            log.info("list written again")
+        self._written, self._unwritten = content, None
 
     def slot(self, slot_id: str) -> SlotInfo:
         """One slot. Raises NotFound."""
@@ -117,22 +128,24 @@ class Registry:
         Raises
         ------
         AlreadyExists
-            There is one with a living writer, or with other parameters.
+            There is one with a living writer, or with other parameters, or a file that is no slot.
         OutOfSharedMemory, PermissionError
         """
         with self._creating:
-            while True:
+            for _ in range(3):  # a writer may be faster, and somebody else remove what it made
                 try:
                     there = self.slot(wanted.slot_id)
                 except NotFound:
                     self._check_room(wanted)
-                    if make_slot(wanted, self._gid):
-                        log.info("slot created", extra={"slot_id": wanted.slot_id, "bytes": wanted.size})
-                        with self._looking:
-                            self._attached[wanted.slot_id] = attach(wanted.slot_id)
-                            self._write()
-                        return find_slot(wanted.slot_id), True
-                    continue  # a writer was faster
+                    made = make_slot(wanted, self._gid)
+                    if made is None:
+                        continue
+                    os.close(made)
+                    log.info("slot created", extra={"slot_id": wanted.slot_id, "bytes": wanted.size})
+                    with self._looking:
+                        self._adopted.add(wanted.slot_id)
+                    self.slots()  # which writes the list
+                    return find_slot(wanted.slot_id), True
                 compare(there, wanted._asdict())
                 if there.writer_pid is not None:
                     raise AlreadyExists(
@@ -140,9 +153,11 @@ class Registry:
                         "another slot_id"
                     )
                 return there, False
+            reason = self._refused.get(wanted.slot_id, "it comes and goes")
+            raise AlreadyExists(f"there is something else of the name {wanted.slot_id!r}: {reason}")
 
     def _check_room(self, wanted: SlotParameters) -> None:
-        _, free = self.usage()
+        _, free = self._usage(self.slots())
         if wanted.size > free:
             raise OutOfSharedMemory(
                 f"the slot {wanted.slot_id!r} needs {wanted.size} bytes and {free} are free; remove slots, use a "
@@ -156,18 +171,48 @@ class Registry:
         with self._creating:
             remove_slot(slot_id)
             log.info("slot removed", extra={"slot_id": slot_id})
-            self.refresh()
+            self.slots()
 
-    def usage(self) -> tuple[int, int]:
+    def _usage(self, slots: list[SlotInfo]) -> tuple[int, int]:
         """Bytes that slots take, and bytes that new ones could."""
-        used = sum(slot.size for slot in self.slots())
-        with directory() as folder:
-            free = free_bytes(folder)
+        used = sum(slot.size for slot in slots)
+        try:
+            with directory() as folder:
+                free = free_bytes(folder)
+        except OSError:
+            free = 0
         left = [] if self._max_bytes is None else [max(0, self._max_bytes - used)]
         return used, min(left + ([] if free is None else [free]), default=2**63 - 1)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, slots: list[SlotInfo] | None = None) -> dict[str, Any]:
         """``slots``, ``bytes_used`` and ``bytes_free``."""
-        used, free = self.usage()
-        with self._looking:
-            return {"slots": len(self._attached), "bytes_used": used, "bytes_free": free}
+        slots = self.slots() if slots is None else slots
+        used, free = self._usage(slots)
+        return {"slots": len(slots), "bytes_used": used, "bytes_free": free}
+
+    def health(self) -> dict[str, Any]:
+        """What :meth:`summary` has, and ``problem``: what is wrong though the service goes on, or None."""
+        try:
+            summary = self.summary()
+        except OSError as problem:
+            return {"slots": 0, "bytes_used": 0, "bytes_free": 0, "problem": f"the slots cannot be listed: {problem}"}
+        return summary | {"problem": self._unwritten}
+
+
+def _replace(content: bytes) -> None:
+    """Replace registry.json whole, or not at all."""
+    temporary = f".{REGISTRY}.new"
+    with directory(create=True) as folder:
+        # Never what is there under that name: a FIFO would hold us up, a link lead elsewhere.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            with open(fd, "wb") as file:
+                os.fchmod(fd, 0o644)  # whatever the umask is
+                file.write(content)
+            os.replace(temporary, REGISTRY, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise

@@ -1,17 +1,21 @@
 """Running the service: where it listens, and what it logs."""
 
 import ipaddress
+import json
 import logging
 import logging.config
+import re
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
 from cuframes.framecache.service.app import create_app
 from cuframes.framecache.service.guard import LOOPBACK_NAMES
 from cuframes.framecache.service.registry import Registry
+from cuframes.framecache.service.server import Connection, Server
 
 __all__ = ["serve"]
 
@@ -45,6 +49,8 @@ def serve(
     """
     if token is not None and not token.strip():
         raise ValueError("the token is empty; leave it out, or set one")
+    if token is not None and not all("!" <= c <= "~" for c in token):
+        raise ValueError("the token must be printable ASCII without spaces, or no request could carry it")
     if not _is_loopback(host) and token is None:
         raise ValueError(
             f"{host} can be reached from elsewhere, and whoever reaches the service can remove slots: set a token "
@@ -62,13 +68,16 @@ def serve(
         access_log=False,
         server_header=False,
         lifespan="off",
+        http=Connection,
+        ws="none",
+        proxy_headers=False,  # who asks is who connects, and not what he says of himself
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=BACKLOG) as listening:
         # The line that scripts wait for; with port 0, where they learn the port.
         log.info("listening", extra={"host": host, "port": listening.getsockname()[1], **registry.summary()})
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
 
 
 def _is_loopback(host: str) -> bool:
@@ -106,7 +115,11 @@ def configure_logging(format: str, level: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Time, event, and what belongs to it."""
+    """Time, event, and what belongs to it: one line that begins with a time, whatever is in it.
+
+    Values that came from outside cannot end the line, begin another, move the cursor or look like further values. A
+    traceback's lines are indented.
+    """
 
     _usual = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -115,5 +128,21 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """One line."""
-        more = [f"{name}={value}" for name, value in record.__dict__.items() if name not in self._usual]
-        return " ".join([super().formatMessage(record), *more])
+        more = [f"{name}={_value(value)}" for name, value in record.__dict__.items() if name not in self._usual]
+        return " ".join([_visible(super().formatMessage(record)), *more])
+
+    def formatException(self, ei: Any) -> str:
+        """Indented lines."""
+        return "\n".join(f"  {_visible(line)}" for line in super().formatException(ei).split("\n"))
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else _visible(json.dumps(text, ensure_ascii=False))
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9._:/%+-]+", re.ASCII)
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

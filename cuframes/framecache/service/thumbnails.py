@@ -3,14 +3,17 @@
 import threading
 import time
 
+from av.error import FFmpegError
+
 from cuframes._cache import START_LATEST
-from cuframes.errors import NotFound, Timeout
+from cuframes.errors import CuframesError, NotFound, Timeout
 from cuframes.framecache.slots import attach
 from cuframes.pictures import encode, to_video
 
 __all__ = ["Thumbnails"]
 
 WIDTH = 320
+HEIGHT = 1280  # of pictures that are narrow and high
 SECONDS = 1.0  # between two pictures of a slot, however many look
 
 
@@ -40,14 +43,17 @@ class Thumbnails:
 
 
 def _picture(slot_id: str) -> tuple[int, bytes]:
-    ring = attach(slot_id, start=START_LATEST, newest=True)
+    """A slot may hold anything: whatever cannot be shown is no picture."""
     try:
+        ring = attach(slot_id, start=START_LATEST, newest=True)
         frame = ring.next(0, True, None)
         video = to_video(frame)
+        width = min(WIDTH, video.width // 2 * 2 or 2)
+        height = min(HEIGHT, max(2, round(video.height * width / video.width / 2) * 2))
+        return frame.seq, encode(video.reformat(width=width, height=height), "jpeg")
+    except NotFound:
+        raise
     except Timeout:
         raise NotFound(f"the slot {slot_id!r} has no frame yet") from None
-    except ValueError as problem:
-        raise NotFound(f"the slot {slot_id!r} has no picture: {problem}") from None
-    width = min(WIDTH, video.width // 2 * 2 or 2)
-    height = max(2, round(video.height * width / video.width / 2) * 2)
-    return frame.seq, encode(video.reformat(width=width, height=height), "jpeg")
+    except (ValueError, MemoryError, CuframesError, PermissionError, FFmpegError) as problem:
+        raise NotFound(f"the slot {slot_id!r} has no picture: {problem or 'it is too large'}") from None

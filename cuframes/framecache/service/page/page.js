@@ -34,7 +34,8 @@ function age(seconds) {
 }
 
 function rate(slot) {
-  const nominal = slot.fps_num / slot.fps_den;
+  const nominal = slot.fps_num / slot.fps_den; // as the file has it: a C program may have left zeros
+  if (!Number.isFinite(nominal)) return "–";
   return Number.isInteger(nominal) ? `${nominal}` : nominal.toFixed(2);
 }
 
@@ -127,6 +128,10 @@ async function update() {
     summary.className = "";
     const count = slots.length === 1 ? "1 slot" : `${slots.length} slots`;
     summary.textContent = `${count}, ${bytes(health.bytes_used)} used, ${bytes(health.bytes_free)} free`;
+    if (health.problem !== null) {
+      summary.className = "bad";
+      summary.textContent += `; ${health.problem}`;
+    }
   } catch (problem) {
     summary.className = "bad";
     if (problem instanceof Refused) {

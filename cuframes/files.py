@@ -1,0 +1,75 @@
+"""Files where others may put theirs: opened without being held up by what is there, compared, and locked.
+
+The locks are open-file-description locks. Such a lock belongs to an open file: the kernel frees it when the last
+descriptor and the last mapping of that open file are gone, which is when its process has died.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+
+from cuframes.errors import ProtocolError
+
+__all__ = ["is_locked", "lock", "open_regular", "same_file", "unlock"]
+
+_NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV)  # a link, a socket or FIFO, a directory, a device
+
+
+def open_regular(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a regular file; returns a descriptor. Follows no link and waits for nobody, as opening a FIFO would.
+
+    Raises
+    ------
+    ProtocolError
+        It is something else.
+    OSError
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as problem:
+        if problem.errno not in _NOT_REGULAR:
+            raise
+        fd = -1
+    if fd >= 0:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    raise ProtocolError(f"{os.fspath(path)} is not a regular file; remove it or use another key")
+
+
+def same_file(path: str | os.PathLike[str], fd: int) -> bool:
+    """Whether `path` (not what a link there points to) is still the file that `fd` has open."""
+    try:
+        there = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    here = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def _flock(kind: int, start: int, length: int) -> bytes:
+    # struct flock: type, whence, start, length (0 = to the end), pid (0 for open-file-description locks)
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
+
+
+def lock(fd: int, start: int = 0, length: int = 0) -> bool:
+    """Try to lock a range of a file for writing, without waiting. The default is all of it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, start, length))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def unlock(fd: int, start: int, length: int) -> None:
+    """Give a range up."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, start, length))
+
+
+def is_locked(fd: int, start: int = 0, length: int = 0) -> bool:
+    """Whether somebody else has locked any of a range. Needs a readable descriptor only, and changes nothing."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_RDLCK, start, length))
+    kind: int = struct.unpack_from("h", answer)[0]
+    return kind != fcntl.F_UNLCK

@@ -1,0 +1,150 @@
+"""Connections: how many, for how long, and who has to go when there are too many."""
+
+import asyncio
+import logging
+import resource
+import socket
+import time
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+__all__ = ["Connection", "Server"]
+
+log = logging.getLogger("cuframes.framecache")
+
+MAX_CONNECTIONS = 1024  # or half of the descriptors that we may have
+PATIENCE_SECONDS = 1.0  # so long a connection may do nothing when others have to wait for its place
+REQUEST_SECONDS = 15.0  # so long it may do nothing at all: from its begin, or the last answer, to a whole request
+SWEEP_TICKS = 10  # of 0.1 s
+QUIET_SECONDS = 60.0  # between two lines of the log about the same trouble
+
+
+class Connection(H11Protocol):
+    """A connection that knows since when we have been waiting for the other side."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._since = time.monotonic()
+
+    def on_response_complete(self) -> None:
+        """The next request may come."""
+        self._since = time.monotonic()
+        super().on_response_complete()
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the wait for the other side began, on the monotonic clock; None while it waits for us.
+
+        We wait for a whole request, headers and body, however it drips in; and for an answer to be taken.
+        """
+        cycle = self.cycle
+        ours = cycle is not None and not (cycle.more_body or cycle.response_complete or self.flow.write_paused)
+        return None if ours else self._since
+
+    def cut_off(self) -> None:
+        """Close it now, whatever is left to be sent."""
+        self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which takes any number of connections and waits for each for ever, with bounds.
+
+    - As many connections as MAX_CONNECTIONS. Others wait in the listening socket's queue, until one is closed, or has
+      done nothing for PATIENCE_SECONDS: whoever keeps many connections open and idle keeps nobody else out.
+    - A request comes within REQUEST_SECONDS, and its answer is taken within as many, or the connection is cut off.
+    - When there are no descriptors, that is said once, and tried again after a second.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._most = max(1, min(MAX_CONNECTIONS, _descriptors(4 * MAX_CONNECTIONS) // 2))
+        self._accepting: list[asyncio.Task[None]] = []
+        self._told: dict[str, float] = {}
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets=[])
+        for listening in sockets or []:
+            listening.setblocking(False)
+            self._accepting.append(asyncio.create_task(self._accept(listening)))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and finish what was begun."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: cut off those that have had their time."""
+        for task in self._accepting:
+            if task.done():  # it never is, and without it we would be deaf
+                task.result()
+        if counter % SWEEP_TICKS == 0:
+            past = time.monotonic() - REQUEST_SECONDS
+            for connection in list(self._connections):
+                if (since := connection.waiting_since) is not None and since < past:
+                    connection.cut_off()
+        return await super().on_tick(counter)
+
+    @property
+    def _connections(self) -> "set[Connection]":
+        return self.server_state.connections  # type: ignore[return-value]
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._room()
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except ConnectionError:
+                continue
+            except OSError as problem:  # no descriptors, no memory
+                self._tell("connections cannot be accepted", reason=str(problem))
+                self._cut_oldest(0.0)
+                await asyncio.sleep(1)
+                continue
+            try:
+                await loop.connect_accepted_socket(self._connection, connection)
+            except OSError:  # it is gone already
+                connection.close()
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
+
+    async def _room(self) -> None:
+        """Wait for a place. Those whose requests have been awaited the longest have to go."""
+        while len(self._connections) >= self._most:
+            if self._cut_oldest(PATIENCE_SECONDS):
+                self._tell("too many connections: idle ones are closed", most=self._most)
+                await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(0.02)
+
+    def _cut_oldest(self, idle_seconds: float) -> bool:
+        """Cut off an eighth of the connections at most, so that this is not done for each newcomer."""
+        until = time.monotonic() - idle_seconds
+        waiting = [(since, c) for c in self._connections if (since := c.waiting_since) is not None and since <= until]
+        waiting.sort(key=lambda entry: entry[0])
+        for _, connection in waiting[: 1 + self._most // 8]:
+            self._connections.discard(connection)
+            connection.cut_off()
+        return bool(waiting)
+
+    def _tell(self, event: str, **details: Any) -> None:
+        """Log trouble, but not as often as it occurs."""
+        now = time.monotonic()
+        if now - self._told.get(event, -QUIET_SECONDS) >= QUIET_SECONDS:
+            self._told[event] = now
+            log.warning(event, extra=details)
+
+
+def _descriptors(wanted: int) -> int:
+    """How many descriptors this process may have, after asking for so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft

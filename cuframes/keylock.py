@@ -1,0 +1,207 @@
+"""The lock file of a name: ``<runtime directory>/<name>.lock``.
+
+Containers that share the runtime directory need not share /dev/shm, so what says who has a key has to be where the
+socket is. The rule: *whoever holds the lock of a name, and nobody else, creates, replaces or removes the socket and the
+segment of that name.*
+
+Two bytes of the file are locked for writing: OWNER by the publisher for life, MOMENT by whoever starts, or cleans up
+after a dead one, while it does so. A start that meets ``cuframes gc`` waits for it; one that meets an owner does not.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cuframes import lifetime
+from cuframes.errors import AlreadyExists, ProtocolError
+from cuframes.files import is_locked, lock, open_regular, same_file, unlock
+from cuframes.names import make_directory
+
+__all__ = ["KeyLock", "cleaning", "lock_path", "owner_pid"]
+
+log = logging.getLogger("cuframes")
+
+OWNER = (0, 1)
+MOMENT = (1, 1)
+MOMENT_SECONDS = 2.0  # whoever is stopped in its moment does not stop us for longer
+
+
+def lock_path(directory: Path, name: str) -> Path:
+    """Where the lock file of a name is."""
+    return directory / f"{name}.lock"
+
+
+class KeyLock:
+    """The lock of a name, held until closed.
+
+    Raises
+    ------
+    AlreadyExists
+        A living publisher holds it.
+    PermissionError
+        The file belongs to another user.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.path = lock_path(directory, name)
+        self._name = name
+        self._guard = threading.RLock()  # the session thread looks, another thread closes
+        self._lost = False
+        self._fd = lifetime.own(_take(self.path, name))
+
+    def look(self) -> bool:
+        """Whether it is ours; a file that somebody has removed is made again, with its directory."""
+        with self._guard:
+            if self._fd < 0 or same_file(self.path, self._fd):
+                return self._fd >= 0
+            try:
+                make_directory(self.path.parent)
+                fd = _take(self.path, self._name)
+            except (OSError, ProtocolError) as problem:
+                if not self._lost:
+                    log.warning("%s was removed, and cannot be made again: %s", self.path, problem)
+                self._lost = True
+                return False
+            if self._fd < 0:  # closed on this very thread, by a collection
+                self.path.unlink(missing_ok=True)
+                os.close(fd)
+                return False
+            lifetime.close_owned(self._fd)
+            self._fd, self._lost = lifetime.own(fd), False
+            log.warning("%s was removed; it is there again", self.path)
+            return True
+
+    def close(self) -> None:
+        """Remove the file, if it is still ours, and let the lock go."""
+        with self._guard:
+            if self._fd < 0:
+                return
+            try:
+                if same_file(self.path, self._fd):
+                    self.path.unlink(missing_ok=True)
+            finally:
+                self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptor only: what a forked child does with its parent's lock."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            lifetime.close_owned(fd)
+
+
+@contextlib.contextmanager
+def cleaning(directory: Path, name: str) -> Iterator[bool]:
+    """Keep others from starting under a name while what a dead owner left is removed; the lock file goes at last.
+
+    False: somebody owns the name, or is just starting or cleaning up, or the file is another user's; then nothing may
+    be touched.
+    """
+    path = lock_path(directory, name)
+    fd = -1
+    try:
+        try:
+            fd, _ = _open(path)
+            free = not is_locked(fd, *OWNER) and lock(fd, *MOMENT)
+            # Looked at again: now nobody can become the owner, and the file must still have its name.
+            free = free and not is_locked(fd, *OWNER) and same_file(path, fd)
+        except (OSError, ProtocolError):
+            free = False
+        yield free
+        if free:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def owner_pid(path: Path) -> int | None:
+    """The process that holds a lock file, as its own namespace counts; 0 when not known; None: nobody holds it."""
+    try:
+        fd = open_regular(path, os.O_RDONLY)
+    except (OSError, ProtocolError):
+        return None
+    try:
+        if not is_locked(fd, *OWNER):
+            return None
+        said = os.pread(fd, 20, 0)
+    finally:
+        os.close(fd)
+    return int(said) if said.strip().isdigit() else 0
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """The file, and whether it was made just now. (Not O_CREAT alone: kernels refuse that for other users' files.)"""
+    for _ in range(10):
+        with contextlib.suppress(FileNotFoundError):
+            return open_regular(path, os.O_RDWR), False
+        with contextlib.suppress(FileExistsError):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            break
+    else:
+        raise AlreadyExists(f"others keep making and removing {path}")
+    try:
+        os.fchmod(fd, 0o600)  # the mode given at creation is subject to umask
+    except BaseException:
+        _discard(path, fd)
+        raise
+    return fd, True
+
+
+def _discard(path: Path, fd: int) -> None:
+    """Remove and close a file that we have made, unless somebody has become its owner meanwhile."""
+    try:
+        with contextlib.suppress(OSError):
+            if lock(fd, *MOMENT) and not is_locked(fd, *OWNER) and same_file(path, fd):
+                path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
+
+
+def _take(path: Path, name: str) -> int:
+    """Become the owner; returns the locked descriptor."""
+    deadline = time.monotonic() + MOMENT_SECONDS
+    while True:
+        try:
+            fd, made = _open(path)
+        except PermissionError as problem:
+            raise PermissionError(
+                problem.errno,
+                f"{path} belongs to another user: another publisher of {name!r}, or what is left of a dead one "
+                "(cuframes gc as that user or root); use another key",
+            ) from None
+        try:
+            if is_locked(fd, *OWNER):
+                raise AlreadyExists(
+                    f"a publisher of {name!r} is running (pid {owner_pid(path) or 'unknown'}, {path} is locked); stop "
+                    "it or use another key"
+                )
+            if lock(fd, *MOMENT) and lock(fd, *OWNER) and same_file(path, fd):
+                if made or os.fstat(fd).st_uid == os.geteuid():
+                    return _sign(fd)
+                path.unlink()  # another user's, who could remove it under us
+        except BaseException:
+            if made:
+                _discard(path, fd)
+            else:
+                os.close(fd)
+            raise
+        os.close(fd)
+        if time.monotonic() > deadline:
+            raise AlreadyExists(
+                f"another process has been starting or cleaning up under {name!r} for {MOMENT_SECONDS:.0f} s "
+                f"({path} is locked); end it or use another key"
+            )
+        time.sleep(0.001)
+
+
+def _sign(fd: int) -> int:
+    with contextlib.suppress(OSError):  # a full file system: it is for people
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    unlock(fd, *MOMENT)
+    return fd

@@ -1,0 +1,51 @@
+"""A publisher's control segment, from its socket: where /dev/shm does not have it, or has it no more."""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from cuframes._mapped import PASS_FD
+from cuframes.errors import ProtocolError
+from cuframes.names import check_directory, check_peer
+from cuframes.session import wire
+from cuframes.session.wire import MessageType
+
+__all__ = ["ask_for_segment"]
+
+ASK_SECONDS = 0.5
+
+
+def ask_for_segment(path: Path) -> int | None:
+    """A descriptor of the control segment, for reading, the caller's to close; takes no place in the ring.
+
+    None: nobody answers there within half a second, or not us.
+    """
+    descriptors: list[int] = []
+    try:
+        check_directory(path.parent)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(ASK_SECONDS)
+            sock.connect(os.fsencode(path))
+            check_peer(sock, path)
+            sock.sendall(wire.Hello(3, f"info-{os.urandom(6).hex()}", -1, False, PASS_FD).pack())
+            welcome = _answer(sock, descriptors)
+    except (OSError, ProtocolError):
+        welcome = None
+    fd = descriptors.pop(0) if welcome is not None and welcome.result == 0 and descriptors else None
+    for other in descriptors:
+        os.close(other)
+    return fd
+
+
+def _answer(sock: socket.socket, descriptors: list[int]) -> wire.Welcome | None:
+    parser = wire.Parser()
+    deadline = time.monotonic() + ASK_SECONDS
+    while time.monotonic() < deadline:
+        data, _ = wire.receive(sock, wire.MAX_PAYLOAD, descriptors)
+        if not data:
+            return None
+        parser.feed(data)
+        if message := parser.next():
+            return wire.Welcome.unpack(message.payload) if message.type == MessageType.HELLO_RESP else None
+    return None

@@ -1,0 +1,131 @@
+"""The socket of a key in the runtime directory. It belongs to whoever holds the key's lock."""
+
+import contextlib
+import logging
+import os
+import socket
+import stat
+from pathlib import Path
+
+from cuframes import lifetime
+from cuframes.errors import AlreadyExists
+from cuframes.files import same_file
+
+__all__ = ["Listener", "is_abandoned", "is_socket"]
+
+log = logging.getLogger("cuframes")
+
+BACKLOG = 128
+
+
+class Listener:
+    """A listening socket, non-blocking. Its file is removed when it is closed, if it is still the one that was made.
+
+    Parameters
+    ----------
+    path : Path
+        What a dead publisher left there is replaced: the caller holds the key's lock.
+    gid : int or None
+        A group that may connect too.
+
+    Raises
+    ------
+    AlreadyExists
+        Somebody listens there (an older version, which knows no lock file).
+    FileExistsError
+        Something else is there.
+    """
+
+    def __init__(self, path: Path, gid: int | None) -> None:
+        self.path = path
+        self._gid = gid
+        self._lost = False
+        if os.path.lexists(path):
+            if not is_socket(path):
+                raise FileExistsError(f"{path} exists and is not a socket; remove it")
+            if not is_abandoned(path):
+                raise AlreadyExists(f"somebody listens on {path}; stop that publisher or use another key")
+            path.unlink(missing_ok=True)
+        self.sock, self._file = self._bind()
+
+    def _bind(self) -> tuple[socket.socket, int]:
+        """The socket, and its file, held open so that its inode number is not given to another."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bound, file = False, -1
+        try:
+            sock.bind(os.fsencode(self.path))
+            bound = True
+            file = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if self._gid is None:
+                self.path.chmod(0o600)
+            else:
+                os.chown(self.path, -1, self._gid)
+                self.path.chmod(0o660)
+            sock.listen(BACKLOG)  # nobody can connect before
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            if file >= 0:
+                os.close(file)
+            if bound:
+                self.path.unlink(missing_ok=True)
+            raise
+        lifetime.own(sock.fileno())
+        return sock, file
+
+    def look(self) -> socket.socket | None:
+        """Bind again if the file is gone; returns the socket that was replaced, the caller's to close."""
+        if self._file < 0 or same_file(self.path, self._file):
+            return None
+        try:
+            # Not over what somebody else has put there: it is not ours to remove.
+            new = self._bind()
+        except OSError as problem:
+            if not self._lost:
+                log.warning("%s was removed, and cannot be made again: %s", self.path, problem)
+            self._lost = True
+            return None
+        if self._file < 0:  # closed on this very thread, by a collection
+            self.path.unlink(missing_ok=True)
+            os.close(new[1])
+            return new[0]
+        old = self.sock
+        os.close(self._file)
+        self.sock, self._file = new
+        self._lost = False
+        log.warning("%s was removed; it is there again", self.path)
+        return old
+
+    def close(self) -> None:
+        """Remove the file and stop listening. Twice is fine."""
+        try:
+            if self._file >= 0 and same_file(self.path, self._file):
+                self.path.unlink(missing_ok=True)
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptors only: what a forked child does."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+        lifetime.close_owned(self.sock)
+
+
+def is_socket(path: os.PathLike[str]) -> bool:
+    """Whether `path` exists and is a socket."""
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether nobody listens on a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+        probe.setblocking(False)  # a full backlog is an answer too: somebody listens
+        try:
+            probe.connect(os.fsencode(path))
+        except ConnectionRefusedError:
+            return True
+    return False
