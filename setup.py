@@ -12,8 +12,10 @@ from setuptools import Extension, setup
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED_API = os.environ.get("CUFRAMES_ABI3") == "1" and not FREE_THREADED
 
-MODULES = ["_status", "_cuda", "_mapped", "_core", "_views", "_source", "_frame", "_packets", "_cache", "_any"]
+MODULES = ["_status", "_cuda", "_mapped", "_pending", "_core", "_views", "_source", "_frame", "_packets", "_cache"]
+MODULES += ["_any"]
 HEADERS = ["_any", "_cache", "_copy", "_guard", "_pace", "_shm", "_status", "_ring", "_packets", "_dlpack", "_cuda"]
+HEADERS += ["_pending"]
 
 macros = [("_GNU_SOURCE", None)]
 if LIMITED_API:

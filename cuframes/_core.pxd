@@ -2,13 +2,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._cuda cimport Device
 from cuframes._mapped cimport Mapping, Slots
+from cuframes._pending cimport Pending
 from cuframes._ring cimport cf_reader, cf_taken, cf_writer
 from cuframes._shm cimport cf_frame_header
-
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
 
 
 # Whatever keeps a frame's memory where it is. On a GPU it also knows the streams that the memory is used on.
@@ -16,9 +12,10 @@ cdef class Owner:
     cdef void* stream[4]
     cdef int streams
     cdef bint anywhere
+    cdef tuple keepers  # (those before, one): objects that keep the streams alive
 
     cdef int use(self, void* stream) except -1
-    cdef void note(self, void* stream) noexcept
+    cdef void follow(self, void* stream, int ordinal, object keeper) noexcept
     cdef Slots memory(self)
 
 
@@ -26,7 +23,8 @@ cdef class FrameWriter:
     cdef cf_writer ring
     cdef Mapping header
     cdef Slots slots
-    cdef void* last_stream[16]
+    cdef uint32_t unfollowed  # slots that may still be written, though their event does not say so
+    cdef int64_t deadline  # of the begun frame
     cdef list sources
     cdef char* staging_base
     cdef Py_ssize_t staging_stride
@@ -57,12 +55,6 @@ cdef class WriteLease(Owner):
     cdef int gather(self) except -1
 
 
-cdef struct Pending:
-    uint64_t seq
-    void* event[4]
-    int events
-
-
 cdef class FrameReader:
     cdef cf_reader ring
     cdef Mapping header
@@ -73,21 +65,19 @@ cdef class FrameReader:
     cdef readonly uint64_t epoch
     cdef int generation
     cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (_any)
-    # Frames that were released while the GPU may still read them: by slot, guarded by `lock`.
-    cdef pthread_mutex_t lock
-    cdef Pending[16] pending
-    cdef uint32_t pending_mask
-    cdef void* spare_event[64]
-    cdef int spare_events
+    cdef object stream_keeper
+    cdef Pending pending  # None in host memory
+    cdef bint warned
 
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
     cdef void finish(self) noexcept
     cdef bint take(self, Hold hold, int64_t deadline) except -1
     cdef bint take_inside(self, Hold hold, int64_t deadline) except -1
+    cdef bint is_pending(self) noexcept
     cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil
     cdef void defer(self, Hold hold) noexcept
-    cdef void reap(self, bint wait) noexcept nogil
+    cdef void reap(self) noexcept nogil
     cdef void hang_up_if_idle(self) noexcept
 
 

@@ -9,24 +9,30 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from cuframes._cuda cimport CF_CUDA_STREAM_PER_THREAD, Device, check_driver, stream_of
+from cuframes._cuda cimport (
+    CF_CUDA_STREAM_LEGACY,
+    CF_CUDA_STREAM_PER_THREAD,
+    Device,
+    check_driver,
+    driver_error,
+    keeper_of,
+    stream_of,
+)
 from cuframes._mapped cimport Mapping, Slots, check_whole, header_of, is_cut
+from cuframes._pending cimport collect, pending_of
 from cuframes._ring cimport *
 from cuframes._shm cimport *
 from cuframes._status cimport *
 
 import logging
 
-from cuframes.errors import CuframesError, FrameDropped, ProtocolError
+from cuframes.errors import CuframesError, FrameDropped, ProtocolError, Timeout
 
 log = logging.getLogger("cuframes")
 
 
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+cdef extern from "_status.h" nogil:
+    int64_t CF_SLICE_NS
 
 
 cdef extern from "Python.h":
@@ -37,9 +43,15 @@ BLOCK = CF_BLOCK
 SPIN = CF_SPIN
 PREDICT = CF_PREDICT
 
-cdef int64_t GPU_POLL_NS = 100_000  # the GPU gives no sign when an event is over
+# The GPU gives no sign when an event is over. Who has to wait for one looks soon at first, and then every millisecond.
+cdef int64_t GPU_FIRST_NS = 50_000
+cdef int64_t GPU_POLL_NS = 1_000_000
 
 
+cdef int MAX_STREAMS = 4  # the array in _core.pxd
+
+
+@cython.no_gc  # else holds, which are owners, would be collected: streams know nothing of frames, so there is no cycle
 cdef class Owner:
     """What keeps a frame's memory, and on a GPU the streams on which that memory is used."""
 
@@ -50,18 +62,33 @@ cdef class Owner:
         """A consumer is about to use the memory on `stream`: order it, and remember it. NULL: it orders itself."""
         return 0
 
-    cdef void note(self, void* stream) noexcept:
-        cdef bint known = False
+    cdef void follow(self, void* stream, int ordinal, object keeper) noexcept:
+        """Remember a consumer's stream, on which an event is recorded when the last view dies.
+
+        Until then `keeper` keeps it alive, if that is not known already: the driver crashes on the handle of a stream
+        that was destroyed. A stream that nobody is known to keep, a consumer that does not say where it works, or one
+        that works on "this thread's" stream is followed by an event behind all work of the context.
+        """
         cdef int i
-        with cython.critical_section(self):  # views are exported on any thread
-            for i in range(self.streams):
-                known = known or self.stream[i] == stream
-            # A consumer that does not say where it works, or on whose thread, may work anywhere in the context.
-            if stream == NULL or stream == <void*>CF_CUDA_STREAM_PER_THREAD or (self.streams == 4 and not known):
+        if stream == NULL or stream == <void*>CF_CUDA_STREAM_PER_THREAD:
+            self.anywhere = True
+            return
+        if keeper is None and stream != <void*>CF_CUDA_STREAM_LEGACY:
+            keeper = keeper_of(stream, ordinal)
+            if keeper is None:
                 self.anywhere = True
-            elif not known:
-                self.stream[self.streams] = stream
-                self.streams += 1
+                return
+        with cython.critical_section(self):
+            for i in range(self.streams):
+                if self.stream[i] == stream:
+                    return
+            if self.streams >= MAX_STREAMS:
+                self.anywhere = True
+                return
+            self.stream[self.streams] = stream
+            self.streams += 1
+            if keeper is not None:
+                self.keepers = (self.keepers, keeper)
 
 
 @cython.no_gc_clear  # a writable frame that dies in the same cycle still gives its slot back through it
@@ -140,6 +167,7 @@ cdef class FrameWriter:
         """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait). Inside only."""
         cdef int64_t deadline = deadline_after(timeout)
         cdef int status = CF_AGAIN
+        self.deadline = deadline
         if self.failure is not None:
             self.check_usable()
         if self.ring.policy == CF_POLICY_DROP_OLDEST:
@@ -176,11 +204,18 @@ cdef class FrameWriter:
         return 0
 
     cdef int order(self, void* stream) except -1:
-        """Make `stream` wait for what another stream still writes to the slot. Readers are done: they acknowledged."""
+        """Make `stream` wait for what was queued for the slot before. Readers are done: they acknowledged.
+
+        Also on the same stream, where it costs nothing: a handle may belong to a new stream by now.
+        """
         cdef int k = self.slot()
-        cdef void* last = self.last_stream[k]
-        if last != NULL and (last != stream or stream == <void*>CF_CUDA_STREAM_PER_THREAD):
-            check_driver(self.slots.device.wait(stream, self.slots.event[k]), "ordering two writers' streams failed")
+        cdef int result
+        if self.unfollowed >> k & 1:
+            with nogil:
+                result = self.slots.device.drain()
+            check_driver(result, "waiting for what an earlier frame may still write to the slot failed")
+            self.unfollowed &= ~(<uint32_t>1 << k)
+        check_driver(self.slots.device.wait(stream, self.slots.event[k]), "ordering two writers' streams failed")
         return 0
 
     cdef int slot(self) noexcept nogil:
@@ -197,6 +232,7 @@ cdef class FrameWriter:
         cdef uint64_t seq
         cdef int k = self.slot()
         cdef int result
+        check_generation(self.generation)
         if cf_gate_is_shut(&self.ring.gate) or self.failure is not None:
             self.abandon(stream)
             self.check_usable()
@@ -206,9 +242,8 @@ cdef class FrameWriter:
             if result == 0:
                 result = self.slots.device.record(self.slots.ring_event, stream)
             if result:
-                cf_writer_abandon(&self.ring)
+                self.abandon(stream)
                 check_driver(result, "recording the frame's event failed")
-            self.last_stream[k] = stream
         now = cf_now_ns()
         pts = now if pts_ns is None else pts_ns
         if cf_writer_quiet(&self.ring):
@@ -221,9 +256,11 @@ cdef class FrameWriter:
 
     cdef void abandon(self, void* stream) noexcept:
         cdef int k = self.slot()
-        if self.slots.device is not None:
-            self.slots.device.record(self.slots.event[k], stream)  # for the next writer of the slot
-            self.last_stream[k] = stream
+        if is_inherited(self.generation):
+            return
+        # For the next writer of the slot. What cannot be recorded it waits for in another way.
+        if self.slots.device is not None and self.slots.device.record(self.slots.event[k], stream):
+            self.unfollowed |= <uint32_t>1 << k
         cf_writer_abandon(&self.ring)
 
     cdef void drop(self) noexcept:
@@ -241,9 +278,10 @@ cdef class FrameWriter:
         """Pinned host memory for an upload into the begun slot.
 
         While the GPU is a whole ring behind, the last upload still reads that memory: then drop_oldest drops the frame,
-        and strict_wait waits.
+        and strict_wait waits, as long as begin() was told.
         """
         cdef int k = self.slot()
+        cdef int64_t pause = GPU_FIRST_NS, now
         cdef uintptr_t base
         if self.staging_base == NULL:
             base, self.staging_stride = self.slots.owner.staging()
@@ -252,8 +290,13 @@ cdef class FrameWriter:
             if self.ring.policy == CF_POLICY_DROP_OLDEST:
                 raise FrameDropped("the GPU has not finished the upload before the last ring_size frames; publish more "
                                    "slowly, or use a larger ring_size")
+            self.check_usable()
+            now = cf_now_ns()
+            if now >= self.deadline:
+                raise Timeout("the GPU did not finish an earlier upload into the slot in time (policy strict_wait)")
             with nogil:
-                cf_sleep_ns(GPU_POLL_NS)
+                cf_sleep_ns(min(pause, self.deadline - now))
+            pause = min(2 * pause, GPU_POLL_NS)
             PyErr_CheckSignals()
         return self.staging_base + k * self.staging_stride
 
@@ -263,7 +306,7 @@ cdef class FrameWriter:
         """
         cdef int k
         for k in range(self.slots.count):
-            if self.sources[k] and self.slots.device.finished(self.slots.event[k]):
+            if self.sources[k] and not self.unfollowed >> k & 1 and self.slots.device.finished(self.slots.event[k]):
                 self.sources[k] = []
 
     def join(self, bytes name not None, uint64_t pid):
@@ -325,6 +368,8 @@ cdef class FrameWriter:
             with nogil:
                 for k in range(self.slots.count):
                     self.slots.device.synchronize(self.slots.event[k])  # queued copies still write to the pool
+                if self.unfollowed:
+                    self.slots.device.drain()
             self.sources = [[] for _ in range(self.slots.count)]
         cf_gate_done(&self.ring.gate)
 
@@ -349,33 +394,21 @@ cdef class WriteLease(Owner):
         cdef Device device = self.writer.slots.device
         if stream != NULL and stream != self.main:
             # What the main stream has queued for this slot so far, and what it waits for, comes first.
-            event = device.new_event()
-            try:
-                check_driver(device.record(event, self.main), "recording an event failed")
-                check_driver(device.wait(stream, event), "ordering two streams failed")
-            finally:
-                device.drop_event(event)
-        self.note(stream)
+            check_driver(device.wait_for(stream, self.main), "ordering two streams failed")
+        self.follow(stream, device.ordinal, self.writer if stream == self.main else None)
         return 0
 
     cdef int gather(self) except -1:
         """Make the main stream wait for every other stream that may write to the frame."""
         cdef Device device = self.writer.slots.device
-        cdef void* event
-        cdef int i
-        if self.streams == 0 and not self.anywhere:
-            return 0
-        event = device.new_event()
-        try:
+        cdef int i, result = 0
+        with nogil:
             if self.anywhere:
-                check_driver(device.record_everything(event), "recording an event failed")
-                check_driver(device.wait(self.main, event), "ordering two streams failed")
+                result = device.wait_for_all(self.main)
             for i in range(self.streams):
-                if self.stream[i] != self.main:
-                    check_driver(device.record(event, self.stream[i]), "recording an event failed")
-                    check_driver(device.wait(self.main, event), "ordering two streams failed")
-        finally:
-            device.drop_event(event)  # the driver keeps it until the work is over
+                if not result and self.stream[i] != self.main:
+                    result = device.wait_for(self.main, self.stream[i])
+        check_driver(result, "ordering two streams failed")
         return 0
 
 
@@ -384,8 +417,9 @@ cdef class FrameReader:
     """A subscriber's end of a frame ring, for one connection.
 
     On a GPU a frame goes back in two steps. When its last view dies, an event is recorded on every stream that used it,
-    and the frame is *pending*; when the events are over (looked at whenever a frame is taken or released) its slot is
-    given back. The host waits for the GPU only in ``close``, and when every frame that may be held is pending.
+    and the frame is *pending*; when the events are over its slot is given back (``_pending.h``). The host waits for the
+    GPU only when every frame that may be held is pending, and in nothing else: a reader that is closed or dropped goes
+    when its last pending frame has gone back.
 
     Parameters
     ----------
@@ -410,7 +444,6 @@ cdef class FrameReader:
 
     def __cinit__(self, Mapping header not None, Slots slots not None, connection, layout, *, tuple ring,
                   tuple position, stream=None):
-        pthread_mutex_init(&self.lock, NULL)
         self.ring.shared = header_of(header)
         self.header = header
         self.slots = slots
@@ -429,15 +462,15 @@ cdef class FrameReader:
         self.ring.event_fd = -1
         if slots.device is not None:
             self.stream = stream_of(stream)
+            self.stream_keeper = stream  # a handle of a stream is the caller's to keep
+            self.pending = pending_of(&self.ring, slots.device)
         if not 1 <= self.ring.bit < CF_MAX_SUBSCRIBERS:
             raise ProtocolError(f"bit {self.ring.bit} is out of range")
         check_whole(header.cut)
 
     def __dealloc__(self):
-        cdef int i
-        for i in range(self.spare_events):
-            self.slots.device.drop_event(self.spare_event[i])
-        pthread_mutex_destroy(&self.lock)
+        if self.pending is not None:
+            self.pending.end(is_inherited(self.generation))
 
     cdef int enter(self) except -1:
         """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
@@ -476,7 +509,7 @@ cdef class FrameReader:
             elif status == CF_CORRUPT:
                 log.warning("the frame numbers went back: another process writes to the control segment, and the frame "
                             "before was perhaps none; going on with the frames that come")
-            elif status != CF_AGAIN and status != CF_EMPTY and not (status == CF_TOO_MANY and self.pending_mask):
+            elif status != CF_AGAIN and status != CF_EMPTY and not (status == CF_TOO_MANY and self.is_pending()):
                 break
             PyErr_CheckSignals()
             with nogil:
@@ -493,80 +526,68 @@ cdef class FrameReader:
         check(status, "another thread is taking a frame from this subscriber" if status == CF_BUSY
               else "the subscriber is closed" if status == CF_CLOSED else None)
 
+    cdef bint is_pending(self) noexcept:
+        """Whether frames were released that the GPU may still read."""
+        return self.pending is not None and self.pending.any()
+
     cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil:
-        """cf_reader_next, with an eye on the GPU while frames are pending."""
-        cdef int64_t limit
+        """cf_reader_next. If all that may be held is pending, that is not the caller's fault: wait for the GPU."""
+        cdef int64_t pause = GPU_FIRST_NS, now, slice_end = 0
         cdef int status
-        if self.pending_mask:
-            self.reap(False)
-        if not self.pending_mask:
-            return cf_reader_next(&self.ring, deadline, taken)
-        limit = min(deadline, cf_now_ns() + GPU_POLL_NS)
-        status = cf_reader_next(&self.ring, limit, taken)
-        if status == CF_TOO_MANY:  # released, but not by the GPU yet: not the caller's fault, so wait for it
-            if limit == deadline:
+        while True:
+            if self.pending is not None and self.pending.any():
+                self.pending.reap()
+            status = cf_reader_next(&self.ring, deadline, taken)
+            if status != CF_TOO_MANY or self.pending is None or not self.pending.any():
+                return status
+            if cf_gate_is_shut(&self.ring.gate):
+                return CF_CLOSED
+            now = cf_now_ns()
+            if not slice_end:
+                slice_end = now + CF_SLICE_NS
+            if now >= deadline:
                 return CF_TIMED_OUT
-            cf_sleep_ns(GPU_POLL_NS)
-            return CF_AGAIN
-        return CF_AGAIN if status == CF_TIMED_OUT and limit != deadline else status
+            if now >= slice_end:
+                return CF_AGAIN
+            cf_sleep_ns(min(pause, deadline - now))
+            pause = min(2 * pause, GPU_POLL_NS)
 
     cdef void defer(self, Hold hold) noexcept:
-        """Record on every stream that used the frame; it goes back when those events are over."""
-        cdef Device device = self.slots.device
-        cdef Pending* pending = &self.pending[hold.taken.slot]
-        cdef void* event
-        cdef int i, count = 1 if hold.anywhere else hold.streams
-        pthread_mutex_lock(&self.lock)
-        pending.seq = hold.taken.seq
-        pending.events = 0
-        for i in range(count):
-            if self.spare_events:
-                self.spare_events -= 1
-                event = self.spare_event[self.spare_events]
-            else:
-                event = device.new_event()
-            if hold.anywhere:
-                device.record_everything(event)
-            elif device.record(event, hold.stream[i]):
-                device.record_everything(event)  # the consumer's stream is gone; its work may not be
-            pending.event[pending.events] = event
-            pending.events += 1
-        self.pending_mask |= <uint32_t>1 << hold.taken.slot
-        pthread_mutex_unlock(&self.lock)
+        """The frame goes back when everything that used it is over."""
+        cdef int result
+        result = self.pending.defer(hold.taken.slot, hold.taken.seq, hold.stream, hold.streams, hold.anywhere,
+                                    hold.keepers)
+        if result and not self.warned:
+            self.warned = True
+            try:
+                log.warning("a released frame is kept until its use on the GPU can be followed, which the driver "
+                            "refuses now: %s", driver_error(result))
+            except Exception:  # at interpreter exit
+                pass
 
-    cdef void reap(self, bint wait) noexcept nogil:
-        """Give back the pending frames whose GPU work is over; with `wait`, all of them."""
-        cdef Pending* pending
-        cdef uint32_t k
-        cdef int i
-        cdef bint over
-        pthread_mutex_lock(&self.lock)
-        for k in range(self.ring.ring_size):
-            if not self.pending_mask >> k & 1:
-                continue
-            pending = &self.pending[k]
-            over = True
-            for i in range(pending.events):
-                if wait:
-                    self.slots.device.synchronize(pending.event[i])
-                elif not self.slots.device.finished(pending.event[i]):
-                    over = False
-                    break
-            if over:
-                for i in range(pending.events):
-                    self.spare_event[self.spare_events] = pending.event[i]
-                    self.spare_events += 1
-                self.pending_mask &= ~(<uint32_t>1 << k)
-                cf_reader_release(&self.ring, k, pending.seq)
-        pthread_mutex_unlock(&self.lock)
+    cdef void reap(self) noexcept nogil:
+        """Give back the pending frames whose GPU work is over."""
+        if self.pending is not None:
+            self.pending.reap()
 
     cdef void hang_up_if_idle(self) noexcept:
-        """Give the place in the ring up, if this end is closed and nothing of the ring is held."""
-        if cf_gate_is_empty(&self.ring.gate) and cf_reader_held(&self.ring) == 0:
-            try:
-                self.connection.close()  # which does nothing when it is done twice
-            except AttributeError:
-                pass  # collected in one cycle with us and cleared already, its socket with it
+        """End the connection of a closed reader that holds nothing any more; if frames are pending, later."""
+        if not cf_gate_is_empty(&self.ring.gate):
+            return
+        # Asked again after the table: the last pending frame may have gone back in between.
+        if cf_reader_held(&self.ring) and (self.pending is None or self.pending.outlive(self.given_back)
+                                           or cf_reader_held(&self.ring)):
+            return
+        if self.pending is not None:
+            self.pending.stay()
+        try:
+            self.connection.close()  # which does nothing when it is done twice
+        except AttributeError:
+            pass  # collected in one cycle with us and cleared already, its socket with it
+
+    def given_back(self):
+        """The last pending frame of a closed reader is back in the ring."""
+        self.hang_up_if_idle()
 
     def set_event(self, int fd):
         """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
@@ -618,7 +639,7 @@ cdef class FrameReader:
     cdef void finish(self) noexcept:
         """Nobody takes frames any more."""
         with nogil:
-            self.reap(True)
+            self.reap()
         self.ring.event_fd = -1
         try:
             self.connection.close_event()
@@ -635,8 +656,9 @@ cdef class FrameReader:
     @property
     def counters(self):
         """(received, lost, skipped, held, overwritten)"""
-        if self.pending_mask and not is_inherited(self.generation):
-            self.reap(False)
+        if self.is_pending() and not is_inherited(self.generation):
+            with nogil:
+                self.reap()
         return (self.ring.received, self.ring.lost, self.ring.skipped, cf_reader_held(&self.ring),
                 self.ring.overwritten)
 
@@ -657,7 +679,7 @@ cdef class Hold(Owner):
         if stream != NULL:
             check_driver(slots.device.wait(stream, slots.event[self.taken.slot]),
                          "waiting for the frame's event failed")
-        self.note(stream)
+        self.follow(stream, slots.device.ordinal, self.reader if stream == self.reader.stream else None)
         return 0
 
     cdef int give_back(self) noexcept:
@@ -673,10 +695,8 @@ cdef class Hold(Owner):
             status = cf_reader_release(&reader.ring, self.taken.slot, self.taken.seq)
         else:
             reader.defer(self)
-            with nogil:
-                # Without the GIL: the driver may be waiting for a callback of its own that needs it.
-                reader.reap(cf_gate_is_shut(&reader.ring.gate))
         reader.hang_up_if_idle()
+        collect()
         return status
 
     def __dealloc__(self):

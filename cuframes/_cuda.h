@@ -4,6 +4,7 @@
 #ifndef CUFRAMES_CUDA_H
 #define CUFRAMES_CUDA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -12,6 +13,9 @@ enum {
     CF_CUDA_NOT_FOUND = 500,
     CF_CUDA_NOT_READY = 600,
     CF_CUDA_NOT_SUPPORTED = 801,
+    CF_CUDA_CAPTURE_FIRST = 900, /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED and its kin: a graph is being captured */
+    CF_CUDA_CAPTURE_LAST = 908,
+    CF_CUDA_CAPTURE_RELAXED = 2,
     CF_CUDA_EVENT_DISABLE_TIMING = 2,
     CF_CUDA_MEMORY_HOST = 1,
     CF_CUDA_MEMORY_DEVICE = 2,
@@ -51,9 +55,140 @@ typedef struct {
     int (*ctx_pop)(void **context);
     int (*memcpy_2d_async)(const cf_cuda_memcpy2d *copy, void *stream);
     int (*stream_synchronize)(void *stream);
+    int (*stream_is_capturing)(void *stream, int *status);
+    int (*ctx_synchronize)(void);
+    int (*exchange_capture_mode)(int *mode);
     int (*pointer_get_attribute)(void *data, int attribute, uintptr_t pointer);
     int (*get_error_name)(int error, const char **name);
     int (*get_error_string)(int error, const char **text);
 } cf_cuda_calls;
+
+/* ---- results ------------------------------------------------------------------------------------------------------ */
+
+/* The call failed because a graph is being captured; it will work when the capture is over. */
+static inline bool cf_cuda_is_capture(int result) {
+    return result >= CF_CUDA_CAPTURE_FIRST && result <= CF_CUDA_CAPTURE_LAST;
+}
+
+/* The context is lost (illegal address, launch failure, ECC, driver shut down, ...). Nothing runs in it any more, so
+ * nothing reads or writes through it either. */
+static inline bool cf_cuda_is_lost(int result) {
+    switch (result) {
+        case 4: case 214: case 220: case 226: case 700: case 702: case 709: case 710: case 714: case 715: case 716:
+        case 717: case 718: case 719: case 999: return true;
+        default: return false;
+    }
+}
+
+/* ---- calls in a context ------------------------------------------------------------------------------------------- *
+ *
+ * WHILE SOMEBODY CAPTURES A GRAPH
+ *
+ * In the usual ("global") mode a capture by one thread makes many calls of every other thread fail, and, worse, fails
+ * itself then: cuEventQuery is one of them. We are a library in somebody's process and may not break his captures, so
+ *   - a stream is asked whether it is capturing before something is queued on it; a capture is then left as it was;
+ *   - queries, waits and copies are made in the thread's relaxed mode, in which captures of others do not matter.
+ * Two calls end every capture of the context in any mode, cuCtxRecordEvent and cuCtxSynchronize. They are left for
+ * consumers that do not say where they work. */
+
+typedef struct {
+    const cf_cuda_calls *calls;
+    void *context;
+} cf_gpu;
+
+/* Make the context current. On a thread without one it stays so, as with the CUDA runtime. */
+static inline bool cf_gpu_enter(const cf_gpu *gpu) {
+    void *current = NULL;
+    gpu->calls->ctx_get_current(&current);
+    if (current == gpu->context) return false;
+    if (current) return gpu->calls->ctx_push(gpu->context) == CF_CUDA_SUCCESS;
+    gpu->calls->ctx_set_current(gpu->context);
+    return false;
+}
+
+static inline void cf_gpu_leave(const cf_gpu *gpu, bool pushed) {
+    void *popped;
+    if (pushed) gpu->calls->ctx_pop(&popped);
+}
+
+static inline int cf_gpu_relax(const cf_gpu *gpu) {
+    int mode = CF_CUDA_CAPTURE_RELAXED;
+    gpu->calls->exchange_capture_mode(&mode);
+    return mode;
+}
+
+static inline void cf_gpu_restore(const cf_gpu *gpu, int mode) { gpu->calls->exchange_capture_mode(&mode); }
+
+/* 0, or why nothing can be queued on the stream now: it (or for a default stream, another one) is being captured. The
+ * context is current. */
+static inline int cf_gpu_capturing(const cf_gpu *gpu, void *stream) {
+    int status = 0;
+    int result = gpu->calls->stream_is_capturing(stream, &status);
+    return result ? result : status ? CF_CUDA_CAPTURE_FIRST : CF_CUDA_SUCCESS;
+}
+
+static inline int cf_gpu_usable(const cf_gpu *gpu, void *stream) {
+    bool pushed = cf_gpu_enter(gpu);
+    int result = cf_gpu_capturing(gpu, stream);
+    cf_gpu_leave(gpu, pushed);
+    return result;
+}
+
+/* Record an event behind all that the stream has queued. */
+static inline int cf_gpu_record(const cf_gpu *gpu, void *event, void *stream) {
+    bool pushed = cf_gpu_enter(gpu);
+    int result = cf_gpu_capturing(gpu, stream);
+    if (!result) result = gpu->calls->event_record(event, stream);
+    cf_gpu_leave(gpu, pushed);
+    return result;
+}
+
+/* Record an event behind all that the context has queued, also on streams destroyed since. CF_CUDA_NOT_SUPPORTED: the
+ * driver cannot (before CUDA 12.5); cf_gpu_drain is what is left then. */
+static inline int cf_gpu_record_all(const cf_gpu *gpu, void *event) {
+    if (!gpu->calls->ctx_record_event) return CF_CUDA_NOT_SUPPORTED;
+    return gpu->calls->ctx_record_event(gpu->context, event);
+}
+
+/* Block the host until the context has done all that is queued. */
+static inline int cf_gpu_drain(const cf_gpu *gpu) {
+    bool pushed = cf_gpu_enter(gpu);
+    int result = gpu->calls->ctx_synchronize();
+    cf_gpu_leave(gpu, pushed);
+    return result;
+}
+
+/* Make the stream wait for an event. */
+static inline int cf_gpu_wait(const cf_gpu *gpu, void *stream, void *event) {
+    bool pushed = cf_gpu_enter(gpu);
+    int result = cf_gpu_capturing(gpu, stream);
+    if (!result) result = gpu->calls->stream_wait_event(stream, event, 0);
+    cf_gpu_leave(gpu, pushed);
+    return result;
+}
+
+/* CF_CUDA_SUCCESS when the event's work is over (or none was recorded), CF_CUDA_NOT_READY, or an error. */
+static inline int cf_gpu_query(const cf_gpu *gpu, void *event) {
+    int mode = cf_gpu_relax(gpu);
+    int result = gpu->calls->event_query(event);
+    cf_gpu_restore(gpu, mode);
+    return result;
+}
+
+static inline int cf_gpu_synchronize(const cf_gpu *gpu, void *event) {
+    int mode = cf_gpu_relax(gpu);
+    int result = gpu->calls->event_synchronize(event);
+    cf_gpu_restore(gpu, mode);
+    return result;
+}
+
+static inline int cf_gpu_new_event(const cf_gpu *gpu, void **event) {
+    *event = NULL;
+    bool pushed = cf_gpu_enter(gpu);
+    int result = gpu->calls->event_create(event, CF_CUDA_EVENT_DISABLE_TIMING);
+    cf_gpu_leave(gpu, pushed);
+    if (result) *event = NULL;
+    return result;
+}
 
 #endif

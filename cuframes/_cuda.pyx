@@ -7,6 +7,8 @@ driver's functions to :func:`load`. Nothing here synchronises the host, except w
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
+import sys
+
 from cuframes.errors import DeviceError
 
 cdef cf_cuda_calls calls
@@ -33,6 +35,11 @@ def load(dict functions):
     calls.memcpy_2d_async = \
         <int (*)(const cf_cuda_memcpy2d*, void*) noexcept nogil><void*><uintptr_t>functions["cuMemcpy2DAsync"]
     calls.stream_synchronize = <int (*)(void*) noexcept nogil><void*><uintptr_t>functions["cuStreamSynchronize"]
+    calls.stream_is_capturing = \
+        <int (*)(void*, int*) noexcept nogil><void*><uintptr_t>functions["cuStreamIsCapturing"]
+    calls.ctx_synchronize = <int (*)() noexcept nogil><void*><uintptr_t>functions["cuCtxSynchronize"]
+    calls.exchange_capture_mode = \
+        <int (*)(int*) noexcept nogil><void*><uintptr_t>functions["cuThreadExchangeStreamCaptureMode"]
     calls.pointer_get_attribute = \
         <int (*)(void*, int, uintptr_t) noexcept nogil><void*><uintptr_t>functions["cuPointerGetAttribute"]
     calls.get_error_name = \
@@ -42,17 +49,27 @@ def load(dict functions):
     loaded = True
 
 
-cdef int check_driver(int result, str what) except -1:
-    """Raise DeviceError with the driver's own name and text for a result."""
+cdef str driver_error(int result):
+    """The driver's own name and text for a result, and what to do where that is known."""
     cdef const char* name = NULL
     cdef const char* text = NULL
-    if result == CF_CUDA_SUCCESS:
-        return 0
     calls.get_error_name(result, &name)
     calls.get_error_string(result, &text)
     label = (<bytes>name).decode() if name != NULL else f"error {result}"
     meaning = (<bytes>text).decode() if text != NULL else "unknown to this driver"
-    raise DeviceError(f"{what}: {label} ({meaning})")
+    remedy = ""
+    if cf_cuda_is_capture(result):
+        # The work of a captured graph runs at its launches, long after the frame went back: that cannot be followed.
+        remedy = ("; a CUDA graph is being captured: take, use and release frames outside of the capture, and copy "
+                  "what the graph is to read into a buffer of your own")
+    return f"{label} ({meaning}){remedy}"
+
+
+cdef int check_driver(int result, str what) except -1:
+    """Raise DeviceError with the driver's own name and text for a result."""
+    if result == CF_CUDA_SUCCESS:
+        return 0
+    raise DeviceError(f"{what}: {driver_error(result)}")
 
 
 cdef void* stream_of(object stream) except? NULL:
@@ -81,6 +98,30 @@ def stream_handle(stream):
     return <uintptr_t>stream_of(stream)
 
 
+cdef object keeper_of(void* stream, int ordinal):
+    """Something that keeps a stream alive which a library handed over as a bare handle; None if nothing is known to.
+
+    The driver does not check handles: using a stream after its destruction crashes the process. So a handle may be used
+    later only if its stream is kept until then. PyTorch never destroys its streams (those it wraps for others have
+    their handle as number); a CuPy stream lives as long as its object.
+    """
+    cdef uintptr_t handle = <uintptr_t>stream
+    try:
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            current = torch.cuda.current_stream(ordinal)
+            if current.cuda_stream == handle and current.stream_id != handle:
+                return current
+        cupy = sys.modules.get("cupy")
+        if cupy is not None:
+            current = cupy.cuda.get_current_stream()
+            if current.ptr == handle and isinstance(current, cupy.cuda.Stream):
+                return current
+    except Exception:  # whatever they have become: nothing is known then
+        pass
+    return None
+
+
 cdef class Device:
     """A GPU and its primary context, which frameworks of one process share.
 
@@ -94,70 +135,61 @@ cdef class Device:
         self.ordinal = ordinal
         self.uuid = uuid
         self.name = name
-        self.context = <void*>context
+        self.gpu.calls = &calls
+        self.gpu.context = <void*>context
         self.keep = keep
 
-    cdef int enter(self) noexcept nogil:
-        cdef void* current = NULL
-        calls.ctx_get_current(&current)
-        if current == self.context:
-            return 0
-        if current == NULL:
-            calls.ctx_set_current(self.context)
-            return 0
-        return calls.ctx_push(self.context) == CF_CUDA_SUCCESS
-
-    cdef void leave(self, int entered) noexcept nogil:
-        cdef void* popped
-        if entered:
-            calls.ctx_pop(&popped)
+    cdef int usable(self, void* stream) noexcept nogil:
+        """0, or the driver's error if nothing can be queued on the stream because a graph is being captured."""
+        return cf_gpu_usable(&self.gpu, stream)
 
     cdef int ordinal_of(self, uintptr_t pointer) noexcept nogil:
         """The GPU on which an address is, as this process counts them; -1 if CUDA does not know the address."""
         cdef int ordinal = -1
-        cdef int entered = self.enter()
+        cdef bint pushed = cf_gpu_enter(&self.gpu)
         cdef int result = calls.pointer_get_attribute(&ordinal, CF_CUDA_POINTER_DEVICE_ORDINAL, pointer)
-        self.leave(entered)
+        cf_gpu_leave(&self.gpu, pushed)
         return ordinal if result == CF_CUDA_SUCCESS else -1
 
     cdef int record(self, void* event, void* stream) noexcept nogil:
-        cdef int entered = self.enter()
-        cdef int result = calls.event_record(event, stream)
-        self.leave(entered)
-        return result
-
-    cdef int record_everything(self, void* event) noexcept nogil:
-        """Record all work of the context so far; on drivers that cannot, all work of its blocking streams."""
-        cdef int result = CF_CUDA_NOT_SUPPORTED
-        if calls.ctx_record_event != NULL:
-            result = calls.ctx_record_event(self.context, event)
-        if result != CF_CUDA_SUCCESS:
-            result = self.record(event, <void*>CF_CUDA_STREAM_LEGACY)
-        return result
+        return cf_gpu_record(&self.gpu, event, stream)
 
     cdef int wait(self, void* stream, void* event) noexcept nogil:
-        cdef int entered = self.enter()
-        cdef int result = calls.stream_wait_event(stream, event, 0)
-        self.leave(entered)
+        return cf_gpu_wait(&self.gpu, stream, event)
+
+    cdef int wait_for(self, void* stream, void* other) noexcept nogil:
+        """Make a stream wait for what another one has queued so far."""
+        cdef void* event
+        cdef int result = cf_gpu_new_event(&self.gpu, &event)
+        if result == CF_CUDA_SUCCESS:
+            result = cf_gpu_record(&self.gpu, event, other)
+            if result == CF_CUDA_SUCCESS:
+                result = cf_gpu_wait(&self.gpu, stream, event)
+            calls.event_destroy(event)  # the driver keeps it until the work is over
         return result
 
-    cdef int finished(self, void* event) noexcept nogil:
+    cdef int wait_for_all(self, void* stream) noexcept nogil:
+        """Make a stream wait for what the context has queued so far. On drivers before CUDA 12.5 the host waits."""
+        cdef void* event
+        cdef int result = cf_gpu_new_event(&self.gpu, &event)
+        if result == CF_CUDA_SUCCESS:
+            result = cf_gpu_record_all(&self.gpu, event)
+            if result == CF_CUDA_SUCCESS:
+                result = cf_gpu_wait(&self.gpu, stream, event)
+            calls.event_destroy(event)
+        return self.drain() if result == CF_CUDA_NOT_SUPPORTED else result
+
+    cdef bint finished(self, void* event) noexcept nogil:
         """Whether the recorded work is over. A driver that answers with an error will never finish it."""
-        return calls.event_query(event) != CF_CUDA_NOT_READY
+        return cf_gpu_query(&self.gpu, event) != CF_CUDA_NOT_READY
 
-    cdef void synchronize(self, void* event) noexcept nogil:
+    cdef int synchronize(self, void* event) noexcept nogil:
         """Block the host until the recorded work is over."""
-        calls.event_synchronize(event)
+        return cf_gpu_synchronize(&self.gpu, event)
 
-    cdef void* new_event(self) noexcept nogil:
-        cdef void* event = NULL
-        cdef int entered = self.enter()
-        calls.event_create(&event, CF_CUDA_EVENT_DISABLE_TIMING)
-        self.leave(entered)
-        return event
-
-    cdef void drop_event(self, void* event) noexcept nogil:
-        calls.event_destroy(event)
+    cdef int drain(self) noexcept nogil:
+        """Block the host until all work of the context is over. It ends graph captures: a last resort."""
+        return cf_gpu_drain(&self.gpu)
 
     cdef int copy(self, char* dst, Py_ssize_t dst_pitch, bint to_device, const char* src, Py_ssize_t src_pitch,
                   bint from_device, size_t row_bytes, size_t rows, void* stream) noexcept nogil:
@@ -174,19 +206,24 @@ cdef class Device:
         c.dst_pitch = <size_t>dst_pitch
         c.width_bytes = row_bytes
         c.height = rows
-        cdef int entered = self.enter()
+        cdef bint pushed = cf_gpu_enter(&self.gpu)
+        cdef int mode = cf_gpu_relax(&self.gpu)
         cdef int result = calls.memcpy_2d_async(&c, stream)
-        self.leave(entered)
+        cf_gpu_restore(&self.gpu, mode)
+        cf_gpu_leave(&self.gpu, pushed)
         return result
 
     def synchronize_stream(self, stream):
         """Block the host until a stream's work is over."""
         cdef void* handle = stream_of(stream)
-        cdef int result
+        cdef int result, mode
+        cdef bint pushed
         with nogil:
-            entered = self.enter()
+            pushed = cf_gpu_enter(&self.gpu)
+            mode = cf_gpu_relax(&self.gpu)
             result = calls.stream_synchronize(handle)
-            self.leave(entered)
+            cf_gpu_restore(&self.gpu, mode)
+            cf_gpu_leave(&self.gpu, pushed)
         check_driver(result, "waiting for a stream failed")
 
     @property

@@ -50,6 +50,7 @@ cdef class WritableFrame(View):
     cdef tuple cached_planes
     cdef WriteLease lease
     cdef void* stream
+    cdef object stream_keeper
     cdef object timeout
     cdef int wanted
     cdef bint begun

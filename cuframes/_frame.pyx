@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.buffer cimport PyBuffer_Release
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._cuda cimport Device, check_driver, stream_of
@@ -158,14 +158,18 @@ cdef class Frame(View):
         ------
         Overwritten
             If the publisher does not honour pins and has overwritten the frame meanwhile.
+        DeviceError
+            A CUDA graph is being captured on `stream`; the frame stays held.
         """
+        cdef void* handle
         if stream is not None and self.gpu is None:
             raise ValueError("host memory has no stream; pass stream=None")
         if self.dropped:
             return
         if stream is not None:
-            handle = <uintptr_t>stream_of(stream)
-            self.share().note(<void*>handle)
+            handle = stream_of(stream)
+            check_driver(self.gpu.usable(handle), "the frame cannot be released after this stream's work")
+            self.share().follow(handle, self.gpu.ordinal, None if isinstance(stream, int) else stream)
         self.let_go()
 
     cdef int let_go(self) except -1:
@@ -245,6 +249,7 @@ cdef class WritableFrame(View):
         self.writer = writer
         self.layout = layout
         self.stream = writer_stream(writer, stream)
+        self.stream_keeper = stream
         self.timeout = timeout
         self.wanted = wanted
 
@@ -262,6 +267,9 @@ cdef class WritableFrame(View):
             self.lease = WriteLease.__new__(WriteLease)
             self.lease.writer = self.writer
             self.lease.main = self.stream
+            if self.writer.slots.device is not None:
+                # Who takes the array interface is told to work after this stream.
+                self.lease.follow(self.stream, self.writer.slots.device.ordinal, self.stream_keeper or self.writer)
             aim(self, self.layout, self.writer.begun(), False, self.lease)
         except BaseException:
             self.give_up()

@@ -211,12 +211,15 @@ def describe(source not None):
     return found
 
 
-def handles(Mapping mapping not None):
-    """What a version 3 subscriber opens: (memory handle, offset in that memory, event handle) of each slot."""
+def handles(Mapping mapping not None, int ring_size):
+    """What a version 3 subscriber opens: (memory handle, offset in that memory, event handle) of each slot.
+
+    Values are as found. How many there are is taken from the handshake: what the segment says may be anything.
+    """
     cdef cf_frame_header* h = header_of(mapping)
     found = [
         (bytes(h.slots[<int>k].mem_handle[:64]), h.slots[<int>k].base_offset, bytes(h.slot_event_handles[<int>k][:64]))
-        for k in range(min(h.ring_size, <uint64_t>CF_MAX_RING))
+        for k in range(min(ring_size, <int>CF_MAX_RING))
     ]
     check_whole(mapping.cut)
     return found

@@ -296,15 +296,8 @@ cdef int check_device(Device gpu, int ordinal) except -1:
 
 cdef int order(Device gpu, void* first, void* second) except -1:
     """Make stream `second` wait for what stream `first` has queued."""
-    cdef void* event
-    if first == second:
-        return 0
-    event = gpu.new_event()
-    try:
-        check_driver(gpu.record(event, first), "recording an event on the array's stream failed")
-        check_driver(gpu.wait(second, event), "ordering two streams failed")
-    finally:
-        gpu.drop_event(event)
+    if first != second:
+        check_driver(gpu.wait_for(second, first), "ordering two streams failed")
     return 0
 
 

@@ -291,9 +291,12 @@ cdef class View:
         cdef uintptr_t target = array.ctypes.data
         cdef Py_ssize_t row_bytes = self.size() // rows
         cdef void* stream = <void*>CF_CUDA_STREAM_LEGACY
-        self.owner.use(stream)
-        check_driver(self.gpu.copy(<char*>target, row_bytes, False, self.address, pitch, True, row_bytes, rows, stream),
-                     "copying the frame to the host failed")
+        cdef Owner owner = self.share()
+        cdef int result
+        owner.use(stream)
+        with nogil:  # the driver returns when the copy is over
+            result = self.gpu.copy(<char*>target, row_bytes, False, self.address, pitch, True, row_bytes, rows, stream)
+        check_driver(result, "copying the frame to the host failed")
         self.gpu.synchronize_stream(<uintptr_t>stream)
         return array
 

@@ -67,7 +67,8 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         found by its UUID when this is left out.
     stream : int or stream object, optional
         For device memory: the CUDA stream that is made to wait for each frame; default: the legacy default stream.
-        Views taken by DLPack are ordered on the consumer's stream as well.
+        Views taken by DLPack are ordered on the consumer's stream as well. An object is kept alive; the stream of a
+        bare handle must outlive the frames.
     wait : {"block", "spin", "predictive"}
         Sleep until a frame comes; or burn a core for the last microseconds of latency; or, for a source with a steady
         rate, sleep until just before the next frame is due and look for it then, for 2 % of the time, or 4 % when it
@@ -161,7 +162,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             slots = open_host(pool, frame_bytes, welcome.ring_size)
         else:
             descriptor = pool if welcome.features & _mapped.VMM_MEMORY else None
-            handles = _mapped.handles(header)[: welcome.ring_size]
+            handles = _mapped.handles(header, welcome.ring_size)
             slots = open_device(uuid, self._device, found["epoch"], frame_bytes, handles, descriptor)
 
         pins = bool(welcome.features & _mapped.PINS)
@@ -355,10 +356,10 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
 
     def close(self) -> None:
         """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given
-        up with the last of them.
+        up with the last of them, when the GPU has done with it.
 
         Whoever waits here, in whichever thread or task, is woken: :meth:`next` raises ValueError, loops end. Waits for
-        calls in progress, which end at once. Closing twice is fine, at any time and place.
+        calls in progress, which end at once, and not for the GPU. Closing twice is fine, at any time and place.
         """
         super().close()
 

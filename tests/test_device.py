@@ -363,7 +363,7 @@ class TestPending:
             seqs = [publish_unwritten(publisher) for n in range(8)]
             assert all(seq % 4 != 1 for seq in seqs)
             gpu_busy(0)
-            assert subscriber.stats().held == 0
+            eventually(lambda: subscriber.stats().held == 0)
             assert 1 in [publish_gray(publisher, n) % 4 for n in range(4)]
 
     def test_an_upload_is_never_waited_for(self, publisher, key, gpu_busy):
@@ -411,7 +411,7 @@ class TestPending:
             del capsule
             assert subscriber.stats().held == 1
             gpu_busy(0)
-            assert subscriber.stats().held == 0
+            eventually(lambda: subscriber.stats().held == 0)
 
     def test_taking_waits_for_the_gpu_instead_of_refusing(self, publisher, key, gpu_busy):
         import threading
@@ -435,22 +435,11 @@ class TestPending:
                 subscriber.next(0)
             del kept
 
-    def test_close_waits_for_the_gpu(self, publisher, key, gpu_busy):
-        import threading
-
-        subscriber = Subscriber(key)
-        publisher.publish(gray(1))
-        gpu_busy(1)
-        subscriber.next(5).release()
-        threading.Timer(0.1, gpu_busy, [0]).start()
-        subscriber.close()
-        eventually(lambda: not publisher.subscribers)
-
     def test_a_stream_that_is_gone_is_no_reason_to_keep_the_frame(self, publisher, key):
         with Subscriber(key) as subscriber:
             publisher.publish(gray(1))
             subscriber.next(5).release(stream=0xDEAD)
-            assert subscriber.stats().held == 0
+            eventually(lambda: subscriber.stats().held == 0)
 
     def test_driver_errors_have_name_and_text(self, publisher, key):
         with pytest.raises(cuframes.DeviceError, match=r"CUDA_ERROR_INVALID_HANDLE \(as the fake driver says\)"):

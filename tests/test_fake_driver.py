@@ -1,4 +1,4 @@
-"""The device path without a GPU: ``test_device.py`` over a CUDA driver made for tests (``tests/c/fake_cuda.c``)."""
+"""The device path without a GPU: other files' tests over a CUDA driver made for tests (``tests/c/fake_cuda.c``)."""
 
 import os
 import subprocess
@@ -22,10 +22,11 @@ def fake_driver(tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-def test_device_path_over_the_fake_driver(fake_driver):
+@pytest.mark.parametrize("file", ["test_device.py", "test_pending.py"])
+def test_device_path_over_the_fake_driver(fake_driver, file):
     pytest.importorskip("cuda.bindings")
     env = os.environ | {"LD_LIBRARY_PATH": str(fake_driver), "CUFRAMES_TEST_FAKE_DRIVER": "1"}
-    command = [sys.executable, "-P", "-m", "pytest", "-q", str(HERE / "test_device.py"), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", str(HERE / file), "-p", "no:cacheprovider"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=580, cwd=HERE.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

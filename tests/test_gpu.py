@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 
 import numpy
@@ -13,7 +14,7 @@ import pytest
 from harness import Worker, eventually
 from test_device import FAKE, free_bytes, gray
 
-from cuframes import FrameDropped, PacketReader, Publisher, Subscriber
+from cuframes import DeviceError, FrameDropped, PacketReader, Publisher, Subscriber, wait_any
 from cuframes.listing import collect_garbage
 from cuframes.memory import driver
 
@@ -154,6 +155,232 @@ def test_a_tensor_that_outlives_its_frame_keeps_the_slot_until_its_stream_is_don
                 publisher.publish(numpy.full((1620, 1920), n, numpy.uint8))
         eventually(lambda: subscriber.stats().held == 0)
         assert int(total) == 1620 * 1920
+
+
+SECOND = int(1.5e9)  # clock ticks that torch.cuda._sleep is given for about a second
+
+
+def warm_up(torch):
+    """Load the kernels: the first launch of each waits for the GPU."""
+    int(torch.zeros(64, dtype=torch.uint8, device="cuda").sum(dtype=torch.int64))
+    torch.cuda._sleep(1000)
+    torch.cuda.synchronize()
+
+
+def fill_frame(publisher, value=1):
+    """Publish; a slot that is still pending is waited for."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return publisher.publish(numpy.full((48, 64), value, numpy.uint8))
+        except FrameDropped:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+
+def test_three_sleepers_whose_kernels_run(key, memory):
+    """Every slot is pending, all subscribers sleep, and the ring goes on when the kernels are over."""
+    torch = pytest.importorskip("torch")
+    warm_up(torch)
+    with Publisher(key, 64, 48, "gray8", memory=memory, ring_size=4) as publisher, contextlib.ExitStack() as stack:
+        subscribers = [stack.enter_context(Subscriber(key, name=name)) for name in "abc"]
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(SECOND)
+        for taker in (*subscribers, None):
+            fill_frame(publisher)
+            for subscriber in subscribers if taker is None else [taker]:
+                with torch.cuda.stream(side):
+                    tensor = torch.from_dlpack(subscriber.next(5))
+                    tensor.sum()
+                    del tensor
+        assert [s.held for s in publisher.subscribers] == [2, 2, 2]
+        got = []
+        threads = [threading.Thread(target=lambda s=s: got.extend(wait_any([s], 20))) for s in subscribers]
+        for thread in threads:
+            thread.start()
+        fill_frame(publisher)
+        for thread in threads:
+            thread.join(30)
+        assert len(got) == 3
+
+
+def test_a_graph_capture_of_another_thread_is_not_disturbed(key, memory):
+    cupy = pytest.importorskip("cupy")
+    torch = pytest.importorskip("torch")
+    warm_up(torch)
+    with Publisher(key, 64, 48, "gray8", memory=memory) as publisher, Subscriber(key, mode="ordered") as subscriber:
+
+        def frames(count):
+            for _ in range(count):
+                fill_frame(publisher)
+                side = torch.cuda.Stream()
+                with torch.cuda.stream(side):
+                    tensor = torch.from_dlpack(subscriber.next(5))
+                    torch.cuda._sleep(SECOND // 50)
+                    del tensor
+                assert subscriber.stats().held >= 1
+                eventually(lambda: subscriber.stats().held == 0)
+
+        frames(2)
+        buffer = torch.zeros(64, device="cuda")
+        array = cupy.zeros(64, numpy.float32)
+        array += 1
+        graph = torch.cuda.CUDAGraph()
+        problems = []
+
+        def work():
+            try:
+                frames(10)
+            except BaseException as problem:
+                problems.append(problem)
+
+        for library in ("torch", "cupy"):
+            thread = threading.Thread(target=work)
+            if library == "torch":
+                with torch.cuda.graph(graph):
+                    buffer += 1
+                    thread.start()
+                    thread.join(60)
+                graph.replay()
+            else:
+                with cupy.cuda.Stream(non_blocking=True) as stream:
+                    stream.begin_capture()
+                    cupy.add(array, 1, out=array)
+                    thread.start()
+                    thread.join(60)
+                    stream.end_capture().launch(stream)
+                    stream.synchronize()
+            assert not problems
+        torch.cuda.synchronize()
+        assert float(buffer[0]) == 1
+        assert float(array[0]) == 2
+
+
+def test_a_frame_in_a_captured_graph_is_refused(key, memory):
+    torch = pytest.importorskip("torch")
+    warm_up(torch)
+    with Publisher(key, 64, 48, "gray8", memory=memory) as publisher, Subscriber(key) as subscriber:
+        fill_frame(publisher, 7)
+        frame = subscriber.next(5)
+        side = torch.cuda.Stream()
+        with pytest.raises(DeviceError, match="a CUDA graph is being captured"):
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=side):
+                torch.from_dlpack(frame)
+        with torch.cuda.stream(side):
+            # One that was made before, used in the graph, and dies in it, goes back after the capture.
+            tensor = torch.from_dlpack(frame)
+            out = torch.empty_like(tensor)
+            side.synchronize()
+            del frame
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=side):
+                out.copy_(tensor)
+                del tensor
+                time.sleep(0.05)
+                held = [s.held for s in publisher.subscribers]
+        assert held == [1]
+        eventually(lambda: [s.held for s in publisher.subscribers] == [0])
+        fill_frame(publisher, 8)
+        assert (subscriber.next(5).copy_to_host() == 8).all()
+
+
+@pytest.mark.parametrize("how", ["cupy", "handle"])
+def test_a_stream_that_is_destroyed_before_the_array(key, memory, how):
+    """The driver crashes when such a stream is used, so this is another process."""
+    pytest.importorskip("cupy")
+    code = f"""
+import cupy, gc, time, cuframes
+from cuframes.memory import driver
+spin = cupy.RawKernel('extern "C" __global__ void spin(long long n)' + "{{ long long t = clock64();"
+                      " while (clock64() - t < n); }}", "spin")
+spin((1,), (1,), (1,))
+cupy.cuda.Device().synchronize()
+with cuframes.Subscriber({key!r}, start="latest") as subscriber:
+    frame = subscriber.next(5)
+    if {how!r} == "cupy":
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            array = cupy.from_dlpack(frame)
+            spin((1,), (1,), ({SECOND} // 2,))
+        del stream
+    else:
+        with driver.current(driver.gpu()) as bindings:
+            stream = driver.call(bindings.cuStreamCreate, 1)
+            array = frame.__dlpack__(stream=int(stream))
+            with cupy.cuda.ExternalStream(int(stream)):
+                spin((1,), (1,), ({SECOND} // 2,))
+            driver.call(bindings.cuStreamDestroy, stream)
+    frame.release()
+    del array
+    gc.collect()
+    held = subscriber.stats().held
+    deadline = time.monotonic() + 20
+    while subscriber.stats().held and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(held, subscriber.stats().held)
+"""
+    with Publisher(key, 64, 48, "gray8", memory=memory) as publisher:
+        fill_frame(publisher)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+        assert (done.returncode, done.stdout) == (0, "1 0\n"), done.stderr
+
+
+def test_other_threads_run_while_a_frame_is_copied_to_the_host(key, memory):
+    torch = pytest.importorskip("torch")
+    warm_up(torch)
+    with Publisher(key, 64, 48, "gray8", memory=memory) as publisher, Subscriber(key) as subscriber:
+        fill_frame(publisher, 5)
+        frame = subscriber.next(5)
+        turns = []
+        over = threading.Event()
+
+        def count():
+            while not over.wait(0.001):
+                turns.append(time.monotonic())
+
+        thread = threading.Thread(target=count)
+        thread.start()
+        with torch.cuda.stream(torch.cuda.default_stream()):
+            torch.cuda._sleep(SECOND)
+        begun = time.monotonic()
+        assert (frame.copy_to_host() == 5).all()
+        ended = time.monotonic()
+        over.set()
+        thread.join()
+        assert ended - begun > 0.1, "the copy did not wait for the kernel, so this shows nothing"
+        assert len([t for t in turns if begun < t < ended]) > 20
+
+
+def test_a_host_callback_may_need_the_interpreter(key, memory):
+    """The GPU goes on when Python has run, while one thread closes and another releases."""
+    cupy = pytest.importorskip("cupy")
+    with Publisher(key, 64, 48, "gray8", memory=memory) as publisher:
+        subscriber = Subscriber(key, mode="ordered", max_held=4)
+        for _ in range(2):
+            fill_frame(publisher)
+        first, second = subscriber.next(5), subscriber.next(5)
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            arrays = [cupy.from_dlpack(first), cupy.from_dlpack(second)]
+            called = []
+
+            def callback(_):
+                for _ in range(100):
+                    time.sleep(0.001)
+                called.append(True)
+
+            stream.launch_host_func(callback, None)
+            first.release()
+            second.release()
+            arrays.pop()
+            closing = threading.Thread(target=subscriber.close)
+            closing.start()
+            arrays.pop()
+            closing.join(30)
+            assert not closing.is_alive()
+            stream.synchronize()
+        assert called
+        del first, second, subscriber
+        eventually(lambda: not publisher.subscribers)
 
 
 def test_nvdec_frames_are_those_of_the_cpu_decoder(key, clip):

@@ -14,7 +14,7 @@ In each of them every slot has an interprocess event, which is recorded when its
 import contextlib
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from cuframes._cuda import Device
@@ -35,7 +35,8 @@ class Resources:
     """Device memory and events with the calls that free them: the owner of :class:`Slots`, freed with the last of
     these.
 
-    Kept apart from the pool, so that no cycle keeps memory after a close.
+    Kept apart from the pool, so that no cycle keeps memory after a close. Whatever is made between two calls of the
+    driver is made in :meth:`building`, so that a failure leaves nothing.
     """
 
     def __init__(self, device: Device) -> None:
@@ -63,12 +64,28 @@ class Resources:
             self._staging = int(address), stride
         return self._staging
 
-    def __del__(self) -> None:
-        # The driver may have gone first, at interpreter exit; then everything is free already.
+    @contextlib.contextmanager
+    def building(self) -> Iterator[Any]:
+        """A block of set-up calls in the device's context. If it raises, everything made so far is freed at once, and
+        not when somebody drops the exception, whose traceback refers to us."""
+        try:
+            with current(self.device) as driver:
+                yield driver
+        except BaseException:
+            self.free()
+            raise
+
+    def free(self) -> None:
+        """Free everything, the latest first. Cannot fail: what the driver refuses is its own to clean up."""
+        # At the interpreter's exit the driver may have gone, and with it everything; in a forked child it is not ours.
         with contextlib.suppress(Exception), current(self.device):
             while self._free:
                 function, *arguments = self._free.pop()
-                function(*arguments)
+                with contextlib.suppress(Exception):
+                    function(*arguments)
+
+    def __del__(self) -> None:
+        self.free()
 
 
 class DevicePool:
@@ -85,10 +102,11 @@ class DevicePool:
     def __init__(self, device: Device, frame_bytes: int, ring_size: int) -> None:
         self.resources = Resources(device)
         self.resources.reserve_staging(frame_bytes, ring_size)
+        self.frame_bytes = frame_bytes
         self.handles: list[bytes] | None = None
         self.offsets = [0] * ring_size
         self.pointers: list[int] | None = None
-        with current(device) as driver:
+        with self.resources.building() as driver:
             flags = driver.CUevent_flags.CU_EVENT_INTERPROCESS | driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
             events = []
             for _ in range(ring_size + 1):
@@ -98,7 +116,7 @@ class DevicePool:
         self.events = [int(event) for event in events]
 
     def place(self, addresses: list[int]) -> None:
-        """The frames are here."""
+        """The frames are here. In a block of :meth:`Resources.building`."""
         device = self.resources.device
         self.memory = Slots(
             addresses, self.resources, device=device, events=self.events[:-1], ring_event=self.events[-1]
@@ -138,14 +156,14 @@ class CudaIpcPool(DevicePool):
         size = -(-frame_bytes // IPC_GRANULE) * IPC_GRANULE
         addresses = []
         pool.handles = []
-        with current(device) as driver:
+        with pool.resources.building() as driver:
             for _ in range(ring_size):
                 address = call(driver.cuMemAlloc, size, doing=f"allocating {size} bytes of device memory")
                 pool.resources.later(driver.cuMemFree, address)
                 handle = call(driver.cuIpcGetMemHandle, address, doing="exporting device memory by legacy CUDA IPC")
                 pool.handles.append(handle_bytes(handle))
                 addresses.append(int(address))
-        pool.place(addresses)
+            pool.place(addresses)
         return pool
 
 
@@ -154,10 +172,7 @@ class CudaPool(DevicePool):
 
     kind = "cuda"
     features = VMM_MEMORY
-
-    def __init__(self, device: Device, frame_bytes: int, ring_size: int) -> None:
-        super().__init__(device, frame_bytes, ring_size)
-        self._fd = -1
+    _fd = -1  # also of a pool whose __init__ failed
 
     @classmethod
     def create(cls, device: Device, frame_bytes: int, ring_size: int) -> Self:
@@ -170,19 +185,21 @@ class CudaPool(DevicePool):
         """
         pool = cls(device, frame_bytes, ring_size)
         stride = frame_stride(frame_bytes)
-        with current(device) as driver:
-            kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
-            properties = _properties(driver, device, kind)
-            size = _mapped_size(driver, properties, stride * ring_size)
-            handle = call(driver.cuMemCreate, size, properties, 0, doing=f"allocating {size} bytes of device memory")
-            pool.resources.later(driver.cuMemRelease, handle)
-            pool._fd = int(
-                call(
-                    driver.cuMemExportToShareableHandle, handle, kind, 0, doing="exporting device memory by descriptor"
-                )
-            )
-            base = _map(driver, pool.resources, handle, size, writable=True)
-        pool.place([base + k * stride for k in range(ring_size)])
+        try:
+            with pool.resources.building() as driver:
+                kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+                properties = _properties(driver, device, kind)
+                size = _mapped_size(driver, properties, stride * ring_size)
+                doing = f"allocating {size} bytes of device memory"
+                handle = call(driver.cuMemCreate, size, properties, 0, doing=doing)
+                pool.resources.later(driver.cuMemRelease, handle)
+                doing = "exporting device memory by descriptor"
+                pool._fd = int(call(driver.cuMemExportToShareableHandle, handle, kind, 0, doing=doing))
+                base = _map(driver, pool.resources, handle, size, writable=True)
+                pool.place([base + k * stride for k in range(ring_size)])
+        except BaseException:
+            pool.close()
+            raise
         return pool
 
     def descriptors(self) -> list[int]:
@@ -218,7 +235,7 @@ class ExternalPool(DevicePool):
         pool = cls(device, frame_bytes, len(buffers))
         pool.resources.buffers = list(buffers)
         pool.handles, pool.pointers = [], pointers
-        with current(device) as driver:
+        with pool.resources.building() as driver:
             for index, pointer in enumerate(pointers):
                 _check_exportable(driver, device, index, pointer)
                 base, size = call(driver.cuMemGetAddressRange, pointer)
@@ -231,7 +248,7 @@ class ExternalPool(DevicePool):
                 handle = call(driver.cuIpcGetMemHandle, base, doing=f"exporting buffer {index} by legacy CUDA IPC")
                 pool.handles.append(handle_bytes(handle))
                 pool.offsets[index] = offset
-        pool.place(pointers)
+            pool.place(pointers)
         return pool
 
 
@@ -243,17 +260,25 @@ def open_pool(
     Parameters
     ----------
     handles : list of (memory handle, offset, event handle)
-        From the control segment.
+        One for each slot, from the control segment: whatever somebody may have written there.
     descriptor : int or None
         Of the virtual-memory allocation; None for legacy handles. Stays the caller's.
+
+    Raises
+    ------
+    DeviceError
+        The driver refuses a handle or the descriptor.
+    ProtocolError
+        A slot does not lie in the memory that its handle stands for.
     """
     own = _own.get(epoch) if epoch else None
-    if own is not None:
+    # The epoch is shared bytes too: another ring of this process may have it, but never a smaller one.
+    if own is not None and own.frame_bytes >= frame_bytes and own.memory.count == len(handles):
         return own.memory
     resources = Resources(device)
-    with current(device) as driver:
+    with resources.building() as driver:
         if descriptor is None:
-            addresses = _open_legacy(driver, resources, handles)
+            addresses = _open_legacy(driver, resources, handles, frame_bytes)
         else:
             addresses = _open_descriptor(driver, resources, descriptor, frame_bytes, len(handles))
         events = []
@@ -262,14 +287,16 @@ def open_pool(
             event = call(driver.cuIpcOpenEventHandle, handle, doing="opening a frame's event")
             resources.later(driver.cuEventDestroy, event)
             events.append(int(event))
-    return Slots(addresses, resources, device=device, events=events)
+        return Slots(addresses, resources, device=device, events=events)
 
 
-def _open_legacy(driver: Any, resources: Resources, handles: list[tuple[bytes, int, bytes]]) -> list[int]:
+def _open_legacy(
+    driver: Any, resources: Resources, handles: list[tuple[bytes, int, bytes]], frame_bytes: int
+) -> list[int]:
     flag = driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
-    bases: dict[bytes, int] = {}
+    bases: dict[bytes, tuple[int, int]] = {}
     addresses = []
-    for raw, offset, _ in handles:
+    for slot, (raw, offset, _) in enumerate(handles):
         if not any(raw):
             raise ProtocolError("the publisher shares no memory handle for a slot")
         if raw not in bases:
@@ -277,8 +304,15 @@ def _open_legacy(driver: Any, resources: Resources, handles: list[tuple[bytes, i
             doing = "opening the publisher's memory (its process must be another one, with another pid)"
             base = call(driver.cuIpcOpenMemHandle, handle, flag, doing=doing)
             resources.later(driver.cuIpcCloseMemHandle, base)
-            bases[raw] = int(base)
-        addresses.append(bases[raw] + offset)
+            start, size = call(driver.cuMemGetAddressRange, base, doing="asking for the size of the publisher's memory")
+            bases[raw] = int(start), int(size)
+        start, size = bases[raw]
+        if offset + frame_bytes > size:
+            raise ProtocolError(
+                f"slot {slot} begins at {offset} of an allocation of {size} bytes, where a frame of {frame_bytes} does "
+                "not fit"
+            )
+        addresses.append(start + offset)
     return addresses
 
 

@@ -28,6 +28,9 @@ HOT = {
     "cuCtxPopCurrent": 12000,
     "cuMemcpy2DAsync": 12000,
     "cuStreamSynchronize": 12000,
+    "cuStreamIsCapturing": 12000,
+    "cuCtxSynchronize": 12000,
+    "cuThreadExchangeStreamCaptureMode": 12000,
     "cuPointerGetAttribute": 12000,
     "cuGetErrorName": 12000,
     "cuGetErrorString": 12000,
@@ -165,18 +168,24 @@ def uuid_text(uuid: bytes) -> str:
 
 
 class current:
-    """Make a GPU's context current for a block of set-up calls."""
+    """Make a GPU's context current for a block of set-up calls. They do not disturb a graph capture of another
+    thread."""
 
     def __init__(self, device: Device) -> None:
         self._context = device.keep
+        self._mode: Any = None
 
     def __enter__(self) -> Any:
         driver = _driver()
         call(driver.cuCtxPushCurrent, self._context)
+        relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        _, self._mode = driver.cuThreadExchangeStreamCaptureMode(relaxed)
         return driver
 
     def __exit__(self, *exc: object) -> None:
-        call(_driver().cuCtxPopCurrent)
+        driver = _driver()
+        driver.cuThreadExchangeStreamCaptureMode(self._mode)
+        call(driver.cuCtxPopCurrent)
 
 
 def handle_bytes(handle: Any) -> bytes:
