@@ -14,8 +14,8 @@ LIMITED_API = os.environ.get("CUFRAMES_ABI3") == "1" and not FREE_THREADED
 
 MODULES = ["_status", "_cuda", "_mapped", "_pending", "_core", "_views", "_source", "_frame", "_packets", "_cache"]
 MODULES += ["_any"]
-HEADERS = ["_any", "_cache", "_copy", "_guard", "_pace", "_shm", "_status", "_ring", "_packets", "_dlpack", "_cuda"]
-HEADERS += ["_pending"]
+HEADERS = ["_any", "_cache", "_copy", "_cuda", "_dlpack", "_gate", "_guard", "_pace", "_packets", "_pending", "_ring"]
+HEADERS += ["_shm", "_status"]
 
 macros = [("_GNU_SOURCE", None)]
 if LIMITED_API:

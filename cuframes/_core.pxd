@@ -32,7 +32,7 @@ cdef class FrameWriter:
     cdef str failure
 
     cdef int enter(self) except -1
-    cdef void leave(self) noexcept
+    cdef void leave_ring(self) noexcept
     cdef void finish(self) noexcept
     cdef int check_usable(self) except -1
     cdef int announce(self, tuple exports) except -1

@@ -150,7 +150,7 @@ cdef class FrameWriter:
         return 0
 
     cdef int enter(self) except -1:
-        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        """The caller is about to use the ring; :meth:`leave_ring` follows. Raises ValueError when it is closed."""
         cdef bint last
         check_generation(self.generation)
         if not enter(&self.ring.gate, &last):
@@ -159,7 +159,7 @@ cdef class FrameWriter:
             raise ValueError("the publisher is closed")
         return 0
 
-    cdef void leave(self) noexcept:
+    cdef void leave_ring(self) noexcept:
         if leave(&self.ring.gate):
             self.finish()
 

@@ -260,7 +260,7 @@ cdef class WritableFrame(View):
         try:
             self.writer.begin(self.timeout, self.wanted, self.stream)
         finally:
-            self.writer.leave()  # close() does not wait for the block: the frame can then not be published
+            self.writer.leave_ring()  # close() does not wait for the block: the frame can then not be published
         self.begun = True
         try:
             self.slot = self.writer.slot()
@@ -301,7 +301,7 @@ cdef class WritableFrame(View):
                 raise
             self.seq = self.writer.commit(pts_ns, self.layout.nbytes, self.stream)
         finally:
-            self.writer.leave()
+            self.writer.leave_ring()
 
     cdef int check_begun(self) except -1:
         if not self.begun:
@@ -417,7 +417,7 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
     try:
         return publish_inside(writer, layout, src, pts_ns, stream, timeout)
     finally:
-        writer.leave()
+        writer.leave_ring()
 
 
 cdef object publish_inside(FrameWriter writer, FrameLayout layout, object src, object pts_ns, object stream,
