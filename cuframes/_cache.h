@@ -69,23 +69,13 @@ static inline int cf_cache_measure(const void *segment, uint64_t size, cf_cache_
 
 /* ---- the writer --------------------------------------------------------------------------------------------------- */
 
-/* What a writer's end is in the middle of, and whether it is closed: one word of its own process.
- *
- *     IDLE -> CALL -> IDLE             a call that writes a frame, and soon returns
- *     IDLE -> FRAME -> CALL -> IDLE    a frame that the caller fills, and publishes when he likes
- *     IDLE -> FRAME -> IDLE            or does not
- *
- * close() sets SHUT: from then on nothing begins, and a frame that is being filled cannot become a call any more. Then it
- * waits until the call in progress, if any, is over, and sets GONE: the lock may be given up. A frame that is still being
- * filled is taken out of the slot first, since the next writer may soon be in that entry. */
-enum { CF_CACHE_IDLE = 0, CF_CACHE_CALL = 1, CF_CACHE_FRAME = 2, CF_CACHE_DOING = 3, CF_CACHE_SHUT = 4, CF_CACHE_GONE = 8 };
-
 typedef struct {
     cf_cache_header *shared;
     uint64_t size; /* bytes of the mapping */
     cf_cache_shape shape;
     int fd;
-    uint32_t state;  /* atomic; what is above */
+    cf_gate gate;    /* closed by close() */
+    uint32_t busy;   /* atomic; a frame is being written, by a call or by a caller who fills it */
     uint64_t cursor; /* the frame to be written next */
 } cf_cache_writer;
 
@@ -115,14 +105,13 @@ static inline char *cf_cache_entry_at(const cf_cache_shape *s, const void *segme
     return (char *)segment + CF_CACHE_HEADER_SIZE + n % s->depth * s->stride;
 }
 
-/* Where the next frame's pixels go, for a call (CF_CACHE_CALL) or for a frame that the caller fills (CF_CACHE_FRAME).
- * CF_BUSY: another frame is being written. CF_CLOSED. CF_ENDED: the slot was removed. Ends with cf_cache_end. */
-static inline int cf_cache_begin(cf_cache_writer *w, uint32_t state, char **pixels) {
+/* Where the next frame's pixels go. CF_BUSY: another frame is being written. CF_ENDED: the slot was removed. Ends with
+ * cf_cache_end. */
+static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
     struct stat file;
-    if (!cf_replace_u32(&w->state, CF_CACHE_IDLE, state))
-        return cf_load_seq_cst_u32(&w->state) & CF_CACHE_SHUT ? CF_CLOSED : CF_BUSY;
+    if (cf_exchange_u32(&w->busy, 1)) return CF_BUSY;
     if (fstat(w->fd, &file) == 0 && file.st_nlink == 0) {
-        cf_fetch_and_u32(&w->state, ~(uint32_t)CF_CACHE_DOING);
+        cf_store_seq_cst_u32(&w->busy, 0);
         return CF_ENDED;
     }
     cf_fence_full(); /* W1 before W2. PAIRS WITH: reader whole */
@@ -130,16 +119,10 @@ static inline int cf_cache_begin(cf_cache_writer *w, uint32_t state, char **pixe
     return CF_OK;
 }
 
-/* The frame is filled: go on as a call. False: the end was closed meanwhile. */
-static inline bool cf_cache_resume(cf_cache_writer *w) { return cf_replace_u32(&w->state, CF_CACHE_FRAME, CF_CACHE_CALL); }
+/* What was begun is over, published or not. */
+static inline void cf_cache_end(cf_cache_writer *w) { cf_store_seq_cst_u32(&w->busy, 0); }
 
-/* What was begun is over, published or not. False: the lock was given up meanwhile, so nothing was published. */
-static inline bool cf_cache_end(cf_cache_writer *w) {
-    return !(cf_fetch_and_u32(&w->state, ~(uint32_t)CF_CACHE_DOING) & CF_CACHE_GONE);
-}
-
-/* The pixels are there: publish them, and wake who sleeps. Readers cannot say that they do, so this is a system call. Only
- * in a call. */
+/* The pixels are there: publish them, and wake who sleeps. Readers cannot say that they do, so this is a system call. */
 static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t pts_us, uint64_t wall_us) {
     cf_cache_entry entry = {.pts_us = pts_us, .wall_us = wall_us, .size = size};
     cf_copy_racing(cf_cache_entry_at(&w->shape, w->shared, w->cursor), (const char *)&entry, sizeof entry);
@@ -150,7 +133,8 @@ static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t p
 /* Note frames that the source lost before they came here. */
 static inline void cf_cache_drop(cf_cache_writer *w, uint64_t count) { cf_fetch_add(&w->shared->dropped_frames, count); }
 
-/* Leave the slot to the next writer, whoever that is. */
+/* Leave the slot to the next writer, whoever that is. A frame that is still being filled is taken out of it first: see
+ * cf_cache_revoke. */
 static inline void cf_cache_writer_leave(cf_cache_writer *w) {
     cf_store_release_u32(&w->shared->futex, 0);
     cf_futex_wake_all(cf_low_half(&w->shared->write_cursor)); /* sleepers have to look by themselves from here on */

@@ -36,12 +36,6 @@ cdef extern from "_cache.h" nogil:
         CF_CACHE_NEXT
         CF_CACHE_LATEST
         CF_CACHE_OLDEST
-        CF_CACHE_IDLE
-        CF_CACHE_CALL
-        CF_CACHE_FRAME
-        CF_CACHE_DOING
-        CF_CACHE_SHUT
-        CF_CACHE_GONE
 
     ctypedef struct cf_cache_shape:
         uint64_t stride
@@ -51,7 +45,8 @@ cdef extern from "_cache.h" nogil:
     ctypedef struct cf_cache_writer:
         cf_cache_shape shape
         int fd
-        uint32_t state
+        cf_gate gate
+        uint32_t busy
         uint64_t cursor
 
     ctypedef struct cf_cache_reader:
@@ -77,9 +72,8 @@ cdef extern from "_cache.h" nogil:
     void cf_cache_format(cf_cache_header* h, uint32_t frame_size, uint32_t depth)
 
     int cf_cache_writer_init(cf_cache_writer* w, void* segment, uint64_t size, int fd, uint64_t pid)
-    int cf_cache_begin(cf_cache_writer* w, uint32_t state, char** pixels)
-    bint cf_cache_resume(cf_cache_writer* w)
-    bint cf_cache_end(cf_cache_writer* w)
+    int cf_cache_begin(cf_cache_writer* w, char** pixels)
+    void cf_cache_end(cf_cache_writer* w)
     void cf_cache_commit(cf_cache_writer* w, uint32_t size, uint64_t pts_us, uint64_t wall_us)
     void cf_cache_drop(cf_cache_writer* w, uint64_t count)
     void cf_cache_writer_leave(cf_cache_writer* w)
@@ -103,16 +97,16 @@ cdef class CacheWriter:
     cdef Mapping mapping
     cdef FrameLayout layout
     cdef object semaphore
-    cdef unsigned long inside  # the thread whose call writes a frame; 0: none
-    cdef int fd  # plus 1; ours to close
+    cdef int fd  # or -1; ours to close
     cdef int generation
 
-    cdef int begin(self, uint32_t state, char** pixels) except -1
-    cdef int leave(self) noexcept
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish(self) noexcept
+    cdef int begin(self, char** pixels) except -1
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0
     cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us)
     cdef object write_bytes(self, Py_buffer* buffer, object pts_us, object wall_us)
-    cdef object published(self, uint64_t seq, bint here)
 
 
 cdef class CacheRing:
@@ -148,4 +142,5 @@ cdef class WritableSlotFrame:
     cdef public object pts_us
     cdef public object wall_us
 
+    cdef bint end(self) noexcept
     cdef void give_up(self) noexcept

@@ -12,12 +12,13 @@ from posix.unistd cimport close as c_close
 
 from cuframes._frame cimport FrameLayout
 from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
-from cuframes._shm cimport cf_exchange_u32, cf_fetch_or_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
-from cuframes._shm cimport cf_now_ns, cf_sleep_ns, cf_store_release_u32
+from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
+from cuframes._shm cimport cf_now_ns, cf_store_release_u32
 from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, is_part, plain_rows, source_of
 from cuframes._status cimport *
 from cuframes._views cimport check_unmasked
 
+import logging
 import os
 import time
 
@@ -27,9 +28,11 @@ from cuframes.errors import Disconnected, ProtocolError
 from cuframes.lifetime import refusal
 
 
+log = logging.getLogger("cuframes")
+
+
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
-    unsigned long PyThread_get_thread_ident() nogil
 
 
 cdef extern from "_copy.h" nogil:
@@ -181,7 +184,7 @@ cdef class CacheWriter:
     """
 
     def __cinit__(self, Mapping mapping not None, int fd, FrameLayout layout, uint64_t pid, semaphore):
-        self.ring.state = CF_CACHE_SHUT
+        self.fd = -1
         self.mapping = mapping
         self.layout = layout
         self.semaphore = semaphore
@@ -195,40 +198,42 @@ cdef class CacheWriter:
                 f"{layout.tight_bytes} bytes, its entries have room for {self.ring.shape.frame_size}; remove it and "
                 "create it anew")
         if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, fd, pid) != CF_OK:
-            self.ring.state = CF_CACHE_SHUT
             raise corrupt(mapping)
         check_whole(mapping.cut)
-        self.fd = fd + 1
+        self.fd = own(fd)
 
     def __dealloc__(self):
-        if self.fd:
-            c_close(self.fd - 1)
+        if self.fd >= 0 and disown(self.fd):
+            c_close(self.fd)
 
-    cdef int begin(self, uint32_t state, char** pixels) except -1:
-        """Begin a frame: a call (CF_CACHE_CALL, until :meth:`leave`) or one that the caller fills (CF_CACHE_FRAME)."""
-        cdef int status
+    cdef int enter(self) except -1:
+        """The caller is about to use the slot; :meth:`leave` follows. Raises ValueError when it is closed."""
+        cdef bint last
         check_generation(self.generation)
-        status = cf_cache_begin(&self.ring, state, pixels)
-        if status == CF_CLOSED:
-            pause_at_exit()
+        if not enter(&self.ring.gate, &last):
+            if last:
+                self.finish()
             raise ValueError("the writer is closed")
-        if status == CF_ENDED:
-            raise Disconnected("the slot was removed; create it again to go on")
-        check(status, "another thread is writing a frame here; a slot has one writer")
-        if state == CF_CACHE_CALL:
-            self.inside = PyThread_get_thread_ident()
         return 0
 
-    cdef int leave(self) noexcept:
-        """A call is over. False: the writer was closed meanwhile, by this thread."""
-        self.inside = 0
-        return cf_cache_end(&self.ring)
+    cdef void leave(self) noexcept:
+        if leave(&self.ring.gate):
+            self.finish()
+
+    cdef int begin(self, char** pixels) except -1:
+        """Begin a frame, until cf_cache_end. Inside only."""
+        cdef int status = cf_cache_begin(&self.ring, pixels)
+        if status == CF_ENDED:
+            raise Disconnected("the slot was removed; create it again to go on")
+        return check(status, "another thread is writing a frame here; a slot has one writer")
 
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0:
-        """Publish what was written, inside a call; returns its number. Times were checked before."""
+        """Publish what was written; returns its number. Times were checked before. Inside only."""
         cdef uint64_t wall = time.time_ns() // 1000 if wall_us is None else wall_us
         cdef uint64_t pts = cf_now_ns() // 1000 if pts_us is None else pts_us
         cdef uint64_t seq = self.ring.cursor
+        if cf_gate_is_shut(&self.ring.gate):
+            raise ValueError("the writer was closed before this frame was published")
         cf_cache_commit(&self.ring, <uint32_t>size, pts, wall)
         check_whole(self.mapping.cut)
         if self.semaphore is not None and self.semaphore.value < TOKENS:
@@ -266,42 +271,40 @@ cdef class CacheWriter:
     cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us):
         """A whole picture."""
         cdef char* pixels
-        cdef uint64_t seq
-        self.begin(CF_CACHE_CALL, &pixels)
+        self.enter()
         try:
-            copy_frame(self.layout, rows, pixels)
-            seq = self.commit(self.layout.tight_bytes, pts_us, wall_us)
+            self.begin(&pixels)
+            try:
+                copy_frame(self.layout, rows, pixels)
+                return self.commit(self.layout.tight_bytes, pts_us, wall_us)
+            finally:
+                cf_cache_end(&self.ring)
         finally:
-            here = self.leave()
-        return self.published(seq, here)
+            self.leave()
 
     cdef object write_bytes(self, Py_buffer* buffer, object pts_us, object wall_us):
         """A frame of another size than the format's, as it is."""
         cdef Py_ssize_t size = buffer.len
         cdef char* pixels
-        cdef uint64_t seq
         if size > <Py_ssize_t>self.ring.shape.frame_size:
             raise ValueError(f"the frame has {size} bytes, more than the slot's {self.ring.shape.frame_size}")
-        self.begin(CF_CACHE_CALL, &pixels)
+        self.enter()
         try:
-            with nogil:
-                cf_copy_rows(pixels, size, <const char*>buffer.buf, size, size, 1, False)
-            seq = self.commit(size, pts_us, wall_us)
+            self.begin(&pixels)
+            try:
+                with nogil:
+                    cf_copy_rows(pixels, size, <const char*>buffer.buf, size, size, 1, False)
+                return self.commit(size, pts_us, wall_us)
+            finally:
+                cf_cache_end(&self.ring)
         finally:
-            here = self.leave()
-        return self.published(seq, here)
-
-    cdef object published(self, uint64_t seq, bint here):
-        if not here:
-            raise ValueError("the writer was closed while it wrote this frame")
-        return seq
+            self.leave()
 
     def drop(self, uint64_t count):
         """Count frames that the source lost."""
-        check_generation(self.generation)
-        if (cf_load_seq_cst_u32(&self.ring.state) & CF_CACHE_SHUT) != 0:
-            raise ValueError("the writer is closed")
+        self.enter()
         cf_cache_drop(&self.ring, count)
+        self.leave()
         check_whole(self.mapping.cut)
 
     @property
@@ -311,36 +314,39 @@ cdef class CacheWriter:
 
     @property
     def closed(self):
-        """Whether :meth:`close` was called."""
-        return (cf_load_seq_cst_u32(&self.ring.state) & CF_CACHE_SHUT) != 0
+        """Whether close() has begun."""
+        return bool(cf_gate_is_shut(&self.ring.gate))
 
     def close(self):
         """Write no more, and give up the lock.
 
-        Waits for a call of another thread that is copying a frame. It does not wait for a frame that is being filled in
-        place, which cannot be published any more; whoever fills it writes to memory that is not the slot's.
+        A frame that another thread is copying in is waited for. One that is being filled in place is not, and cannot be
+        published any more: whoever fills it writes to memory that is not the slot's.
         """
-        cdef bint inherited = is_inherited(self.generation)
-        cdef bint ours = True
-        if cf_fetch_or_u32(&self.ring.state, CF_CACHE_SHUT) & CF_CACHE_SHUT:
+        cdef const uint32_t* word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
+        cdef int status
+        if is_inherited(self.generation):
+            if cf_gate_shut(&self.ring.gate):
+                self.semaphore.close()  # the lock is the parent's, and closed here since the fork
             return
-        # A call of our own thread is one that we interrupt: it waits for us. In a forked child nobody calls.
-        while not inherited and cf_load_seq_cst_u32(&self.ring.state) & CF_CACHE_DOING == CF_CACHE_CALL \
-                and self.inside != PyThread_get_thread_ident():
-            with nogil:
-                cf_sleep_ns(100000)
-        if not inherited:
-            cf_cache_writer_leave(&self.ring)
-            if cf_fetch_or_u32(&self.ring.state, CF_CACHE_GONE) & CF_CACHE_DOING:
-                ours = cf_cache_revoke(&self.ring)
-        fd, semaphore = self.fd - 1, self.semaphore
-        self.semaphore = None
+        with nogil:
+            status = shut(&self.ring.gate, word, -1)
+        if status == FINISH:
+            self.finish()
+
+    cdef void finish(self) noexcept:
+        """Nobody writes any more, but perhaps somebody fills a frame."""
+        cf_cache_writer_leave(&self.ring)
         try:
-            semaphore.close()
-        finally:
-            if ours:  # else somebody may still write into the slot, and the lock stays with this process
-                self.fd = 0
-                c_close(fd)
+            self.semaphore.close()
+        except Exception:
+            log.exception("closing the semaphore of a slot failed")
+        # If the mapping cannot be taken away, whoever fills it may still write to the slot, and the lock stays with us.
+        if not cf_load_seq_cst_u32(&self.ring.busy) or cf_cache_revoke(&self.ring):
+            if disown(self.fd):
+                c_close(self.fd)
+            self.fd = -1
+        cf_gate_done(&self.ring.gate)
 
 
 @cython.no_gc_clear  # giving up needs the writer
@@ -367,36 +373,36 @@ cdef class WritableSlotFrame:
     def __enter__(self):
         if self.pixels != NULL:
             raise ValueError("a writable frame is used once; call acquire() again")
-        self.writer.begin(CF_CACHE_FRAME, &self.pixels)
+        self.writer.enter()
+        try:
+            self.writer.begin(&self.pixels)
+        finally:
+            self.writer.leave()  # close() does not wait for the block: the frame can then not be published
         self.begun = True
         size = self.writer.ring.shape.frame_size if self.writer.layout is None else self.writer.layout.tight_bytes
         self.data = shaped(Borrowed_make(self.writer, self.pixels, size, False), self.writer.layout)
         return self
 
     def __exit__(self, exc_type, exc, traceback):
-        cdef uint64_t seq
         cdef Py_ssize_t size
         if exc_type is not None:
             self.give_up()
             return
-        self.check_begun()
+        if not self.end():
+            raise ValueError("this frame is not being written: its with block was left already, or never entered")
+        # From here on it is this call's to publish or to give up.
         try:
-            check_generation(self.writer.generation)
+            size = self.data.nbytes
+            self.data = None
             pts_us = None if self.pts_us is None else microseconds_of(self.pts_us)
             wall_us = None if self.wall_us is None else microseconds_of(self.wall_us)
-            size = self.data.nbytes
-            if not cf_cache_resume(&self.writer.ring):
-                raise ValueError("the writer was closed before this frame was published")
-            self.begun = False
-            self.data = None
-            self.writer.inside = PyThread_get_thread_ident()
+            self.writer.enter()  # it may have been closed meanwhile
             try:
-                seq = self.writer.commit(size, pts_us, wall_us)
+                self.seq = self.writer.commit(size, pts_us, wall_us)
             finally:
-                here = self.writer.leave()
-            self.seq = self.writer.published(seq, here)
+                self.writer.leave()
         finally:
-            self.give_up()
+            cf_cache_end(&self.writer.ring)
 
     def __reduce__(self):
         raise refusal(self, "read the slot with cuframes.framecache.SlotReader in the other process")
@@ -421,14 +427,22 @@ cdef class WritableSlotFrame:
         self.check_begun()
         return planes_of(self.data, self.writer.layout)
 
-    cdef void give_up(self) noexcept:
-        self.data = None
-        if self.begun:
+    cdef bint end(self) noexcept:
+        """Whether the frame was begun. It is not any more for anybody else: whoever is told so ends it, once."""
+        cdef bint begun
+        with cython.critical_section(self):
+            begun = self.begun
             self.begun = False
+        return begun
+
+    cdef void give_up(self) noexcept:
+        if self.end():
+            self.data = None
             cf_cache_end(&self.writer.ring)
 
     def __dealloc__(self):
-        self.give_up()  # entered by hand and never left
+        if self.begun:  # entered by hand and never left
+            cf_cache_end(&self.writer.ring)
 
 
 cdef object shaped(object flat, FrameLayout layout):

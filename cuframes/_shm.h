@@ -435,11 +435,6 @@ static inline uint32_t cf_fetch_add_u32(uint32_t *p, uint32_t v) { return __atom
 static inline uint32_t cf_fetch_or_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t cf_fetch_and_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t cf_exchange_u32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
-/* False: it was not `from`, and is unchanged. */
-static inline int cf_replace_u32(uint32_t *p, uint32_t from, uint32_t to) {
-    return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-}
-
 /* Reads before it come before reads and writes after it. gcc's thread sanitizer does not know fences; where this one is
  * used, what it orders is not atomic on the other side either, so there is nothing for the sanitizer to check. */
 static inline void cf_fence_acquire(void) {

@@ -38,6 +38,8 @@ cdef int64_t nanoseconds_of(object value) except? -1
 cdef int64_t deadline_after(object timeout) except? -1
 
 cpdef int pause_at_exit() except -1
+cpdef int own(int fd) except? -1
+cpdef bint disown(int fd) except? False
 
 cdef bint enter(cf_gate* gate, bint* last) noexcept
 cdef bint leave(cf_gate* gate) noexcept

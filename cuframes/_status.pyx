@@ -50,14 +50,14 @@ cdef void in_forked_child() noexcept nogil:
     memset(owned, 0, sizeof(owned))
 
 
-def own(int fd):
+cpdef int own(int fd) except? -1:
     """Close this descriptor in every forked child, also of a fork() in C. Returns it."""
     if 0 <= fd < OWNED:
         cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
     return fd
 
 
-def disown(int fd):
+cpdef bint disown(int fd) except? False:
     """The opposite, before it is closed. False: there is nothing to close, since this is a child."""
     if not 0 <= fd < OWNED:
         return fd >= 0

@@ -55,11 +55,11 @@ static void *write_all(void *unused) {
     for (uint64_t seq = 0; seq < frames; seq++) {
         char *pixels;
         for (uint32_t i = 0; i < frame_size / 8; i++) data[i] = word(seq, i);
-        if (cf_cache_begin(&writer, CF_CACHE_CALL, &pixels) != CF_OK) abort();
+        if (cf_cache_begin(&writer, &pixels) != CF_OK) abort();
         if (seq % 7 == 3) { /* half a frame, then the writer thinks better of it */
             cf_copy_racing(pixels, (char *)data, frame_size / 2);
             cf_cache_end(&writer);
-            if (cf_cache_begin(&writer, CF_CACHE_CALL, &pixels) != CF_OK) abort();
+            if (cf_cache_begin(&writer, &pixels) != CF_OK) abort();
         }
         cf_copy_racing(pixels, (char *)data, frame_size);
         cf_cache_commit(&writer, frame_size, seq, word(seq, 0));
