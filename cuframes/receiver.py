@@ -177,7 +177,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
             self._steps = client.repeat(lambda: self._open(again=True), (*client.PASSING, client.NoPlace))
         steps = self._steps
         try:
-            ring = client.run(steps, deadline, lambda: self._closed)
+            ring: R | None = client.run(steps, deadline, lambda: self._closed)
         except client.Expired:
             raise self._late() from None
         except BaseException:
@@ -185,6 +185,8 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
             steps.close()
             raise
         self._steps = None
+        if ring is None:  # close() has ended the steps, on this very thread
+            raise self._is_closed()
         # The old one stayed until there was a new one, so that a call that timed out could be repeated.
         self._leave(ended)
         ended.close()
