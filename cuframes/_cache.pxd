@@ -115,6 +115,7 @@ cdef class CacheRing:
     cdef FrameLayout layout
     cdef uint32_t busy
     cdef int fd  # or -1; ours to close
+    cdef bint has_event  # ring.event_fd is ours to close
     cdef int generation
 
     cdef int enter(self) except -1

@@ -346,7 +346,7 @@ cdef class CacheWriter:
             if disown(self.fd):
                 c_close(self.fd)
             self.fd = -1
-        cf_gate_done(&self.ring.gate)
+        finished(&self.ring.gate)
 
 
 @cython.no_gc_clear  # giving up needs the writer
@@ -414,6 +414,7 @@ cdef class WritableSlotFrame:
         if self.writer.layout is None:
             raise ValueError("the slot's pixel format is not known; fill data")
         source = source_of(self.writer.layout, None, NULL, src)
+        self.check_begun()  # looking at an array can run anybody's code
         source.part_from(self.pixels)
         copy_frame(self.writer.layout, source.rows, self.pixels)
 
@@ -495,8 +496,8 @@ cdef class CacheRing:
     def __dealloc__(self):
         if self.fd >= 0:
             c_close(self.fd)
-            if self.ring.event_fd >= 0:
-                c_close(self.ring.event_fd)
+        if self.has_event:
+            c_close(self.ring.event_fd)
 
     cdef int enter(self) except -1:
         """The caller is about to use the slot; :meth:`leave` follows. Raises ValueError when it is closed."""
@@ -622,10 +623,17 @@ cdef class CacheRing:
         """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
         becomes the reader's.
         """
-        if cf_gate_is_shut(&self.ring.gate) or self.ring.event_fd >= 0:
+        try:
+            self.enter()
+        except ValueError:
+            c_close(fd)
+            return
+        if self.has_event:
             c_close(fd)
         else:
             self.ring.event_fd = fd
+            self.has_event = True
+        self.leave()
 
     def watch(self, int fd):
         """Feed an eventfd whenever there is something to read, until the end. For a thread of its own."""
@@ -645,7 +653,8 @@ cdef class CacheRing:
         cdef const uint32_t* word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
         cdef int status
         if is_inherited(self.generation):
-            if cf_gate_shut(&self.ring.gate):
+            if not cf_gate_is_shut(&self.ring.gate):
+                shut_inherited(&self.ring.gate)
                 self.finish()
             return False
         with nogil:
@@ -656,12 +665,13 @@ cdef class CacheRing:
 
     cdef void finish(self) noexcept:
         """Nobody reads any more. The mapping stays as long as a frame lies in it."""
-        if self.ring.event_fd >= 0:
+        if self.has_event:
             c_close(self.ring.event_fd)
         if self.fd >= 0:
             c_close(self.fd)
         self.fd = self.ring.fd = self.ring.event_fd = -1
-        cf_gate_done(&self.ring.gate)
+        self.has_event = False
+        finished(&self.ring.gate)
 
     @property
     def closed(self):

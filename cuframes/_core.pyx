@@ -37,6 +37,7 @@ cdef extern from "_status.h" nogil:
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
+    void PyErr_SetInterrupt()
 
 
 BLOCK = CF_BLOCK
@@ -46,6 +47,14 @@ PREDICT = CF_PREDICT
 # The GPU gives no sign when an event is over. Who has to wait for one looks soon at first, and then every millisecond.
 cdef int64_t GPU_FIRST_NS = 50_000
 cdef int64_t GPU_POLL_NS = 1_000_000
+
+
+cdef void survive(object problem) noexcept:
+    """An end must be finished, whatever a signal handler raises meanwhile, or a collection has cleared already."""
+    if isinstance(problem, KeyboardInterrupt):
+        PyErr_SetInterrupt()  # once more, when this is over
+    elif not isinstance(problem, AttributeError):
+        log.error("closing a subscriber's connection failed: %r", problem)
 
 
 cdef int MAX_STREAMS = 4  # the array in _core.pxd
@@ -371,7 +380,7 @@ cdef class FrameWriter:
                 if self.unfollowed:
                     self.slots.device.drain()
             self.sources = [[] for _ in range(self.slots.count)]
-        cf_gate_done(&self.ring.gate)
+        finished(&self.ring.gate)
 
     @property
     def closed(self):
@@ -582,8 +591,8 @@ cdef class FrameReader:
             self.pending.stay()
         try:
             self.connection.close()  # which does nothing when it is done twice
-        except AttributeError:
-            pass  # collected in one cycle with us and cleared already, its socket with it
+        except BaseException as problem:
+            survive(problem)
 
     def given_back(self):
         """The last pending frame of a closed reader is back in the ring."""
@@ -600,6 +609,14 @@ cdef class FrameReader:
             if self.connection.heard():
                 cf_reader_hangup(&self.ring)
             return bool(self.ring.gone)
+        finally:
+            self.leave()
+
+    def inside(self, function):
+        """What `function()` gives, while close() waits for it: for all that uses the connection's descriptors."""
+        self.enter()
+        try:
+            return function()
         finally:
             self.leave()
 
@@ -643,10 +660,10 @@ cdef class FrameReader:
         self.ring.event_fd = -1
         try:
             self.connection.close_event()
-        except AttributeError:
-            pass  # as in hang_up_if_idle
+        except BaseException as problem:
+            survive(problem)
         self.hang_up_if_idle()
-        cf_gate_done(&self.ring.gate)
+        finished(&self.ring.gate)
 
     @property
     def closed(self):

@@ -36,6 +36,7 @@ cdef extern from "_packets.h" nogil:
 
     ctypedef struct cf_packet_writer:
         cf_gate gate
+        uint32_t busy
         uint32_t max_packet
         uint64_t seq
         uint64_t offset
@@ -106,6 +107,7 @@ cdef class PacketRing:
     cdef uint32_t busy
     cdef bint rejoined
     cdef int fd  # or -1; ours to close
+    cdef bint has_event  # ring.event_fd is ours to close
     cdef int generation
     cdef uint64_t polled_by  # as in FrameReader
 

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 from posix.unistd cimport close as c_close
 
 from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
-from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_low_half, cf_store_release_u32
+from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_store_release_u32
 from cuframes._status cimport *
 
 from cuframes.errors import ProtocolError
@@ -135,6 +135,9 @@ cdef class PacketWriter:
             raise ValueError(f"flags {flags:#x} are not known; combine cuframes.PacketFlags")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         size = view.len
+        if cf_load_seq_cst_u32(&self.ring.busy):  # before the extradata are touched
+            PyBuffer_Release(&view)
+            check(CF_BUSY, "another thread is publishing a packet here; a publisher is one writer")
         if self.next_extradata is not None and flags & CF_PKT_KEY and size <= <Py_ssize_t>self.ring.max_packet:
             cf_packet_writer_extradata(&self.ring, self.next_extradata, <uint32_t>len(self.next_extradata))
             self.next_extradata = None
@@ -177,7 +180,7 @@ cdef class PacketWriter:
     cdef void finish(self) noexcept:
         """Nobody uses the ring any more."""
         cf_packet_writer_shutdown(&self.ring)
-        cf_gate_done(&self.ring.gate)
+        finished(&self.ring.gate)
 
     @property
     def counters(self):
@@ -228,8 +231,8 @@ cdef class PacketRing:
     def __dealloc__(self):
         if self.fd >= 0:
             c_close(self.fd)
-            if self.ring.event_fd >= 0:
-                c_close(self.ring.event_fd)
+        if self.has_event:
+            c_close(self.ring.event_fd)
 
     cdef int enter(self) except -1:
         """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
@@ -356,10 +359,17 @@ cdef class PacketRing:
         """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
         becomes the reader's.
         """
-        if cf_gate_is_shut(&self.ring.gate) or self.ring.event_fd >= 0:
+        try:
+            self.enter()
+        except ValueError:
+            c_close(fd)
+            return
+        if self.has_event:
             c_close(fd)
         else:
             self.ring.event_fd = fd
+            self.has_event = True
+        self.leave()
 
     def watch(self, int fd):
         """Feed an eventfd whenever there is something to take, until the end. For a thread of its own."""
@@ -379,7 +389,8 @@ cdef class PacketRing:
         cdef const uint32_t* word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
         cdef int status
         if is_inherited(self.generation):
-            if cf_gate_shut(&self.ring.gate):
+            if not cf_gate_is_shut(&self.ring.gate):
+                shut_inherited(&self.ring.gate)
                 self.finish()
             return False
         with nogil:
@@ -391,12 +402,13 @@ cdef class PacketRing:
     cdef void finish(self) noexcept:
         """Nobody takes packets any more. The mapping stays as long as a packet lies in it."""
         self.ahead = None
-        if self.ring.event_fd >= 0:
+        if self.has_event:
             c_close(self.ring.event_fd)
         if self.fd >= 0:
             c_close(self.fd)
         self.fd = self.ring.fd = self.ring.event_fd = -1
-        cf_gate_done(&self.ring.gate)
+        self.has_event = False
+        finished(&self.ring.gate)
 
     @property
     def closed(self):

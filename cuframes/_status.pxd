@@ -43,6 +43,8 @@ cpdef bint disown(int fd) except? False
 
 cdef bint enter(cf_gate* gate, bint* last) noexcept
 cdef bint leave(cf_gate* gate) noexcept
+cdef void finished(cf_gate* gate) noexcept nogil
+cdef void shut_inherited(cf_gate* gate) noexcept nogil
 cdef enum:
     SHUT_BEFORE
     FINISHED_LATER

@@ -36,17 +36,19 @@ cdef int fork_generation = 0
 
 # Descriptors that mean "this process is alive" to others: owner locks, and both ends of connections. A child that kept
 # them would make its dead parent look alive. Bit n: descriptor n.
-cdef int OWNED = 65536
-cdef uint64_t[1024] owned
+cdef int OWNED = 1 << 20
+cdef uint64_t[16384] owned
 
 
 cdef void in_forked_child() noexcept nogil:
     global fork_generation
-    cdef int fd
+    cdef int word, bit
     fork_generation += 1
-    for fd in range(OWNED):
-        if owned[fd // 64] >> (fd % 64) & 1:
-            c_close(fd)
+    for word in range(OWNED // 64):
+        if owned[word]:
+            for bit in range(64):
+                if owned[word] >> bit & 1:
+                    c_close(word * 64 + bit)
     memset(owned, 0, sizeof(owned))
 
 
@@ -55,6 +57,11 @@ cpdef int own(int fd) except? -1:
     if 0 <= fd < OWNED:
         cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
     return fd
+
+
+def is_forked():
+    """Whether this process is the child of one that had this library loaded."""
+    return fork_generation != 0
 
 
 cpdef bint disown(int fd) except? False:
@@ -130,7 +137,9 @@ cdef bint enter(cf_gate* gate, bint* last) noexcept:
     """
     global cf_inside
     if cf_gate_enter(gate, last) != CF_OK:
-        if not last[0]:
+        if last[0]:
+            cf_inside += 1  # until finished()
+        else:
             wait_for_exit()
         return False
     cf_inside += 1
@@ -140,19 +149,36 @@ cdef bint enter(cf_gate* gate, bint* last) noexcept:
 cdef bint leave(cf_gate* gate) noexcept:
     """True: the caller was the last one inside, and finishes a close that did not wait for it."""
     global cf_inside
-    cf_inside -= 1
     if cf_gate_leave(gate):
-        return True
+        return True  # and stay inside, until finished()
+    cf_inside -= 1
     if exiting_thread and cf_gate_is_shut(gate):
         wait_for_exit()
     return False
 
 
+cdef void finished(cf_gate* gate) noexcept nogil:
+    """The close is finished, by a caller that was told to. Until now it counted as inside: a signal handler that closes
+    once more must not wait for what it has interrupted.
+    """
+    global cf_inside
+    cf_gate_done(gate)
+    cf_inside -= 1
+
+
+cdef void shut_inherited(cf_gate* gate) noexcept nogil:
+    """Shut the gate in a forked child, where nobody is inside; the caller finishes the close."""
+    global cf_inside
+    cf_gate_shut(gate)
+    cf_inside += 1
+
+
 cdef int shut(cf_gate* gate, const uint32_t* word, int event_fd) noexcept nogil:
     """Close the gate. Wakes those who sleep inside, on the futex `word` or on `event_fd` (or -1), and waits until they
-    have gone. FINISH: the caller finishes the close, and says so with cf_gate_done. FINISHED_LATER: the last call
-    inside does. SHUT_BEFORE: it was closed before.
+    have gone. FINISH: the caller finishes the close, and says so with finished(). FINISHED_LATER: the last call inside
+    does. SHUT_BEFORE: it was closed before.
     """
+    global cf_inside
     if not cf_gate_shut(gate):
         # Another thread closes: nothing shall be left when we return.
         while not cf_inside and not cf_gate_wait_done(gate):
@@ -161,10 +187,12 @@ cdef int shut(cf_gate* gate, const uint32_t* word, int event_fd) noexcept nogil:
     cf_futex_wake_all(word)
     cf_event_signal(event_fd)
     if cf_inside:  # a signal handler, or a destructor: the call that would have to leave may be our own
-        return FINISHED_LATER if cf_gate_hand_on(gate) else FINISH
+        if cf_gate_hand_on(gate):
+            return FINISHED_LATER
     while not cf_gate_wait(gate):
         cf_futex_wake_all(word)
         cf_event_signal(event_fd)
+    cf_inside += 1  # until finished()
     return FINISH
 
 

@@ -51,7 +51,7 @@ class KeyLock:
         self._name = name
         self._guard = threading.RLock()  # the session thread looks, another thread closes
         self._lost = False
-        self._fd = lifetime.own(_take(self.path, name))
+        self._fd = _take(self.path, name)
 
     def look(self) -> bool:
         """Whether it is ours; a file that somebody has removed is made again, with its directory."""
@@ -60,7 +60,7 @@ class KeyLock:
                 return self._fd >= 0
             try:
                 make_directory(self.path.parent)
-                fd = _take(self.path, self._name)
+                fd = _take(self.path, self._name, 0.0)
             except (OSError, ProtocolError) as problem:
                 if not self._lost:
                     log.warning("%s was removed, and cannot be made again: %s", self.path, problem)
@@ -68,10 +68,10 @@ class KeyLock:
                 return False
             if self._fd < 0:  # closed on this very thread, by a collection
                 self.path.unlink(missing_ok=True)
-                os.close(fd)
+                lifetime.close_owned(fd)
                 return False
             lifetime.close_owned(self._fd)
-            self._fd, self._lost = lifetime.own(fd), False
+            self._fd, self._lost = fd, False
             log.warning("%s was removed; it is there again", self.path)
             return True
 
@@ -116,7 +116,7 @@ def cleaning(directory: Path, name: str) -> Iterator[bool]:
                 path.unlink()
     finally:
         if fd >= 0:
-            os.close(fd)
+            lifetime.close_owned(fd)
 
 
 def owner_pid(path: Path) -> int | None:
@@ -135,12 +135,13 @@ def owner_pid(path: Path) -> int | None:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """The file, and whether it was made just now. (Not O_CREAT alone: kernels refuse that for other users' files.)"""
+    """The file, owned, and whether it was made just now. O_CREAT alone is refused for other users' files."""
     for _ in range(10):
         with contextlib.suppress(FileNotFoundError):
-            return open_regular(path, os.O_RDWR), False
+            return lifetime.own(open_regular(path, os.O_RDWR)), False
         with contextlib.suppress(FileExistsError):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = lifetime.own(os.open(path, flags, 0o600))
             break
     else:
         raise AlreadyExists(f"others keep making and removing {path}")
@@ -159,12 +160,12 @@ def _discard(path: Path, fd: int) -> None:
             if lock(fd, *MOMENT) and not is_locked(fd, *OWNER) and same_file(path, fd):
                 path.unlink(missing_ok=True)
     finally:
-        os.close(fd)
+        lifetime.close_owned(fd)
 
 
-def _take(path: Path, name: str) -> int:
-    """Become the owner; returns the locked descriptor."""
-    deadline = time.monotonic() + MOMENT_SECONDS
+def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
+    """Become the owner; returns the locked descriptor. Waits so long for whoever is in his moment."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             fd, made = _open(path)
@@ -188,12 +189,12 @@ def _take(path: Path, name: str) -> int:
             if made:
                 _discard(path, fd)
             else:
-                os.close(fd)
+                lifetime.close_owned(fd)
             raise
-        os.close(fd)
+        lifetime.close_owned(fd)
         if time.monotonic() > deadline:
             raise AlreadyExists(
-                f"another process has been starting or cleaning up under {name!r} for {MOMENT_SECONDS:.0f} s "
+                f"another process has been starting or cleaning up under {name!r} for {seconds:.0f} s "
                 f"({path} is locked); end it or use another key"
             )
         time.sleep(0.001)

@@ -78,8 +78,8 @@ def close_owned(thing: int | socket.socket) -> None:
             os.close(thing)
     elif thing.fileno() < 0 or _status.disown(thing.fileno()):
         thing.close()
-    else:
-        thing.detach()
+    elif _status.is_forked():
+        thing.detach()  # else another thread closes it just now
 
 
 _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()

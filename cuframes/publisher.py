@@ -338,6 +338,9 @@ class Publisher(lifetime.Closing):
                 packets.close()
                 raise
             self._packets = packets
+            if self._closed:  # by a signal handler, just now
+                packets.close()
+                raise self._refusal()
 
     @property
     def packets(self) -> PacketPublisher | None:

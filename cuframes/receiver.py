@@ -35,6 +35,10 @@ class Ring(Protocol):
     def over(self) -> bool:
         """Whether the publisher is gone, and everything that it left was taken."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+
     def close(self) -> bool:
         """Take no more, once nobody is inside; whether this call closed it. See _gate.h."""
 
@@ -125,10 +129,14 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
             raise over.problem from None
         finally:
             steps.close()
-        self._installing(ring)
-        self._ring = ring
+        try:
+            self._installing(ring)
+            self._ring = ring
+            lifetime.register(self)
+        except BaseException:
+            ring.close()
+            raise
         self._closed = False
-        lifetime.register(self)
 
     def _joined(self) -> R:
         """The ring that is joined now."""
@@ -188,12 +196,17 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         if ring is None:  # close() has ended the steps, on this very thread
             raise self._is_closed()
         # The old one stayed until there was a new one, so that a call that timed out could be repeated.
-        self._leave(ended)
-        ended.close()
-        self._installing(ring)
-        with self._changing:
-            self._past = self._counted(ended)
-            self._ring = ring
+        try:
+            self._leave(ended)
+            self._installing(ring)
+            first = ended.close()
+            with self._changing:
+                if first:  # else close() has counted it
+                    self._past = self._counted(ended)
+                self._ring = ring
+        except BaseException:
+            ring.close()
+            raise
         if self._closed:
             ring.close()
             raise self._is_closed()
@@ -205,16 +218,19 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         """What `take` gives, after joining the next publisher as often as that needs."""
         ring = self._joined()
         deadline = client.deadline_after(timeout) if self.reconnect else None
-        try:
-            return take(ring, timeout)
-        except (Disconnected, SegmentTruncated) as problem:
-            if not self._may_rejoin(ring, problem):
-                raise
+        left = timeout
         while True:
+            try:
+                return take(ring, left)
+            except (Disconnected, SegmentTruncated) as problem:
+                if not self._may_rejoin(ring, problem):
+                    raise
+            except ValueError:
+                if self._closed or not ring.closed:
+                    raise
+                # Another thread is joining the next publisher.
             ring = self._rejoin(ring, deadline)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            with contextlib.suppress(Disconnected):
-                return take(ring, left)
 
     def _may_rejoin(self, ring: R, problem: Exception) -> bool:
         """Whether to wait for the next publisher, instead of raising what the ring said."""
@@ -260,8 +276,10 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
                 self._prompt = False
                 await self._rejoined(ring)
             except ValueError:
-                if not self._closed:
+                if not ring.closed:
                     raise
+                if not self._closed:  # another thread is joining the next publisher
+                    await self._rejoined(ring)
         raise StopAsyncIteration
 
     async def _readable(self) -> None:
@@ -272,9 +290,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
             # A descriptor of its own: close() may run meanwhile, and the number of ours then be somebody else's.
             fd = os.dup(self._pollable())
         except ValueError:
-            if not self._closed:
-                raise
-            return
+            return  # closed, as the next turn will find
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
         try:

@@ -197,7 +197,7 @@ def remove_dead(name: str) -> bool:
     that was locked.
     """
     try:
-        fd = open_segment(name, writable=True)
+        fd = lifetime.own(open_segment(name, writable=True))  # it may be locked here for a moment
     except NotFound:
         return True
     except ProtocolError:
@@ -209,7 +209,7 @@ def remove_dead(name: str) -> bool:
             segment_path(name).unlink(missing_ok=True)
         return True
     finally:
-        os.close(fd)
+        lifetime.close_owned(fd)
 
 
 class OwnedSegment:
@@ -253,7 +253,7 @@ class OwnedSegment:
         self._fd = -1
         self.key_lock = KeyLock(directory, name.removeprefix(f"/{SEGMENT_PREFIX}"))
         try:
-            self._fd = lifetime.own(self._create(name))
+            self._fd = self._create(name)
             if gid is not None:
                 os.fchown(self._fd, -1, gid)
             os.fchmod(self._fd, 0o600 if gid is None else group_mode)  # the mode given at creation is subject to umask
@@ -274,7 +274,8 @@ class OwnedSegment:
         path = segment_path(name)
         for _ in range(10):
             try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = lifetime.own(os.open(path, flags, 0o600))
             except FileExistsError:
                 if not remove_dead(name):
                     raise OwnedSegment._taken(name) from None
@@ -286,9 +287,9 @@ class OwnedSegment:
             except BaseException:
                 if same_file(path, fd):
                     path.unlink(missing_ok=True)
-                os.close(fd)
+                lifetime.close_owned(fd)
                 raise
-            os.close(fd)
+            lifetime.close_owned(fd)
         raise AlreadyExists(f"other publishers keep creating {name}; only one can own a key")
 
     @staticmethod

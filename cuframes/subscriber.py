@@ -287,8 +287,6 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             epoll = self._epoll
             if epoll is None:
                 return
-        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
-            epoll.register(ring.connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
 
         def arrived(fd: int) -> None:
             with contextlib.suppress(OSError, ValueError):
@@ -296,14 +294,25 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
                 epoll.register(fd, select.EPOLLIN)
             ring.set_event(fd)
 
-        ring.connection.request_event(arrived)
+        def ask() -> None:
+            epoll.register(ring.connection.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+            ring.connection.request_event(arrived)
+
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            ring.inside(ask)
 
     def _leave(self, ring: FrameReader) -> None:
         # Before they are closed: others may have them open too, and then they would stay in the epoll for good.
-        if self._epoll is not None:
+        epoll = self._epoll
+
+        def unregister() -> None:
             for fd in (ring.connection.fileno(), ring.connection.event_fd):
                 with contextlib.suppress(OSError, ValueError):
-                    self._epoll.unregister(fd)
+                    if epoll is not None:
+                        epoll.unregister(fd)
+
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            ring.inside(unregister)
 
     def _unwatch(self) -> None:
         with self._changing:

@@ -46,6 +46,9 @@ class Frames:
     def write(self):
         self.writer.publish(FRAME)
 
+    def take(self, reader, timeout):
+        return reader.next(timeout)
+
     def end(self):
         self.writer.close()
 
@@ -76,6 +79,9 @@ class Slots(Packets):
 
     def write(self):
         self.writer.write(FRAME)
+
+    def take(self, reader, timeout):
+        return reader.read(timeout)
 
     def end(self):
         self.writer.close()
@@ -190,6 +196,95 @@ def test_closing_in_a_signal_handler(key, wait):
             signal.signal(signal.SIGUSR1, before)
         eventually(lambda: publisher.subscribers == ())
         assert subscriber.stats().received == 0
+
+
+def test_a_signal_handler_that_interrupts_a_close_closes_once_more(key):
+    """The close that is interrupted cannot go on before the handler returns, so the handler must not wait for it."""
+    script = """
+    import os, signal, sys
+    import cuframes
+    from cuframes.session import client
+    publisher = cuframes.Publisher(sys.argv[1], 64, 48, "gray8")
+    subscriber = cuframes.Subscriber(sys.argv[1])
+    handled = []
+    def close_again(*_):
+        subscriber.close()
+        handled.append(True)
+    signal.signal(signal.SIGUSR1, close_again)
+    close = client.Connection.close
+    def interrupted(connection):
+        signal.raise_signal(signal.SIGUSR1)
+        close(connection)
+    client.Connection.close = interrupted
+    subscriber.close()
+    publisher.close()
+    print(handled)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), key], capture_output=True, text=True, timeout=ENDS
+    )
+    assert done.stdout.strip() == "[True]", done.stderr
+
+
+def test_threads_that_share_a_reader_all_go_on_with_the_next_publisher(ring):
+    reader = ring.reader(reconnect=True)
+
+    def take():
+        while True:
+            try:
+                ring.take(reader, 0.001)
+            except cuframes.Timeout:
+                pass
+            except RuntimeError as problem:
+                if "another thread" not in str(problem):  # one at a time
+                    raise
+
+    threads = [in_thread(take) for _ in range(3)]
+    for _ in range(10):
+        ring.write()
+        ring.end()
+        ring.begin()
+        time.sleep(0.01)
+    assert [results for _, results in threads] == [[], [], []]
+    reader.close()
+    for thread, results in threads:
+        joined(thread)
+        assert isinstance(results[0], ValueError)
+
+
+def test_what_was_received_is_counted_once_when_joining_is_interrupted_by_close(ring, monkeypatch):
+    reader = ring.reader(reconnect=True)
+    ring.write()
+    next(reader)
+    received = reader.stats()
+    leave = reader._leave
+
+    def interrupted(ended):
+        leave(ended)
+        reader.close()
+
+    monkeypatch.setattr(reader, "_leave", interrupted)
+    ring.end()
+    ring.begin()
+    with pytest.raises(ValueError, match="closed"):
+        ring.take(reader, ENDS)
+    assert reader.stats() == received
+    eventually(lambda: ring.left() == 0)
+
+
+def test_packets_that_are_enabled_while_the_publisher_is_closed(key, monkeypatch):
+    publisher = Publisher(key, 64, 48, "gray8")
+    enable = PacketPublisher.__init__
+
+    def interrupted(packets, *args, **options):
+        enable(packets, *args, **options)
+        publisher.close()
+
+    monkeypatch.setattr(PacketPublisher, "__init__", interrupted)
+    with pytest.raises(ValueError, match="closed"):
+        publisher.enable_packets("h264")
+    with pytest.raises(cuframes.NotFound):
+        PacketReader(key, connect_timeout=0)
 
 
 def test_closing_in_many_threads_at_once(ring):

@@ -341,7 +341,10 @@ class TestDirectories:
         subscriber.close()
         publishers.pop().close()
         """
-        mount = " && ".join(f"mount -t tmpfs -o mode=1777 tmpfs {place}" for place in ("/run", "/dev/shm", "/tmp"))
+        hidden = [Path(place) for place in ("/run", "/dev/shm", "/tmp")]
+        if any(place in Path(sys.executable).parents for place in hidden):
+            pytest.skip(f"this Python is in a directory that the test hides: {sys.executable}")
+        mount = " && ".join(f"mount -t tmpfs -o mode=1777 tmpfs {place}" for place in hidden)
         command = [
             "unshare",
             "-m",

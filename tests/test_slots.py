@@ -248,19 +248,23 @@ def test_one_writer_at_a_time_and_the_next_one_goes_on(slot_id):
         assert [reader.read(5).seq for _ in range(6)] == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_forked_child_neither_writes_nor_keeps_the_slot(slot_id):
+@pytest.mark.parametrize("tries", [True, False])
+def test_a_forked_child_neither_writes_nor_keeps_the_slot(slot_id, tries):
     writer = SlotWriter(slot_id, 64, 48, ring_depth=4)
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            writer.write(numbered(0))
+            if tries:
+                writer.write(numbered(0))
         except RuntimeError:
             os.write(write_end, b"refused")
+        else:
+            os.write(write_end, b"written" if tries else b"begun")
         time.sleep(30)
         os._exit(0)
     try:
-        assert os.read(read_end, 100) == b"refused"
+        assert os.read(read_end, 100) == (b"refused" if tries else b"begun")
         writer.close()
         with SlotWriter(slot_id) as after:  # the lock is not kept by the child
             assert after.write(numbered(0)) == 0

@@ -95,7 +95,7 @@ class SlotWriter(lifetime.Closing):
                 wanted = SlotParameters(slot_id, **(defaults | given)).checked()
                 made = make_slot(wanted, group_id(group), lock=True)
             if made is not None:
-                undo.callback(os.close, made)
+                undo.callback(lifetime.close_owned, lifetime.own(made))
                 undo.callback(discard, slot_id, made)
             self._open(given, made, undo)
             undo.pop_all()
@@ -109,8 +109,8 @@ class SlotWriter(lifetime.Closing):
         compare(found, given)
         # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
         if made is None:
-            lock = open_slot(self.slot_id, writable=True)
-            undo.callback(os.close, lock)
+            lock = lifetime.own(open_slot(self.slot_id, writable=True))
+            undo.callback(lifetime.close_owned, lock)
             if not lock_owner(lock):
                 raise AlreadyExists(
                     f"the slot {self.slot_id!r} has a writer (pid {found.writer_pid}); a slot has only one"
@@ -182,9 +182,7 @@ class SlotWriter(lifetime.Closing):
         return self._writer.cursor
 
     def close(self) -> None:
-        """Leave the slot to the next writer. Closing twice is fine."""
-        if self._closed:
-            return
+        """Leave the slot to the next writer. Closing twice is fine, at any time and place."""
         self._closed = True
         self._writer.close()
         lifetime.unregister(self)

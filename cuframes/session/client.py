@@ -211,6 +211,10 @@ class Connection:
         self.close_event()
         lifetime.close_owned(self.sock)
 
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.forget()
+
 
 # ---- running steps ---------------------------------------------------------------------------------------------------
 
@@ -491,9 +495,9 @@ def _receive(
             data = b""
         if not data:
             raise Disconnected("the publisher hung up during the handshake")
-        if lost:
+        if lost and len(descriptors) < wire.MAX_DESCRIPTORS:
             raise _out_of_descriptors()
-        if len(descriptors) > wire.MAX_DESCRIPTORS:
+        if lost or len(descriptors) > wire.MAX_DESCRIPTORS:
             raise ProtocolError(f"the publisher sent more than {wire.MAX_DESCRIPTORS} descriptors")
         parser.feed(data)
 

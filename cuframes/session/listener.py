@@ -51,6 +51,7 @@ class Listener:
     def _bind(self) -> tuple[socket.socket, int]:
         """The socket, and its file, held open so that its inode number is not given to another."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        lifetime.own(sock.fileno())
         bound, file = False, -1
         try:
             sock.bind(os.fsencode(self.path))
@@ -64,13 +65,12 @@ class Listener:
             sock.listen(BACKLOG)  # nobody can connect before
             sock.setblocking(False)
         except BaseException:
-            sock.close()
+            lifetime.close_owned(sock)
             if file >= 0:
                 os.close(file)
             if bound:
                 self.path.unlink(missing_ok=True)
             raise
-        lifetime.own(sock.fileno())
         return sock, file
 
     def look(self) -> socket.socket | None:

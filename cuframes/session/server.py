@@ -279,6 +279,7 @@ class Server:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.sock.accept()
+            lifetime.own(sock.fileno())
         except BlockingIOError:
             return
         except OSError as problem:
@@ -290,7 +291,6 @@ class Server:
             peer = Peer(sock)
             self._selector.register(sock, selectors.EVENT_READ, peer)
             self._peers.add(peer)
-            lifetime.own(sock.fileno())
         except OSError as problem:  # max_user_watches, say
             log.warning("%s: cannot serve a connection: %s", self.path, problem)
             _turn_away(sock)
@@ -310,6 +310,7 @@ class Server:
             self._spare = -1
             with contextlib.suppress(OSError):
                 sock, _ = self._listener.sock.accept()
+                lifetime.own(sock.fileno())
                 _turn_away(sock)
         # Whoever waits would otherwise be announced again and again.
         with contextlib.suppress(KeyError):
@@ -445,6 +446,7 @@ class Server:
 def _turn_away(sock: socket.socket) -> None:
     """Say that it may be tried again, and hang up."""
     text = "the publisher is out of descriptors; try again"
-    with contextlib.suppress(OSError), sock:
+    with contextlib.suppress(OSError):
         sock.setblocking(False)
         wire.send(sock, wire.Welcome(-ErrorCode.RESOURCES).pack() + wire.error(ErrorCode.RESOURCES, text))
+    lifetime.close_owned(sock)

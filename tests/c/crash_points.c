@@ -356,6 +356,7 @@ static void write_frame(void) {
     if (cf_cache_begin(cache_writer, &at) != CF_OK) _exit(1);
     cf_copy_racing(at, (char *)data, sizeof data);
     cf_cache_commit(cache_writer, sizeof data, cache_writer->cursor, 1);
+    cf_cache_end(cache_writer);
 }
 
 static int read_frame(cf_cache_reader *r, int64_t patience) {

@@ -40,8 +40,10 @@ class Connection(H11Protocol):
         We wait for a whole request, headers and body, however it drips in; and for an answer to be taken.
         """
         cycle = self.cycle
-        ours = cycle is not None and not (cycle.more_body or cycle.response_complete or self.flow.write_paused)
-        return None if ours else self._since
+        if cycle is not None and not (cycle.more_body or cycle.response_complete or self.flow.write_paused):
+            self._since = time.monotonic()  # what comes after our work is timed from its end (looked at every second)
+            return None
+        return self._since
 
     def cut_off(self) -> None:
         """Close it now, whatever is left to be sent."""
