@@ -24,7 +24,7 @@ class Client:
     token : str, optional
         Its bearer token, if it wants one.
     timeout : float
-        Seconds that a call may take.
+        Seconds that a call may take, after the host's name was found: the resolver has a limit of its own.
 
     Raises
     ------
