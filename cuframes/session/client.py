@@ -422,6 +422,10 @@ def _open(key: str, deadline: float) -> Steps[socket.socket]:
             if problem.errno == errno.EACCES:  # connect's own, which names neither cause nor remedy
                 text = f"{path} belongs to another user; its publisher can share it with group="
                 refused = PermissionError(problem.errno, text)
+        except OSError as problem:
+            lifetime.close_owned(sock)
+            if problem.errno != errno.ELOOP:  # a link to itself: no publisher has made that
+                raise
         except BaseException:
             lifetime.close_owned(sock)
             raise
