@@ -14,7 +14,8 @@ from cuframes.errors import ProtocolError
 
 __all__ = ["is_locked", "lock", "open_regular", "same_file", "unlock"]
 
-_NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV)  # a link, a socket or FIFO, a directory, a device
+# A link, a socket or FIFO, a directory, a device, a file on which somebody has a lease.
+_NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EAGAIN)
 
 
 def open_regular(path: str | os.PathLike[str], flags: int) -> int:
@@ -36,7 +37,9 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
-    raise ProtocolError(f"{os.fspath(path)} is not a regular file; remove it or use another key")
+    raise ProtocolError(
+        f"{os.fspath(path)} is not a regular file, or leased to another process; remove it or use another key"
+    )
 
 
 def same_file(path: str | os.PathLike[str], fd: int) -> bool:

@@ -5,7 +5,8 @@ socket is. The rule: *whoever holds the lock of a name, and nobody else, creates
 segment of that name.*
 
 Two bytes of the file are locked for writing: OWNER by the publisher for life, MOMENT by whoever starts, or cleans up
-after a dead one, while it does so. A start that meets ``cuframes gc`` waits for it; one that meets an owner does not.
+after a dead one, while it does so. A start that meets ``cuframes gc`` waits for it; for an
+owner it does not.
 """
 
 import contextlib
@@ -28,6 +29,8 @@ log = logging.getLogger("cuframes")
 OWNER = (0, 1)
 MOMENT = (1, 1)
 MOMENT_SECONDS = 2.0  # whoever is stopped in its moment does not stop us for longer
+# A process that was killed while it started a child may leave the lock to that child, until the child runs its program.
+HEIR_SECONDS = 0.25
 
 
 def lock_path(directory: Path, name: str) -> Path:
@@ -165,7 +168,8 @@ def _discard(path: Path, fd: int) -> None:
 
 def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
     """Become the owner; returns the locked descriptor. Waits so long for whoever is in his moment."""
-    deadline = time.monotonic() + seconds
+    begun = time.monotonic()
+    deadline = begun + seconds
     while True:
         try:
             fd, made = _open(path)
@@ -176,12 +180,13 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
                 "(cuframes gc as that user or root); use another key",
             ) from None
         try:
-            if is_locked(fd, *OWNER):
+            owned = is_locked(fd, *OWNER)
+            if owned and time.monotonic() >= begun + min(seconds, HEIR_SECONDS):
                 raise AlreadyExists(
                     f"a publisher of {name!r} is running (pid {owner_pid(path) or 'unknown'}, {path} is locked); stop "
                     "it or use another key"
                 )
-            if lock(fd, *MOMENT) and lock(fd, *OWNER) and same_file(path, fd):
+            if not owned and lock(fd, *MOMENT) and lock(fd, *OWNER) and same_file(path, fd):
                 if made or os.fstat(fd).st_uid == os.geteuid():
                     return _sign(fd)
                 path.unlink()  # another user's, who could remove it under us

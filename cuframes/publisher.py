@@ -401,8 +401,8 @@ class Publisher(lifetime.Closing):
         """End the stream: subscribers drain what is valid, then get :class:`Disconnected`. Frames they hold stay whole.
 
         Does not wait for subscribers. Closing twice is fine, also from another thread, which then waits until it is
-        closed (for 5 s at most), or in a signal handler or destructor. In a forked child it gives up what was inherited and touches
-        nothing of the parent's.
+        closed (for 5 s at most), or in a signal handler or destructor. In a forked child it gives up what was inherited
+        and touches nothing of the parent's.
         """
         if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
             self._forget()

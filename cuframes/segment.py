@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import signal
+import stat
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,7 +148,11 @@ class SegmentState(NamedTuple):
 
 def inspect(fd: int) -> SegmentState:
     """Look at an open segment without changing anything. Values are as found; the file may change meanwhile."""
-    size = os.fstat(fd).st_size
+    found = os.fstat(fd)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if not stat.S_ISREG(found.st_mode) or flags & os.O_PATH or flags & os.O_ACCMODE == os.O_WRONLY:
+        return SegmentState("foreign", "unknown", None)  # whoever sent it is no publisher
+    size = found.st_size
     owned = is_owned(fd)
     if 0 < size < PACKET_HEADER_BYTES:
         return SegmentState("foreign", "unknown", None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -21,9 +22,11 @@ from harness import Worker, eventually
 import cuframes
 from cuframes import PacketPublisher, Publisher, Subscriber
 from cuframes import names as cuframes_names
+from cuframes.files import lock
 from cuframes.keylock import KeyLock
 from cuframes.listing import collect_garbage, find_publisher, list_publishers
 from cuframes.segment import reserve
+from cuframes.session import wire
 
 SHM = Path("/dev/shm")
 STRANGER = 65534
@@ -646,3 +649,31 @@ class TestScarcity:
         assert sum(sizes) == (300 << 20) + 5
         assert len(sizes) > 3  # signals are looked at in between
         assert signal.SIGALRM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_key_that_a_killed_publisher_has_just_left_is_waited_for(runtime_dir, key):
+    """A child that it was just starting has a copy of its lock, until it runs its program."""
+    path = runtime_dir / f"{key}.lock"
+    heir = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    assert lock(heir, 0, 1)
+    timer = threading.Timer(0.05, os.close, (heir,))
+    timer.start()
+    Publisher(key, 64, 48, "gray8").close()
+    timer.join()
+
+
+def test_a_subscriber_that_makes_its_event_block_does_not_stop_the_session_thread(key, monkeypatch):
+    """It can undo at any moment what the publisher has just set."""
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key) as subscriber:
+        subscriber.fileno()
+        eventually(lambda: subscriber._event_fd >= 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "set_blocking", lambda *_: None)
+            fcntl.fcntl(subscriber._ring.connection.event_fd, fcntl.F_SETFL, 0)
+            eventually(lambda: publisher.subscribers == ())
+        Subscriber(key, connect_timeout=20).close()
+
+
+def test_the_reason_that_a_stranger_gives_does_not_move_the_cursor():
+    code, text = wire.error_text(wire.error(4, "\x1b[2J\x1b]0;mine\x07 no\n")[wire.HEADER.size :])
+    assert (code, text.isprintable(), text[1:4]) == (4, True, "[2J")

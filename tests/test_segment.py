@@ -304,3 +304,16 @@ def test_subscribers_of_a_dead_publisher_do_not_keep_its_memory_listed(key):
         eventually(lambda: not find_publisher(key).alive)
         assert SHM / f"cuframes-{key}" in collect_garbage([key])
         assert (numpy.asarray(frame) == frame.frame_no % 251).all()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "path", "write-only"])
+def test_a_descriptor_that_is_no_file_to_read_is_foreign(kind, tmp_path):
+    """As a program sends it that only pretends to be a publisher."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(9000))
+    fds = list(os.pipe()) if kind == "pipe" else [os.open(file, os.O_PATH if kind == "path" else os.O_WRONLY)]
+    try:
+        assert inspect(fds[0]).state == "foreign"
+    finally:
+        for fd in fds:
+            os.close(fd)

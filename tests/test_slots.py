@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import errno
 import fcntl
 import gc
 import itertools
@@ -1172,3 +1173,18 @@ def test_what_is_no_semaphore_is_refused(slots, slot_id, tmp_path):
     path.unlink()
     SlotWriter(slot_id).close()
     assert path.exists()
+
+
+def test_a_slot_that_is_there_needs_no_room(slot_id, monkeypatch):
+    """Creating a semaphore takes room for a moment, even where there is one already."""
+    create_slot(slot_id, 64, 48, ring_depth=4)
+    semaphore = posix_ipc.Semaphore
+
+    def full(name, flags=0, **options):
+        if flags:
+            raise OSError(errno.ENOSPC, "no room")
+        return semaphore(name)
+
+    monkeypatch.setattr(posix_ipc, "Semaphore", full)
+    with SlotWriter(slot_id) as writer:
+        assert writer.write(numbered(0)) == 0

@@ -232,12 +232,13 @@ def open_semaphore(slot_id: str, fd: int) -> posix_ipc.Semaphore:
     name = semaphore_name(slot_id)
     like = os.fstat(fd)
     for _ in range(10):
+        # Creating comes second: it needs room even where there is one already.
+        with contextlib.suppress(FileNotFoundError, posix_ipc.ExistentialError):
+            _check_semaphore(name, like)
+            return posix_ipc.Semaphore(name)
         try:
             semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0)
         except posix_ipc.ExistentialError:
-            with contextlib.suppress(FileNotFoundError, posix_ipc.ExistentialError):  # removed again already
-                _check_semaphore(name, like)
-                return posix_ipc.Semaphore(name)
             continue
         except OSError as problem:
             if problem.errno not in NO_ROOM:

@@ -424,7 +424,7 @@ def _open(key: str, deadline: float) -> Steps[socket.socket]:
                 refused = PermissionError(problem.errno, text)
         except OSError as problem:
             lifetime.close_owned(sock)
-            if problem.errno != errno.ELOOP:  # a link to itself: no publisher has made that
+            if problem.errno not in (errno.ELOOP, errno.EPROTOTYPE):  # a link to itself, a socket of another kind
                 raise
         except BaseException:
             lifetime.close_owned(sock)

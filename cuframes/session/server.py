@@ -272,8 +272,9 @@ class Server:
                 blocking = not fcntl.fcntl(peer.event_fd, fcntl.F_GETFL) & os.O_NONBLOCK
                 if blocking or not poller.poll(0):
                     os.set_blocking(peer.event_fd, False)
+                    # Lets a writer go that waits for room. Not eventfd_read: the subscriber can make that block.
                     with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(peer.event_fd)  # lets a writer go that waits for room
+                        os.preadv(peer.event_fd, [bytearray(8)], -1, os.RWF_NOWAIT)
                     peer.blocked = True
 
     def _accept(self) -> None:

@@ -76,11 +76,12 @@ def error(code: ErrorCode, text: str) -> bytes:
 
 
 def error_text(payload: bytes) -> tuple[int, str]:
-    """Code and text of an ERROR message."""
+    """Code and text of an ERROR message. Nothing in the text moves a terminal's cursor."""
     if len(payload) < _ERROR.size:
         return 0, "no reason given"
     code, length = _ERROR.unpack_from(payload)
-    return code, payload[_ERROR.size : _ERROR.size + length].decode("utf-8", "replace")
+    text = payload[_ERROR.size : _ERROR.size + length].decode("utf-8", "replace")
+    return code, "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 # socket.send_fds and recv_fds would be the obvious choice, but Python 3.11 drops the flags that they are given.
