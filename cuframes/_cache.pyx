@@ -530,6 +530,7 @@ cdef class CacheRing:
             while True:
                 if cf_gate_is_shut(&self.ring.gate):
                     self.refuse(CF_CLOSED)
+                check_whole(self.mapping.cut)  # what lies before the cut would still be found
                 status = cf_cache_find(&self.ring, &found)
                 if status == CF_OK:
                     frame = self.read(&found, copy, out)
