@@ -285,8 +285,12 @@ def test_a_killed_recorder_leaves_a_file_that_plays(key, encoded, tmp_path):
         eventually(lambda: (tmp_path / "out.mp4").exists() and (tmp_path / "out.mp4").stat().st_size > 2_000)
         child.kill()
         child.communicate()
+    frames = 0
     with av.open(str(tmp_path / "out.mp4")) as container:
-        assert sum(1 for _ in container.decode(video=0)) >= 12
+        with contextlib.suppress(av.error.InvalidDataError):  # the last packet may be cut off
+            for _ in container.decode(video=0):
+                frames += 1
+    assert frames >= 12
 
 
 class Packet:
