@@ -552,6 +552,8 @@ cdef class CacheRing:
             self.leave()
 
     cdef int refuse(self, int status) except -1:
+        if status == CF_CUT:
+            self.mapping.cut_off()
         if status == CF_CORRUPT:
             check(status, "the slot is damaged: an entry announces more bytes than it has room for; remove it and "
                           "create it anew")

@@ -138,6 +138,10 @@ static inline cf_guard *cf_guard_watch(void *start, size_t size, int protection)
     return g;
 }
 
+/* Somebody has seen that the file is shorter, and touched nothing of what is missing: cut the range all the same. What
+ * lies before the cut would still be found there, now and then. */
+static inline void cf_guard_cut(cf_guard *g) { cf_guard_mend(__atomic_load_n(&g->start, __ATOMIC_RELAXED)); }
+
 /* Unmap a range, which nobody uses any more. */
 static inline void cf_guard_unmap(cf_guard *g) {
     size_t size = __atomic_load_n(&g->size, __ATOMIC_RELAXED);

@@ -13,6 +13,7 @@ cdef class Mapping:
     cdef const uint32_t* cut  # atomic; not 0 when somebody has
     cdef readonly Py_ssize_t size
     cdef readonly bint writable
+    cdef void cut_off(self) noexcept
 
 
 # Whether what was just read there was zeros of our own making, and what was written reached nobody. To be asked after

@@ -33,6 +33,7 @@ cdef extern from "_guard.h" nogil:
     bint cf_guard_needed(int fd)
     int cf_guard_install()
     cf_guard* cf_guard_watch(void* start, size_t size, int protection)
+    void cf_guard_cut(cf_guard* g)
     void cf_guard_unmap(cf_guard* g)
 
 
@@ -83,6 +84,11 @@ cdef class Mapping:
             if self.guard == NULL:
                 raise MemoryError()
             self.cut = &(<cf_guard*>self.guard).cut
+
+    cdef void cut_off(self) noexcept:
+        """The file was found to be shorter than what is mapped of it: every call raises SegmentTruncated from now on."""
+        if self.guard != NULL:
+            cf_guard_cut(<cf_guard*>self.guard)
 
     def __dealloc__(self):
         if self.guard != NULL:

@@ -293,6 +293,8 @@ cdef class PacketRing:
             self.leave()
 
     cdef int refuse(self, int status) except -1:
+        if status == CF_CUT:
+            self.mapping.cut_off()
         if status == CF_CORRUPT:
             check(status, "the packet ring is damaged: lengths in it point outside; restart its publisher")
         check(status, "no packet arrived in time" if status == CF_TIMED_OUT else "the reader is closed")

@@ -1,6 +1,7 @@
 """The packet ring, as its users see it."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import pickle
@@ -511,13 +512,16 @@ def test_a_killed_publisher_is_noticed_and_its_place_taken(key):
             producer.kill()
             with pytest.raises(cuframes.Disconnected):
                 while True:
-                    reader.next(5)
+                    with contextlib.suppress(cuframes.PacketOverrun):  # on a busy machine
+                        reader.next(5)
             with pytest.raises(cuframes.NotFound):
                 PacketReader(key, connect_timeout=0)
             with PacketPublisher(key, "h264") as successor:
                 successor.publish_packet(b"new", pts_ns=0, keyframe=True)
-                while (packet := patient.next(5)).data != b"new":
-                    pass
+                packet = None
+                while packet is None or packet.data != b"new":
+                    with contextlib.suppress(cuframes.PacketOverrun):
+                        packet = patient.next(5)
                 assert packet.flags & PacketFlags.DISCONTINUITY
 
 
