@@ -1,5 +1,6 @@
 """Real processes with deadlines, for tests."""
 
+import contextlib
 import json
 import os
 import signal
@@ -38,7 +39,10 @@ class Worker:
         self.process.stdin.flush()
 
     def signal(self, number):
+        """Send a signal; a process that is to stop has stopped when this returns."""
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            eventually(lambda: has_stopped(self.process.pid))
 
     def kill(self):
         self.process.kill()
@@ -74,6 +78,15 @@ def eventually(condition, timeout=10.0):
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.002)
     return value
+
+
+def has_stopped(pid):
+    """Whether all threads of a process have. On a busy machine the last one runs on for a while after the signal."""
+    states = []
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            states.append(task.read_text().rpartition(")")[2].split()[0])
+    return bool(states) and all(state in "TtZX" for state in states)
 
 
 def descriptors():
