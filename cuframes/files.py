@@ -9,10 +9,11 @@ import fcntl
 import os
 import stat
 import struct
+from pathlib import Path
 
 from cuframes.errors import ProtocolError
 
-__all__ = ["is_locked", "lock", "open_regular", "same_file", "unlock"]
+__all__ = ["is_locked", "lock", "open_regular", "same_file", "unlink_stale", "unlock"]
 
 # A link, a socket or FIFO, a directory, a device, a file on which somebody has a lease.
 _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EAGAIN)
@@ -50,6 +51,24 @@ def same_file(path: str | os.PathLike[str], fd: int) -> bool:
         return False
     here = os.fstat(fd)
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def unlink_stale(path: Path) -> None:
+    """Remove what a dead process has left; it may be gone already.
+
+    Raises
+    ------
+    PermissionError
+        It is another user's, in a directory where only the owner may (as /dev/shm and /tmp).
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError as problem:
+        raise PermissionError(
+            problem.errno,
+            f"{path} is what a dead process of another user has left; remove it as that user or root (cuframes gc), or "
+            "use another key",
+        ) from None
 
 
 def _flock(kind: int, start: int, length: int) -> bytes:

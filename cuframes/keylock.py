@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cuframes import lifetime
 from cuframes.errors import AlreadyExists, ProtocolError
-from cuframes.files import is_locked, lock, open_regular, same_file, unlock
+from cuframes.files import is_locked, lock, open_regular, same_file, unlink_stale, unlock
 from cuframes.names import make_directory
 
 __all__ = ["KeyLock", "cleaning", "lock_path", "owner_pid"]
@@ -189,7 +189,7 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
             if not owned and lock(fd, *MOMENT) and lock(fd, *OWNER) and same_file(path, fd):
                 if made or os.fstat(fd).st_uid == os.geteuid():
                     return _sign(fd)
-                path.unlink()  # another user's, who could remove it under us
+                unlink_stale(path)  # another user's, who could remove it under us
         except BaseException:
             if made:
                 _discard(path, fd)

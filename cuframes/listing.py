@@ -1,13 +1,15 @@
 """What is on this host: publishers seen from outside, without joining, and what dead ones left behind."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cuframes._mapped import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
-from cuframes.errors import NotFound, ProtocolError
+from cuframes.errors import NotFound, ProtocolError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.keylock import cleaning, lock_path, owner_pid
 from cuframes.names import (
@@ -36,6 +38,9 @@ __all__ = [
     "list_publishers",
 ]
 
+log = logging.getLogger("cuframes")
+
+ASKING_THREADS = 32
 POLICY_NAMES = {DROP_OLDEST: "drop_oldest", STRICT_WAIT: "strict_wait"}
 
 
@@ -85,11 +90,15 @@ class PacketRingInfo(NamedTuple):
 
 
 def list_publishers() -> list[PublisherInfo]:
-    """Every frame ring on this host that we may read, by key. Reads only; joins nothing."""
+    """Every frame ring on this host that we may read, by key. Reads only; joins nothing.
+
+    A publisher that is known by its socket alone and does not answer is left out, with a line in the log.
+    """
     found = {name: _info(name, state) for name, state in _segments() if state.kind == "frames"}
-    for key in set().union(*(_names(directory, suffix=".sock") for directory in runtime_dirs())) - found.keys():
-        if info := _ask(key):
-            found[key] = info
+    asked = set().union(*(_names(directory, suffix=".sock") for directory in runtime_dirs())) - found.keys()
+    if asked:
+        with ThreadPoolExecutor(ASKING_THREADS) as threads:  # many may be silent, each for half a second
+            found |= {info.key: info for info in threads.map(_ask_or_say, sorted(asked)) if info is not None}
     return [found[key] for key in sorted(found)]
 
 
@@ -110,6 +119,8 @@ def find_publisher(key: str) -> PublisherInfo:
     Raises
     ------
     NotFound, ProtocolError, PermissionError
+    Timeout
+        Its segment is not in our /dev/shm, and its publisher does not answer.
     """
     try:
         fd = open_segment(segment_name(key), writable=False)
@@ -129,9 +140,20 @@ def find_publisher(key: str) -> PublisherInfo:
 
 
 def _ask(key: str) -> PublisherInfo | None:
-    """A publisher whose segment is not in our /dev/shm: it was removed, or is in another container's."""
+    """A publisher whose segment is not in our /dev/shm: it was removed, or is in another container's.
+
+    Raises
+    ------
+    Timeout
+        It is there, and does not answer.
+    """
+    silent = None
     for directory in runtime_dirs():
-        fd = ask_for_segment(directory / f"{key}.sock")
+        try:
+            fd = ask_for_segment(directory / f"{key}.sock")
+        except Timeout as problem:
+            silent = problem
+            continue
         if fd is None:
             continue
         try:
@@ -140,7 +162,17 @@ def _ask(key: str) -> PublisherInfo | None:
             os.close(fd)
         if state.kind == "frames":
             return _info(key, state)._replace(named=False)
+    if silent is not None:
+        raise silent
     return None
+
+
+def _ask_or_say(key: str) -> PublisherInfo | None:
+    try:
+        return _ask(key)
+    except Timeout as problem:
+        log.warning("%s is not listed: %s", key, problem)
+        return None
 
 
 def _segments(wanted: str | None = None) -> Iterator[tuple[str, SegmentState]]:

@@ -25,7 +25,7 @@ from cuframes._packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAG
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.files import is_locked as is_owned
 from cuframes.files import lock as lock_owner
-from cuframes.files import open_regular, same_file
+from cuframes.files import open_regular, same_file, unlink_stale
 from cuframes.keylock import KeyLock
 from cuframes.names import SEGMENT_DIR, SEGMENT_PREFIX
 
@@ -199,7 +199,7 @@ def remove_dead(name: str) -> bool:
     """Unlink segment `name` if its owner is gone. False: it is alive or foreign.
 
     Two processes may try at once: the lock is taken first, and the name is unlinked only while it still means the file
-    that was locked.
+    that was locked. Readers may have locked what they can read; that says nothing, and stops nobody.
     """
     try:
         fd = lifetime.own(open_segment(name, writable=True))  # it may be locked here for a moment
@@ -208,10 +208,10 @@ def remove_dead(name: str) -> bool:
     except ProtocolError:
         return False
     try:
-        if not lock_owner(fd) or inspect(fd).state != "dead":
+        if (not lock_owner(fd) and is_owned(fd)) or inspect(fd).state != "dead":
             return False
         if same_file(segment_path(name), fd):
-            segment_path(name).unlink(missing_ok=True)
+            unlink_stale(segment_path(name))
         return True
     finally:
         lifetime.close_owned(fd)

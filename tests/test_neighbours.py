@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,9 @@ from cuframes import PacketPublisher, Publisher, Subscriber
 from cuframes import names as cuframes_names
 from cuframes.files import lock
 from cuframes.keylock import KeyLock
-from cuframes.listing import collect_garbage, find_publisher, list_publishers
+from cuframes.listing import collect_garbage, find_packet_ring, find_publisher, list_publishers
 from cuframes.segment import reserve
-from cuframes.session import wire
+from cuframes.session import server, wire
 
 SHM = Path("/dev/shm")
 STRANGER = 65534
@@ -677,3 +678,75 @@ def test_a_subscriber_that_makes_its_event_block_does_not_stop_the_session_threa
 def test_the_reason_that_a_stranger_gives_does_not_move_the_cursor():
     code, text = wire.error_text(wire.error(4, "\x1b[2J\x1b]0;mine\x07 no\n")[wire.HEADER.size :])
     assert (code, text.isprintable(), text[1:4]) == (4, True, "[2J")
+
+
+def test_a_subscriber_that_comes_and_goes_all_the_time_does_not_fill_the_log(key, caplog, monkeypatch):
+    monkeypatch.setattr(server, "LOG_LINES", 5)
+    monkeypatch.setattr(server, "LOG_SECONDS", 1.0)
+    caplog.set_level("INFO", "cuframes")
+    with Publisher(key, 64, 48, "gray8") as publisher:
+        for _ in range(20):
+            Subscriber(key).close()
+        eventually(lambda: publisher.subscribers == ())
+        assert eventually(lambda: [text for text in caplog.messages if "left out of the log" in text])
+        assert len(caplog.messages) < 20
+
+
+def test_a_lock_that_a_reader_has_taken_does_not_keep_a_dead_ring(key):
+    """Whoever may read a file may lock it, for reading."""
+    path = SHM / f"cuframes-{key}-packets"
+    with Worker("packet_producer.py", key, "--count", 10) as producer:
+        with open(path, "rb") as reader:
+            shared = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+            waiting = threading.Thread(target=fcntl.fcntl, args=(reader, fcntl.F_OFD_SETLKW, shared), daemon=True)
+            waiting.start()  # until its owner is gone
+            producer.kill()
+            waiting.join(10)
+            assert not waiting.is_alive()
+            with PacketPublisher(key, 27):
+                assert find_packet_ring(key).pid == os.getpid()
+
+
+@contextlib.contextmanager
+def silent(path):
+    """Somebody who listens and says nothing."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        yield
+
+
+def test_a_publisher_that_does_not_answer_is_not_said_to_be_absent(key, runtime_dir, caplog):
+    with contextlib.ExitStack() as there:
+        for number in range(8):
+            there.enter_context(silent(runtime_dir / f"{key}-{number}.sock"))
+        with pytest.raises(cuframes.Timeout, match="does not answer"):
+            find_publisher(f"{key}-0")
+        assert not [found for found in list_publishers() if found.key.startswith(key)]
+        assert len([text for text in caplog.messages if text.startswith(key) and "does not answer" in text]) == 8
+
+
+@as_root
+@pytest.mark.parametrize("left", ["socket", "lock"])
+def test_what_another_user_has_left_in_a_sticky_directory_is_named(key, open_to_all, left):
+    open_to_all.chmod(0o1777)
+    path = open_to_all / f"{key}.{'sock' if left == 'socket' else 'lock'}"
+    if left == "socket":
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+    else:
+        path.touch()
+    path.chmod(0o666)
+    script = """
+    import os, sys
+    import cuframes
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    try:
+        cuframes.Publisher(sys.argv[1], 64, 48, "gray8", memory="host")
+    except PermissionError as problem:
+        print(problem)
+    """
+    said = run(script, key, CUFRAMES_RUNTIME_DIR=str(open_to_all))
+    assert str(path) in said
+    assert "another user" in said
+    assert path.exists()

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from cuframes._mapped import PASS_FD
-from cuframes.errors import ProtocolError
+from cuframes.errors import ProtocolError, Timeout
 from cuframes.names import check_directory, check_peer
 from cuframes.session import wire
 from cuframes.session.wire import MessageType
@@ -19,9 +19,15 @@ ASK_SECONDS = 0.5
 def ask_for_segment(path: Path) -> int | None:
     """A descriptor of the control segment, for reading, the caller's to close; takes no place in the ring.
 
-    None: nobody answers there within half a second, or not us.
+    None: nobody is there, or nobody who answers us.
+
+    Raises
+    ------
+    Timeout
+        Somebody is there, and says nothing for half a second.
     """
     descriptors: list[int] = []
+    welcome, silent = None, False
     try:
         check_directory(path.parent)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -30,8 +36,14 @@ def ask_for_segment(path: Path) -> int | None:
             check_peer(sock, path)
             sock.sendall(wire.Hello(3, f"info-{os.urandom(6).hex()}", -1, False, PASS_FD).pack())
             welcome = _answer(sock, descriptors)
+    except (TimeoutError, BlockingIOError):  # at connecting: nobody takes connections any more
+        silent = True
     except (OSError, ProtocolError):
-        welcome = None
+        pass
+    if silent:
+        for other in descriptors:
+            os.close(other)
+        raise Timeout(f"whoever listens on {path} does not answer: a publisher that is stopped, or very busy")
     fd = descriptors.pop(0) if welcome is not None and welcome.result == 0 and descriptors else None
     for other in descriptors:
         os.close(other)
@@ -43,9 +55,9 @@ def _answer(sock: socket.socket, descriptors: list[int]) -> wire.Welcome | None:
     deadline = time.monotonic() + ASK_SECONDS
     while time.monotonic() < deadline:
         data, _ = wire.receive(sock, wire.MAX_PAYLOAD, descriptors)
-        if not data:
+        if not data or len(descriptors) > wire.MAX_DESCRIPTORS:
             return None
         parser.feed(data)
         if message := parser.next():
             return wire.Welcome.unpack(message.payload) if message.type == MessageType.HELLO_RESP else None
-    return None
+    raise TimeoutError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cuframes import lifetime
 from cuframes.errors import AlreadyExists
-from cuframes.files import same_file
+from cuframes.files import same_file, unlink_stale
 
 __all__ = ["Listener", "is_abandoned", "is_socket"]
 
@@ -45,7 +45,7 @@ class Listener:
                 raise FileExistsError(f"{path} exists and is not a socket; remove it")
             if not is_abandoned(path):
                 raise AlreadyExists(f"somebody listens on {path}; stop that publisher or use another key")
-            path.unlink(missing_ok=True)
+            unlink_stale(path)
         self.sock, self._file = self._bind()
 
     def _bind(self) -> tuple[socket.socket, int]:

@@ -36,6 +36,9 @@ HANDSHAKE_SECONDS = 2.0
 MAX_CONNECTIONS = 128
 LOOK_SECONDS = 0.5  # how often the thread looks whether its files and its subscribers' events are as they should be
 PAUSE_SECONDS = 0.1  # how long nobody is accepted when descriptors have run out
+# A neighbour that comes and goes, or is refused, all the time must not fill the disk: so many lines in so long.
+LOG_LINES = 100
+LOG_SECONDS = 60.0
 CLOSE_SECONDS = 2.0  # how long close() waits for the thread; it may be in a log handler that waits for us
 
 
@@ -114,6 +117,7 @@ class Server:
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._paused_until: float | None = None
         self._short = False  # of descriptors; said once
+        self._log_until, self._said, self._unsaid = 0.0, 0, 0
         self._ending = threading.RLock()  # around what close(), share_packets() and the thread's end do
         with contextlib.ExitStack() as made:
             self._selector = selectors.DefaultSelector()
@@ -176,7 +180,6 @@ class Server:
             self._selector.close()
 
     # ---- the thread
-    # ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -249,6 +252,8 @@ class Server:
     def _look(self) -> None:
         """Restore what cleaners have removed, and find subscribers that would stop the writer."""
         self._next_look = time.monotonic() + LOOK_SECONDS
+        if self._unsaid and time.monotonic() >= self._log_until:
+            self._say(logging.WARNING, "going on after %d lines that were left out of the log", self._unsaid)
         self._unblock()
         for peer in [peer for peer in self._peers if peer.blocked]:
             self._refuse(peer, Refused(ErrorCode.MALFORMED, "the event is the publisher's to fill, and not to block"))
@@ -293,7 +298,7 @@ class Server:
             self._selector.register(sock, selectors.EVENT_READ, peer)
             self._peers.add(peer)
         except OSError as problem:  # max_user_watches, say
-            log.warning("%s: cannot serve a connection: %s", self.path, problem)
+            self._say(logging.WARNING, "cannot serve a connection: %s", problem)
             _turn_away(sock)
             return
         if len(self._peers) > MAX_CONNECTIONS:
@@ -304,7 +309,7 @@ class Server:
 
     def _cannot_accept(self, problem: OSError) -> None:
         if not self._short:
-            log.warning("%s: cannot accept a connection: %s", self.path, problem)
+            self._say(logging.WARNING, "cannot accept a connection: %s", problem)
         self._short = True
         if problem.errno in (errno.EMFILE, errno.ENFILE) and self._spare >= 0:
             os.close(self._spare)
@@ -394,7 +399,7 @@ class Server:
             raise Refused(ErrorCode.NO_PLACE, "the ring has 31 subscribers and no place for another")
         peer.bit, seq, frame_no = place
         peer.state = State.ACTIVE
-        log.info("%s: subscriber %r (pid %d) joined", self.path.stem, peer.name, peer.pid)
+        self._say(logging.INFO, "subscriber %r (pid %d) joined", peer.name, peer.pid)
         self._send(peer, wire.Subscribed(0, peer.bit, seq, frame_no if peer.features & PINS else 0).pack())
 
     def _event(self, peer: Peer) -> None:
@@ -405,7 +410,6 @@ class Server:
         self._send(peer, wire.pack(MessageType.EVENT_FD), [peer.event_fd])
 
     # ---- ends
-    # ---------------------------------------------------------------------------------------------------------
 
     def _send(self, peer: Peer, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send without waiting: a peer that does not read its few small replies is dropped."""
@@ -417,7 +421,7 @@ class Server:
             self._drop(peer)
 
     def _refuse(self, peer: Peer, refusal: Refused) -> None:
-        log.warning("%s: refused %r (pid %d): %s", self.path.stem, peer.name, peer.pid, refusal)
+        self._say(logging.WARNING, "refused %r (pid %d): %s", peer.name, peer.pid, refusal)
         # The response that a plain version 3 peer waits for says no; the text is for those who read on.
         response = b""
         if refusal.code not in (ErrorCode.MALFORMED, ErrorCode.OUT_OF_ORDER, ErrorCode.TOO_SLOW):
@@ -427,6 +431,19 @@ class Server:
                 response = wire.Subscribed(-refusal.code).pack()
         self._send(peer, response + wire.error(refusal.code, str(refusal)))
         self._drop(peer)
+
+    def _say(self, level: int, text: str, *values: object) -> None:
+        """A line in the log about some peer, unless there were too many of them."""
+        if not log.isEnabledFor(level):
+            return
+        now = time.monotonic()
+        if now >= self._log_until:
+            self._log_until, self._said, self._unsaid = now + LOG_SECONDS, 0, 0
+        if self._said < LOG_LINES:
+            self._said += 1
+            log.log(level, f"%s: {text}", self.path.stem, *values)
+        else:
+            self._unsaid += 1
 
     def _drop(self, peer: Peer) -> None:
         """End a connection and clear its place in the ring, once."""
@@ -438,7 +455,7 @@ class Server:
             self._selector.unregister(peer.sock)
         if peer.state is State.ACTIVE:
             self._writer.leave(peer.bit)
-            log.info("%s: subscriber %r (pid %d) left", self.path.stem, peer.name, peer.pid)
+            self._say(logging.INFO, "subscriber %r (pid %d) left", peer.name, peer.pid)
         if peer.event_fd >= 0:
             os.close(peer.event_fd)  # after leave: the writer no longer feeds it
         lifetime.close_owned(peer.sock)
