@@ -59,11 +59,6 @@ cpdef int own(int fd) except? -1:
     return fd
 
 
-def is_forked():
-    """Whether this process is the child of one that had this library loaded."""
-    return fork_generation != 0
-
-
 cpdef bint disown(int fd) except? False:
     """The opposite, before it is closed. False: there is nothing to close, since this is a child."""
     if not 0 <= fd < OWNED:
@@ -72,6 +67,11 @@ cpdef bint disown(int fd) except? False:
 
 
 pthread_atfork(NULL, NULL, in_forked_child)
+
+
+def is_forked():
+    """Whether this process is the child of one that had this library loaded."""
+    return fork_generation != 0
 
 
 cdef int current_generation() noexcept nogil:

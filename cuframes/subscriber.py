@@ -319,8 +319,11 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             epoll, self._epoll = self._epoll, None
         if epoll is not None:
             # For those who poll it just now, and event loops that have a copy of it: readable, and for good.
-            epoll.register(_ever_readable(), select.EPOLLIN)
-            epoll.close()
+            try:
+                with contextlib.suppress(OSError):  # no descriptor or memory left for that
+                    epoll.register(_ever_readable(), select.EPOLLIN)
+            finally:
+                epoll.close()
 
     @property
     def _connection(self) -> client.Connection:

@@ -59,10 +59,8 @@ def wait_any(
     found = wait_rings(waiting, timeout, _poller)
     if len(found) == len(waiting) and all(receiver._ring is None for receiver in found):
         raise ValueError("every receiver in the list is closed")
-    lost = [receiver for receiver in found if _is_lost(receiver)]
-    if not lost or len(lost) < len(found):
-        return [receiver for receiver in found if receiver not in lost] if lost else found
-    return _wait_rejoining(waiting, lost, deadline)
+    ready = [receiver for receiver in found if not _is_lost(receiver)]
+    return ready if ready or not found else _wait_rejoining(waiting, found, deadline)
 
 
 def _is_lost(receiver: Subscriber | PacketReader) -> bool:

@@ -378,7 +378,7 @@ def fetch_packets(key: str) -> Steps[int]:
     sock = yield from _open(key, deadline)
     with _ending(sock, descriptors):
         welcome = yield from _say_hello(key, sock, wire.Parser(), hello, deadline, descriptors)
-    lifetime.close_owned(sock)
+        lifetime.close_owned(sock)
     if not welcome.packets_path:
         _close_all(descriptors)
         raise NoPacketRing(f"the publisher of {key!r} shares no packets; it does after enable_packets()")
