@@ -1,5 +1,6 @@
 """Builds the extension modules. Everything else about the package is in pyproject.toml."""
 
+import glob
 import os
 import sysconfig
 
@@ -14,8 +15,7 @@ LIMITED_API = os.environ.get("CUFRAMES_ABI3") == "1" and not FREE_THREADED
 
 MODULES = ["_status", "_cuda", "_mapped", "_pending", "_core", "_views", "_source", "_frame", "_packets", "_cache"]
 MODULES += ["_any"]
-HEADERS = ["_any", "_cache", "_copy", "_cuda", "_dlpack", "_gate", "_guard", "_pace", "_packets", "_pending", "_ring"]
-HEADERS += ["_shm", "_status"]
+HEADERS = sorted(glob.glob("cuframes/include/cuframes/*.h"))
 
 macros = [("_GNU_SOURCE", None)]
 if LIMITED_API:
@@ -25,8 +25,8 @@ extensions = [
     Extension(
         f"cuframes.{name}",
         [f"cuframes/{name}.pyx"],
-        depends=[f"cuframes/{name}.h" for name in HEADERS],
-        include_dirs=["cuframes"],
+        depends=HEADERS,
+        include_dirs=["cuframes/include"],
         define_macros=macros,
         # A function that the limited API hides must not become an implicit declaration that crashes at run time.
         extra_compile_args=["-std=c11", "-O3", "-Werror=implicit-function-declaration"],

@@ -14,8 +14,8 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#include "_copy.h"
-#include "_shm.h"
+#include "cuframes/copy.h"
+#include "cuframes/shm.h"
 
 typedef struct {
     uint64_t seq;

@@ -73,12 +73,11 @@ class Floor:
     def __init__(self, name: str, *flags: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._program = Path(self._folder.name) / name
-        include = Path(cuframes.__file__).parent
         command = [
             "gcc",
             "-O3",
             "-std=gnu11",
-            f"-I{include}",
+            f"-I{cuframes.get_include()}",
             str(HERE / f"{name}.c"),
             "-o",
             str(self._program),

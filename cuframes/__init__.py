@@ -10,6 +10,7 @@ One process publishes, any number of others subscribe and see the same memory::
             luma, chroma = map(numpy.asarray, frame.planes)
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuframes._frame import Frame, WritableFrame
@@ -77,11 +78,21 @@ __all__ = [
     "WritableFrame",
     "__version__",
     "framecache",
+    "get_include",
     "list_packet_rings",
     "list_publishers",
     "monotonic_ns",
     "wait_any",
 ]
+
+
+def get_include() -> str:
+    """The directory of the C headers, for programs that join a ring without Python.
+
+    With this directory as ``-I``, C and C++ programs find ``#include "cuframes/frame_ring.h"`` and the others beside it.
+    The headers are plain C11 and C++17, and need nothing else of this library.
+    """
+    return str(Path(__file__).parent / "include")
 
 
 def __getattr__(name: str) -> Any:

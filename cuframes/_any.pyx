@@ -15,7 +15,7 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
-cdef extern from "_any.h" nogil:
+cdef extern from "cuframes/wait_any.h" nogil:
     enum:
         CF_ANY_MAX
         CF_ANY_CONNECTION

@@ -1,4 +1,4 @@
-# What _cache.h declares, and a slot's two ends for Python.
+# What slot_ring.h declares, and a slot's two ends for Python.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._frame cimport FrameLayout
@@ -7,7 +7,7 @@ from cuframes._source cimport Rows
 from cuframes._status cimport cf_gate
 
 
-cdef extern from "_shm.h" nogil:
+cdef extern from "cuframes/shm.h" nogil:
     const uint32_t CF_CACHE_MAGIC
     const uint32_t CF_CACHE_VERSION
     const uint32_t CF_CACHE_DEFAULT_DEPTH
@@ -31,7 +31,7 @@ cdef extern from "_shm.h" nogil:
         uint64_t writer_pid
 
 
-cdef extern from "_cache.h" nogil:
+cdef extern from "cuframes/slot_ring.h" nogil:
     enum:
         CF_CACHE_NEXT
         CF_CACHE_LATEST

@@ -1,6 +1,6 @@
 """The framecache slot for Python: its writer, a reader, and frames.
 
-The algorithm is C (``_cache.h``) and runs without the GIL wherever it waits or copies much.
+The algorithm is C (``slot_ring.h``) and runs without the GIL wherever it waits or copies much.
 """
 
 cimport cython
@@ -35,7 +35,7 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
-cdef extern from "_copy.h" nogil:
+cdef extern from "cuframes/copy.h" nogil:
     void cf_copy_racing(char* dst, const char* src, size_t size)
 
 

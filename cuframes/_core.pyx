@@ -1,6 +1,6 @@
 """The frame ring for Python: the writer's and the reader's end, and the hold on a taken frame.
 
-The algorithm is C (``_ring.h``) and runs without the GIL. This module owns its structures and ties lifetimes
+The algorithm is C (``frame_ring.h``) and runs without the GIL. This module owns its structures and ties lifetimes
 together: a :class:`Hold` keeps its :class:`FrameReader`, a reader keeps its mappings, so memory is unmapped when the
 last frame of it is gone.
 """
@@ -31,7 +31,7 @@ from cuframes.errors import CuframesError, FrameDropped, ProtocolError, Timeout
 log = logging.getLogger("cuframes")
 
 
-cdef extern from "_status.h" nogil:
+cdef extern from "cuframes/status.h" nogil:
     int64_t CF_SLICE_NS
 
 
@@ -426,7 +426,7 @@ cdef class FrameReader:
     """A subscriber's end of a frame ring, for one connection.
 
     On a GPU a frame goes back in two steps. When its last view dies, an event is recorded on every stream that used it,
-    and the frame is *pending*; when the events are over its slot is given back (``_pending.h``). The host waits for the
+    and the frame is *pending*; when the events are over its slot is given back (``pending.h``). The host waits for the
     GPU only when every frame that may be held is pending, and in nothing else: a reader that is closed or dropped goes
     when its last pending frame has gone back.
 

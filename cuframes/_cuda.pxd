@@ -1,7 +1,7 @@
 from libc.stdint cimport uintptr_t
 
 
-cdef extern from "_cuda.h" nogil:
+cdef extern from "cuframes/cuda.h" nogil:
     enum:
         CF_CUDA_SUCCESS
         CF_CUDA_NOT_READY

@@ -1,9 +1,9 @@
-# What _dlpack.h declares, and the capsule functions with destructors that do not throw.
+# What dlpack.h declares, and the capsule functions with destructors that do not throw.
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
-cdef extern from "_dlpack.h":
+cdef extern from "cuframes/dlpack.h":
     ctypedef struct cf_dl_device:
         int32_t device_type
         int32_t device_id

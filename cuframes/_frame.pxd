@@ -3,7 +3,7 @@ from cuframes._ring cimport cf_taken
 from cuframes._views cimport View
 
 
-cdef extern from "_copy.h" nogil:
+cdef extern from "cuframes/copy.h" nogil:
     ctypedef struct cf_copier:
         pass
 

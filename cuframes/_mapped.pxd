@@ -17,7 +17,7 @@ cdef class Mapping:
 
 
 # Whether what was just read there was zeros of our own making, and what was written reached nobody. To be asked after
-# touching a mapping, and before another step that depends on what was read. PAIRS WITH: _guard.h, the mark
+# touching a mapping, and before another step that depends on what was read. PAIRS WITH: guard.h, the mark
 cdef inline bint is_cut(const uint32_t* cut) noexcept nogil:
     cf_fence_acquire()
     return cf_load_relaxed_u32(cut) != 0

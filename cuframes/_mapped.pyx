@@ -27,7 +27,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int c_munmap "munmap"(void* address, size_t size)
 
 
-cdef extern from "_guard.h" nogil:
+cdef extern from "cuframes/guard.h" nogil:
     ctypedef struct cf_guard:
         uint32_t cut
     bint cf_guard_needed(int fd)
@@ -57,7 +57,7 @@ cdef class Mapping:
 
     Notes
     -----
-    The first mapping that has to be guarded installs a handler of SIGBUS, once per process; see _guard.h. With
+    The first mapping that has to be guarded installs a handler of SIGBUS, once per process; see guard.h. With
     CUFRAMES_SIGBUS_GUARD=0 in the environment nothing is guarded, and such a file ends the process with SIGBUS.
     """
 
@@ -123,7 +123,7 @@ def monotonic_ns():
 
 
 def layout_rows():
-    """(type, field or None, offset, size) of everything in _shm.h, as the compiler laid it out."""
+    """(type, field or None, offset, size) of everything in shm.h, as the compiler laid it out."""
     cdef const cf_layout_row* row = cf_layout
     rows = []
     while row.type != NULL:

@@ -1,11 +1,11 @@
-# What _packets.h declares, and the ring's two ends for Python.
+# What packet_ring.h declares, and the ring's two ends for Python.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._mapped cimport Mapping
 from cuframes._status cimport cf_gate
 
 
-cdef extern from "_packets.h" nogil:
+cdef extern from "cuframes/packet_ring.h" nogil:
     const uint32_t CF_PACKET_MAGIC
     const int64_t CF_NO_TIME
     enum:

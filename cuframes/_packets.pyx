@@ -1,6 +1,6 @@
 """The packet ring for Python: its writer, a reader, and packets.
 
-The algorithm is C (``_packets.h``) and runs without the GIL wherever it waits or copies much.
+The algorithm is C (``packet_ring.h``) and runs without the GIL wherever it waits or copies much.
 """
 
 cimport cython

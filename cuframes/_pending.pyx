@@ -1,4 +1,4 @@
-"""Frames of a GPU that were released while it may still read them: ``_pending.h`` for Python.
+"""Frames of a GPU that were released while it may still read them: ``pending.h`` for Python.
 
 Who holds the GIL: recording, asking and giving back happen without it. What a reader or a stream has to be kept alive
 for is a reference in the table; it is dropped by :func:`collect`, which every release calls, and which the reaper has
@@ -28,7 +28,7 @@ cdef extern from "<pthread.h>" nogil:
                        void (*child)() noexcept nogil)
 
 
-cdef extern from "_pending.h" nogil:
+cdef extern from "cuframes/pending.h" nogil:
     ctypedef struct cf_pending:
         cf_gpu gpu
         cf_reader* ring

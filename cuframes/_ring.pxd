@@ -1,11 +1,11 @@
-# What _ring.h declares: the frame ring.
+# What frame_ring.h declares: the frame ring.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._shm cimport cf_frame_header
 from cuframes._status cimport cf_gate
 
 
-cdef extern from "_ring.h" nogil:
+cdef extern from "cuframes/frame_ring.h" nogil:
     enum:
         CF_BLOCK
         CF_SPIN

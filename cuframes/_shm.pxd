@@ -1,9 +1,10 @@
-# What _shm.h declares: layouts and constants. Shared fields are touched by the C code of the rings only (_ring.h,
-# _packets.h, _cache.h, _any.h); here they are written before anyone else can see the segment, or read for a report.
+# What shm.h declares: layouts and constants. Shared fields are touched by the C code of the rings only (frame_ring.h,
+# packet_ring.h, slot_ring.h, wait_any.h); here they are written before anyone else can see the segment, or read for a
+# report.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
-cdef extern from "_shm.h" nogil:
+cdef extern from "cuframes/shm.h" nogil:
     enum:
         CF_PROTOCOL_V1
         CF_PROTOCOL_V3

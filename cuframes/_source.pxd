@@ -2,7 +2,7 @@ from cuframes._cuda cimport Device
 from cuframes._frame cimport FrameLayout
 
 
-cdef extern from "_copy.h" nogil:
+cdef extern from "cuframes/copy.h" nogil:
     void cf_copy_rows(char* dst, Py_ssize_t dst_pitch, const char* src, Py_ssize_t src_pitch, size_t row_bytes,
                       size_t rows, bint past)
 

@@ -20,7 +20,7 @@ from cuframes._views cimport check_unmasked
 from cuframes.formats import ALIASES
 
 
-cdef extern from "_copy.h" nogil:
+cdef extern from "cuframes/copy.h" nogil:
     enum:
         CF_COPY_LARGE
     bint cf_copier_choose(const cf_copier* c)

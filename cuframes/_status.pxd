@@ -1,8 +1,8 @@
-# What _status.h and _gate.h declare, and what every ring's wrapper needs: exceptions, deadlines, closing, forks.
+# What status.h and gate.h declare, and what every ring's wrapper needs: exceptions, deadlines, closing, forks.
 from libc.stdint cimport int64_t, uint32_t
 
 
-cdef extern from "_status.h" nogil:
+cdef extern from "cuframes/status.h" nogil:
     enum:
         CF_OK
         CF_EMPTY
@@ -24,7 +24,7 @@ cdef extern from "_status.h" nogil:
         CF_NO_WAITV
 
 
-cdef extern from "_gate.h" nogil:
+cdef extern from "cuframes/gate.h" nogil:
     ctypedef struct cf_gate:
         pass
     bint cf_gate_is_shut(const cf_gate* gate)

@@ -89,9 +89,9 @@ cdef int check_generation(int generation) except -1:
     return 0
 
 
-# ---- closing: the rule is in _gate.h ------------------------------------------------------------------------------
+# ---- closing: the rule is in gate.h ------------------------------------------------------------------------------
 
-cdef extern from "_gate.h" nogil:
+cdef extern from "cuframes/gate.h" nogil:
     int cf_gate_enter(cf_gate* gate, bint* last)
     bint cf_gate_leave(cf_gate* gate)
     bint cf_gate_hand_on(cf_gate* gate)

@@ -40,7 +40,7 @@ class Ring(Protocol):
         """Whether :meth:`close` was called."""
 
     def close(self) -> bool:
-        """Take no more, once nobody is inside; whether this call closed it. See _gate.h."""
+        """Take no more, once nobody is inside; whether this call closed it. See gate.h."""
 
 
 class Counters(Protocol):

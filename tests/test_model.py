@@ -1,7 +1,7 @@
 """The handshake of pins, model-checked: every interleaving of one writer and two readers over a ring of two slots.
 
-Each step below is one atomic access of ``_ring.h`` (same names), and the accesses are sequentially consistent there, so
-the interleavings are all there is.
+Each step below is one atomic access of ``frame_ring.h`` (same names), and the accesses are sequentially consistent there,
+so the interleavings are all there is.
 """
 
 from typing import NamedTuple

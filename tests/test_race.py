@@ -1,7 +1,6 @@
 """The rings' C code as threads, under sanitizers and at full speed."""
 
 import subprocess
-from pathlib import Path
 
 import pytest
 from harness import compile_program
@@ -22,7 +21,7 @@ def build(tmp_path_factory):
 
     def program(name, sanitizer):
         if (name, sanitizer) not in built:
-            include = f"-I{Path(cuframes.__file__).parent}"
+            include = f"-I{cuframes.get_include()}"
             folder = tmp_path_factory.mktemp("race")
             built[name, sanitizer] = compile_program(name, folder, include, *SANITIZERS[sanitizer])
         return built[name, sanitizer]

@@ -382,12 +382,12 @@ def test_it_can_be_switched_off(key):
 
 @pytest.mark.parametrize("options", [["-O2"], ["-O1", "-fsanitize=thread"], ["-O1", "-fsanitize=address,undefined"]])
 def test_faults_on_several_threads_while_ranges_come_and_go(tmp_path, options):
-    program = compile_program("guard_race", tmp_path, f"-I{Path(cuframes.__file__).parent}", *options)
+    program = compile_program("guard_race", tmp_path, f"-I{cuframes.get_include()}", *options)
     done = subprocess.run([program, "storm", "10000"], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_what_is_not_ours_goes_where_it_went_before(tmp_path):
-    program = compile_program("guard_race", tmp_path, f"-I{Path(cuframes.__file__).parent}", "-O2")
+    program = compile_program("guard_race", tmp_path, f"-I{cuframes.get_include()}", "-O2")
     done = subprocess.run([program, "chain"], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "")

@@ -342,8 +342,7 @@ def test_a_frame_is_rehearsed_and_the_rehearsal_holds_nothing(key, monkeypatch, 
 
 
 def test_what_is_done_with_a_frame_that_came_during_the_rehearsal_is_not_lateness(tmp_path):
-    include = Path(cuframes.__file__).parent
-    program = compile_program("lookout", tmp_path, f"-I{include}")
+    program = compile_program("lookout", tmp_path, f"-I{cuframes.get_include()}")
     assert subprocess.run([program], timeout=30, check=False).returncode == 0
 
 
@@ -351,8 +350,9 @@ def test_what_is_done_with_a_frame_that_came_during_the_rehearsal_is_not_latenes
 def pace(tmp_path_factory):
     """Runs the predictor on made-up timestamps: (interval, jitter, how far off) -> windows."""
     out = tmp_path_factory.mktemp("pace") / "pace"
-    include = Path(cuframes.__file__).parent
-    subprocess.run(["gcc", "-std=c11", f"-I{include}", str(HERE / "c" / "pace.c"), "-o", str(out)], check=True)
+    subprocess.run(
+        ["gcc", "-std=c11", f"-I{cuframes.get_include()}", str(HERE / "c" / "pace.c"), "-o", str(out)], check=True
+    )
 
     def run(*arguments):
         lines = subprocess.check_output([out, *map(str, arguments)], text=True).splitlines()

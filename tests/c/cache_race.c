@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "_cache.h"
+#include "cuframes/slot_ring.h"
 
 static cf_cache_writer writer;
 static char *segment;

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "_ring.h"
+#include "cuframes/frame_ring.h"
 
 #define RING 4
 #define WORDS 64

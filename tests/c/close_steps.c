@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "_gate.h"
+#include "cuframes/gate.h"
 
 static void step(void);
 static inline uint64_t stepped_or(uint64_t *p, uint64_t v) { return step(), cf_fetch_or(p, v); }
@@ -20,7 +20,7 @@ static inline void stepped_store_u32(uint32_t *p, uint32_t v) { step(), cf_store
 #define cf_load_seq_cst_u32 stepped_load_u32
 #define cf_fetch_add_u32 stepped_add_u32
 #define cf_store_seq_cst_u32 stepped_store_u32
-#include "_ring.h"
+#include "cuframes/frame_ring.h"
 
 #define RING 4
 

@@ -1,7 +1,7 @@
 /* A process that dies, or is stopped, at every statement of the rings' functions; those around it go on.
  *
  * Compiled with -fsanitize-coverage=trace-pc and -O0, where every access to shared memory is a call of a function in
- * _shm.h and so has a crash point before it. A child does one thing to a ring; at its n-th crash point it kills itself,
+ * shm.h and so has a crash point before it. A child does one thing to a ring; at its n-th crash point it kills itself,
  * or stops until it is told to go on. Then the parent, who has the other end, must get whole frames only, must not wait
  * for ever, and must be able to use every slot again. n goes up until the child comes through.
  *
@@ -17,9 +17,9 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-#include "_cache.h"
-#include "_packets.h"
-#include "_ring.h"
+#include "cuframes/slot_ring.h"
+#include "cuframes/packet_ring.h"
+#include "cuframes/frame_ring.h"
 
 #if defined(__clang__)
 #define UNTRACED __attribute__((no_sanitize("coverage")))

@@ -5,7 +5,7 @@
  *   guard_race chain           every kind of previous handler, each in a process of its own
  *
  * Prints what went wrong; exit status 1 if anything did. */
-#include "_guard.h"
+#include "cuframes/guard.h"
 
 #include <pthread.h>
 #include <stdio.h>

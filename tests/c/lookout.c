@@ -5,7 +5,7 @@
  * open after the frame was taken; 2 if there was none. */
 #include <stdio.h>
 
-#include "_ring.h"
+#include "cuframes/frame_ring.h"
 
 static cf_frame_header header;
 static cf_writer writer;

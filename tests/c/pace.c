@@ -1,10 +1,10 @@
-/* Feeds the predictor of _pace.h with frames and prints, for each, the window, and when the next frame really came.
+/* Feeds the predictor of pace.h with frames and prints, for each, the window, and when the next frame really came.
  *
  *   pace INTERVAL_NS JITTER_NS SKIP [THEN_INTERVAL_NS]      every SKIP-th frame is lost; 120 frames, 120 at another rate */
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "_pace.h"
+#include "cuframes/pace.h"
 
 int main(int argc, char **argv) {
     if (argc < 4) return 2;

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "_packets.h"
+#include "cuframes/packet_ring.h"
 
 #define SLOTS 8
 

@@ -34,7 +34,7 @@ def build_program(name: str, way: str, folder: Path) -> Path:
     if shutil.which(compiler) is None:
         raise Skip(f"no {compiler} here; on Debian: apt install {compiler}")
     partial = out.with_suffix(f".{os.getpid()}")  # another process may be building it too
-    include = f"-I{Path(cuframes.__file__).parent}"
+    include = f"-I{cuframes.get_include()}"
     command = [compiler, *options, *WARNINGS, include, SOURCES / f"{name}.c", "-pthread", "-o", partial]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode:

@@ -34,8 +34,8 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#include "_cuda.h"
-#include "_ring.h"
+#include "cuda.h"
+#include "frame_ring.h"
 
 #define CF_MAX_STREAMS 4           /* that one frame is followed on; with more, the whole context is */
 #define CF_REAPER_NS 1000000       /* between two looks */

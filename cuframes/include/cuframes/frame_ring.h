@@ -31,10 +31,10 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "_gate.h"
-#include "_pace.h"
-#include "_shm.h"
-#include "_status.h"
+#include "gate.h"
+#include "pace.h"
+#include "shm.h"
+#include "status.h"
 
 enum { CF_NEWEST = 0, CF_ORDERED = 1 };
 enum { CF_BLOCK = 0, CF_SPIN = 1, CF_PREDICT = 2 };
@@ -522,7 +522,7 @@ static inline int cf_reader_release(cf_reader *r, uint32_t k, uint64_t seq) {
     return rc;
 }
 
-/* Make threads that wait in here return CF_CLOSED; the rest of closing is the rule in _gate.h. */
+/* Make threads that wait in here return CF_CLOSED; the rest of closing is the rule in gate.h. */
 static inline void cf_reader_close(cf_reader *r) {
     cf_gate_shut(&r->gate);
     cf_futex_wake_all(cf_low_half(&r->shared->global_seq));

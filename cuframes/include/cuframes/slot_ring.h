@@ -31,10 +31,10 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "_copy.h"
-#include "_gate.h"
-#include "_shm.h"
-#include "_status.h"
+#include "copy.h"
+#include "gate.h"
+#include "shm.h"
+#include "status.h"
 
 /* Without a futex: the shortest and the longest time between two looks at the cursor, and in between which part of the
  * time waited so far. */

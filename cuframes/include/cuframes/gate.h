@@ -22,8 +22,8 @@
 
 #include <stdbool.h>
 
-#include "_shm.h"
-#include "_status.h"
+#include "shm.h"
+#include "status.h"
 
 #define CF_GATE_SHUT 0x80000000u      /* close() has begun */
 #define CF_GATE_HANDED_ON 0x40000000u /* close() did not wait: the last call to leave finishes it */

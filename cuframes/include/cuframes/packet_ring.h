@@ -30,10 +30,10 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "_copy.h"
-#include "_gate.h"
-#include "_shm.h"
-#include "_status.h"
+#include "copy.h"
+#include "gate.h"
+#include "shm.h"
+#include "status.h"
 
 static inline uint64_t cf_packet_segment_size(uint32_t ring_slots, uint32_t data_size) {
     return sizeof(cf_packet_header) + (uint64_t)ring_slots * sizeof(cf_packet_slot) + data_size;

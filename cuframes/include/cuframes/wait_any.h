@@ -9,8 +9,8 @@
 
 #include <sys/epoll.h>
 
-#include "_packets.h"
-#include "_ring.h"
+#include "packet_ring.h"
+#include "frame_ring.h"
 
 #define CF_ANY_MAX 128 /* as many as futex_waitv takes */
 #define CF_ANSWER_SLICE_NS 20000000
