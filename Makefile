@@ -59,4 +59,4 @@ $(VENV)/ready:
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist build.log *.egg-info cuframes/*.c cuframes/*.so
+	rm -rf $(VENV) build dist build.log *.egg-info cuframes/*.c cuframes/*.so cuframes/_native/*.c cuframes/_native/*.so

@@ -13,8 +13,7 @@ from setuptools import Extension, setup
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED_API = os.environ.get("CUFRAMES_ABI3") == "1" and not FREE_THREADED
 
-MODULES = ["_status", "_cuda", "_mapped", "_pending", "_core", "_views", "_source", "_frame", "_packets", "_cache"]
-MODULES += ["_any"]
+SOURCES = ["cuframes/_core.pyx", *sorted(glob.glob("cuframes/_native/*.pyx"))]
 HEADERS = sorted(glob.glob("cuframes/include/cuframes/*.h"))
 
 macros = [("_GNU_SOURCE", None)]
@@ -23,8 +22,8 @@ if LIMITED_API:
 
 extensions = [
     Extension(
-        f"cuframes.{name}",
-        [f"cuframes/{name}.pyx"],
+        source.removesuffix(".pyx").replace("/", "."),
+        [source],
         depends=HEADERS,
         include_dirs=["cuframes/include"],
         define_macros=macros,
@@ -32,7 +31,7 @@ extensions = [
         extra_compile_args=["-std=c11", "-O3", "-Werror=implicit-function-declaration"],
         py_limited_api=LIMITED_API,
     )
-    for name in MODULES
+    for source in SOURCES
 ]
 
 setup(

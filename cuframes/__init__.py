@@ -13,10 +13,10 @@ One process publishes, any number of others subscribe and see the same memory::
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cuframes._frame import Frame, WritableFrame
-from cuframes._mapped import monotonic_ns
+from cuframes._native.frame import Frame, WritableFrame
+from cuframes._native.mapping import monotonic_ns
+from cuframes._native.views import Plane
 from cuframes._version import __version__
-from cuframes._views import Plane
 from cuframes.errors import (
     AlreadyExists,
     CuframesError,
@@ -89,7 +89,7 @@ __all__ = [
 def get_include() -> str:
     """The directory of the C headers, for programs that join a ring without Python.
 
-    With this directory as ``-I``, C and C++ programs find ``#include "cuframes/frame_ring.h"`` and the others beside it.
+    With this directory as ``-I``, C and C++ programs find ``#include "cuframes/frame_ring.h"`` and the others.
     The headers are plain C11 and C++17, and need nothing else of this library.
     """
     return str(Path(__file__).parent / "include")

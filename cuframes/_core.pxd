@@ -1,9 +1,9 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from cuframes._cuda cimport Device
-from cuframes._mapped cimport Mapping, Slots
-from cuframes._pending cimport Pending
-from cuframes._ring cimport cf_reader, cf_taken, cf_writer
+from cuframes._native.cuda cimport Device
+from cuframes._native.mapping cimport Mapping, Slots
+from cuframes._native.pending cimport Pending
+from cuframes._native.frame_ring cimport cf_reader, cf_taken, cf_writer
 from cuframes._shm cimport cf_frame_header
 
 
@@ -64,7 +64,7 @@ cdef class FrameReader:
     cdef readonly object layout
     cdef readonly uint64_t epoch
     cdef int generation
-    cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (_any)
+    cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (wait_any)
     cdef object stream_keeper
     cdef Pending pending  # None in host memory
     cdef bint warned

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from cuframes._mapped import Mapping, Slots
+from cuframes._native.mapping import Mapping, Slots
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from cuframes._cuda cimport (
+from cuframes._native.cuda cimport (
     CF_CUDA_STREAM_LEGACY,
     CF_CUDA_STREAM_PER_THREAD,
     Device,
@@ -18,11 +18,11 @@ from cuframes._cuda cimport (
     keeper_of,
     stream_of,
 )
-from cuframes._mapped cimport Mapping, Slots, check_whole, header_of, is_cut
-from cuframes._pending cimport collect, pending_of
-from cuframes._ring cimport *
+from cuframes._native.mapping cimport Mapping, Slots, check_whole, header_of, is_cut
+from cuframes._native.pending cimport collect, pending_of
+from cuframes._native.frame_ring cimport *
 from cuframes._shm cimport *
-from cuframes._status cimport *
+from cuframes._native.status cimport *
 
 import logging
 

@@ -8,7 +8,7 @@ from enum import IntFlag
 from typing import Any, NamedTuple
 
 from cuframes import lifetime
-from cuframes._packets import (
+from cuframes._native.packets import (
     EXTRADATA_MAX,
     MAX_SLOTS,
     START_KEYFRAME,

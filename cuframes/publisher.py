@@ -7,10 +7,20 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
-from cuframes import _frame, _status, lifetime
+from cuframes import lifetime
 from cuframes._core import FrameWriter
-from cuframes._frame import FrameLayout, WritableFrame
-from cuframes._mapped import DROP_OLDEST, FUTEX, HEADER_BYTES, OWNER_LOCK, PINS, STRICT_WAIT, describe, meta_bytes
+from cuframes._native.frame import FrameLayout, WritableFrame, publish
+from cuframes._native.mapping import (
+    DROP_OLDEST,
+    FUTEX,
+    HEADER_BYTES,
+    OWNER_LOCK,
+    PINS,
+    STRICT_WAIT,
+    describe,
+    meta_bytes,
+)
+from cuframes._native.status import pause_at_exit
 from cuframes._version import __version__
 from cuframes.errors import AlreadyExists, CuframesError, NoPacketRing, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
@@ -279,7 +289,7 @@ class Publisher(lifetime.Closing):
         writer = self._writer
         if writer is None:
             raise self._refusal()
-        return _frame.publish(writer, self._layout, src, pts_ns, stream, timeout)
+        return publish(writer, self._layout, src, pts_ns, stream, timeout)
 
     def acquire(self, *, stream: Any = None, timeout: float | None = None, slot: int | None = None) -> WritableFrame:
         """A slot to write in place, as a context manager.
@@ -372,7 +382,7 @@ class Publisher(lifetime.Closing):
     def _refusal(self) -> Exception:
         if self._inherited:
             return RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
-        _status.pause_at_exit()
+        pause_at_exit()
         return ValueError("the publisher is closed")
 
     @property

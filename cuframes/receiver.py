@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from cuframes import _status, lifetime
+from cuframes import lifetime
+from cuframes._native.status import pause_at_exit
 from cuframes.errors import Disconnected, SegmentTruncated, Timeout
 from cuframes.session import client
 from cuframes.session.client import POLL_SECONDS, Steps
@@ -146,7 +147,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         return ring
 
     def _is_closed(self) -> ValueError:
-        _status.pause_at_exit()
+        pause_at_exit()
         return ValueError(f"the {self._what} is closed")
 
     def _rejoin(self, ended: R, deadline: float | None) -> R:

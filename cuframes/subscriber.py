@@ -7,10 +7,20 @@ import struct
 import time
 from typing import Any, NamedTuple
 
-from cuframes import _frame, _mapped
 from cuframes._core import BLOCK, PREDICT, SPIN, FrameReader
-from cuframes._frame import Frame, FrameLayout
-from cuframes._mapped import FRAME_MAGIC, STRICT_WAIT, Mapping, describe
+from cuframes._native.frame import Frame, FrameLayout, take
+from cuframes._native.mapping import (
+    FRAME_MAGIC,
+    FUTEX,
+    HEADER_BYTES,
+    HOST_MEMORY,
+    PINS,
+    STRICT_WAIT,
+    VMM_MEMORY,
+    Mapping,
+    describe,
+    handles,
+)
 from cuframes.errors import DeviceError, Disconnected, ProtocolError, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.memory import open_device, open_host
@@ -154,18 +164,18 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         header = _open_header(connection)
         found = describe(header)
         pool = connection.descriptors[1] if len(connection.descriptors) > 1 else None
-        if welcome.features & _mapped.HOST_MEMORY:
+        if welcome.features & HOST_MEMORY:
             if pool is None:
                 raise ProtocolError("the publisher sent no descriptor of its frames")
             if self._device is not None:
                 raise DeviceError(f"the publisher's frames are in host memory; device={self._device} cannot be met")
             slots = open_host(pool, frame_bytes, welcome.ring_size)
         else:
-            descriptor = pool if welcome.features & _mapped.VMM_MEMORY else None
-            handles = _mapped.handles(header, welcome.ring_size)
-            slots = open_device(uuid, self._device, found["epoch"], frame_bytes, handles, descriptor)
+            descriptor = pool if welcome.features & VMM_MEMORY else None
+            opened = handles(header, welcome.ring_size)
+            slots = open_device(uuid, self._device, found["epoch"], frame_bytes, opened, descriptor)
 
-        pins = bool(welcome.features & _mapped.PINS)
+        pins = bool(welcome.features & PINS)
         last, frame_no = place.initial_seq, place.initial_frame_no if pins else place.initial_seq
         known: int | None = frame_no
         if self._start == "oldest":
@@ -173,7 +183,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         elif self._start == "latest" and last:
             last, known = last - 1, frame_no - 1
         held = self._max_held if self._max_held is not None else max(1, welcome.ring_size // 2)
-        wakes, strict = bool(welcome.features & _mapped.FUTEX), found["policy"] == STRICT_WAIT
+        wakes, strict = bool(welcome.features & FUTEX), found["policy"] == STRICT_WAIT
         return FrameReader(
             header,
             slots,
@@ -225,20 +235,20 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         """
         ring = self._ring
         if ring is not None and not self.reconnect:  # the shortest way to a frame
-            return _frame.take(ring, timeout, _rehearse)
+            return take(ring, timeout, _rehearse)
         return self._next(self._take, timeout)
 
     def __next__(self) -> Frame:
         ring = self._ring
         if ring is not None:  # the shortest way; whatever else there is to do, the base class does
             try:
-                return _frame.take(ring, None, _rehearse)
+                return take(ring, None, _rehearse)
             except (Disconnected, SegmentTruncated, ValueError):
                 pass
         return super().__next__()
 
     def _take(self, ring: FrameReader, timeout: float | None) -> Frame:
-        return _frame.take(ring, timeout, _rehearse)
+        return take(ring, timeout, _rehearse)
 
     def _counted(self, ring: FrameReader) -> SubscriberStats:
         return super()._counted(ring)._replace(held=0)
@@ -435,9 +445,9 @@ def _open_header(connection: client.Connection) -> Mapping:
 
 def _map_header(fd: int) -> Mapping:
     size = os.fstat(fd).st_size
-    if size < _mapped.HEADER_BYTES:
-        raise ProtocolError(f"the control segment has {size} bytes, not {_mapped.HEADER_BYTES}")
-    header = Mapping(fd, _mapped.HEADER_BYTES, writable=True)
+    if size < HEADER_BYTES:
+        raise ProtocolError(f"the control segment has {size} bytes, not {HEADER_BYTES}")
+    header = Mapping(fd, HEADER_BYTES, writable=True)
     found = describe(header)
     if found["magic"] != FRAME_MAGIC or found["proto_version"] != 3:
         raise ProtocolError(

@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Iterable
 
-from cuframes._any import wait_rings
 from cuframes._core import FrameReader
-from cuframes._packets import PacketRing
+from cuframes._native.packets import PacketRing
+from cuframes._native.wait_any import wait_rings
 from cuframes.errors import Timeout
 from cuframes.packets import PacketReader
 from cuframes.session.client import POLL_SECONDS, deadline_after

@@ -539,14 +539,14 @@ def test_a_reconnecting_subscriber_goes_on_waiting_for_a_stopped_publisher(key):
 
 
 def test_wait_any_serves_the_others_when_one_publisher_is_stopped(stopped, key, monkeypatch):
-    from cuframes import _any
+    from cuframes._native import wait_any as native
 
     stopped.signal(signal.SIGCONT)
     bad = Subscriber(key)
     stopped.signal(signal.SIGSTOP)
     with Publisher(f"{key}-b", 64, 48, "gray8") as publisher, Subscriber(f"{key}-b") as good, bad:
         for allowed in (True, False):  # futex_waitv, and descriptors, for which the publisher would have to be asked
-            _any.allow_waitv(allowed)
+            native.allow_waitv(allowed)
             try:
                 while wait_any([bad], 0):
                     bad.next(0).release()
@@ -557,7 +557,7 @@ def test_wait_any_serves_the_others_when_one_publisher_is_stopped(stopped, key, 
                 timer.join()
                 assert wait_any([bad, good], 0.01) == []
             finally:
-                _any.allow_waitv(True)
+                native.allow_waitv(True)
         assert bad.fileno() >= 0
         stopped.signal(signal.SIGCONT)
         assert bad.next(ENDS).frame_no >= 1

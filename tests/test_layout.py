@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cuframes import _mapped
+from cuframes._native.mapping import layout_rows
 
 FIGURES = json.loads((Path(__file__).parent / "data" / "layout.json").read_text())
-ROWS = {(kind, field): (offset, size) for kind, field, offset, size in _mapped.layout_rows()}
+ROWS = {(kind, field): (offset, size) for kind, field, offset, size in layout_rows()}
 TYPES = {
     "frame_meta": "cf_frame_meta",
     "slot": "cf_slot",

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from cuframes._mapped import Mapping
+from cuframes._native.mapping import Mapping
 from cuframes.errors import ProtocolError
 from cuframes.memory import HostPool
 from cuframes.segment import create_memfd

@@ -1,6 +1,6 @@
 """The handshake of pins, model-checked: every interleaving of one writer and two readers over a ring of two slots.
 
-Each step below is one atomic access of ``frame_ring.h`` (same names), and the accesses are sequentially consistent there,
+Each step below is one atomic access of ``frame_ring.h`` (same names), and these accesses are sequentially consistent,
 so the interleavings are all there is.
 """
 

@@ -13,7 +13,8 @@ import pytest
 from harness import eventually
 
 import cuframes
-from cuframes import Publisher, Subscriber, _mapped
+from cuframes import Publisher, Subscriber
+from cuframes._native.mapping import PINS
 
 
 def gray(value, shape=(48, 64)):
@@ -481,7 +482,7 @@ class TestPublisherWithoutPins:
     @pytest.fixture
     def subscriber(self, publisher, key):
         welcome = publisher._server._welcome
-        publisher._server._welcome = welcome._replace(features=welcome.features & ~_mapped.PINS)
+        publisher._server._welcome = welcome._replace(features=welcome.features & ~PINS)
         with Subscriber(key, mode="ordered", max_held=4) as subscriber:
             yield subscriber
 

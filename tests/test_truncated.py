@@ -360,7 +360,7 @@ def test_nothing_is_installed_by_the_import_or_for_sealed_memory():
     code = """
         import ctypes
         from cuframes.segment import create_memfd
-        from cuframes._mapped import Mapping
+        from cuframes._native.mapping import Mapping
         class Action(ctypes.Structure):
             _fields_ = [("handler", ctypes.c_void_p), ("rest", ctypes.c_byte * 256)]
         def handler():

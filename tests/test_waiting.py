@@ -12,7 +12,9 @@ import pytest
 from harness import Worker, compile_program, eventually
 
 import cuframes
-from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, _any, _mapped, wait_any, waiting
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any, waiting
+from cuframes._native import wait_any as native
+from cuframes._native.mapping import FUTEX
 from cuframes.listing import collect_garbage
 
 HERE = Path(__file__).parent
@@ -22,9 +24,9 @@ FRAME = bytes(64 * 48)
 @pytest.fixture(params=["futex_waitv", "descriptors"])
 def way(request):
     """Both ways of waiting: for few, and for many or on an older kernel."""
-    _any.allow_waitv(request.param == "futex_waitv")
+    native.allow_waitv(request.param == "futex_waitv")
     yield request.param
-    _any.allow_waitv(True)
+    native.allow_waitv(True)
 
 
 def drain(receivers):
@@ -282,7 +284,7 @@ def test_more_than_one_call_can_wait_for(key):
 def test_a_publisher_that_wakes_nobody_is_looked_at(key, wait):
     with Publisher(key, 64, 48, "gray8") as publisher:
         welcome = publisher._server._welcome
-        publisher._server._welcome = welcome._replace(features=welcome.features & ~_mapped.FUTEX)
+        publisher._server._welcome = welcome._replace(features=welcome.features & ~FUTEX)
         with Subscriber(key) as subscriber:
             found = []
             thread = threading.Thread(target=lambda: found.append(wait(subscriber).seq))

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cuframes._cache import DEFAULT_DEPTH
+from cuframes._native.slot import DEFAULT_DEPTH
 from cuframes.cli import EXIT_ERROR, fail, pixels, stop_on_signals
 from cuframes.cli.host import print_table
 from cuframes.cli.publish import parse_size

@@ -12,7 +12,7 @@ A slot is a file in /dev/shm that outlives its writers::
 Nothing here needs the service (``cuframes framecache serve``), which creates, lists and removes slots over HTTP.
 """
 
-from cuframes._cache import SlotFrame, WritableSlotFrame
+from cuframes._native.slot import SlotFrame, WritableSlotFrame
 from cuframes.framecache.client import Client
 from cuframes.framecache.parameters import SlotParameters
 from cuframes.framecache.reader import SlotReader, SlotReaderStats

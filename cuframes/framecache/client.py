@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from cuframes._cache import DEFAULT_DEPTH
+from cuframes._native.slot import DEFAULT_DEPTH
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.framecache.parameters import Rate, check_slot_id, is_slot_id, rate
 from cuframes.framecache.slots import SlotInfo

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH, slot_size
+from cuframes._native.slot import DEFAULT_DEPTH, MIN_DEPTH, slot_size
 from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format, whole_number
 
 __all__ = ["Rate", "SlotParameters", "check_slot_id", "rate"]

@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from cuframes._cache import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
+from cuframes._native.slot import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
 from cuframes.framecache.parameters import check_slot_id
 from cuframes.framecache.slots import SlotInfo, attach, info
 from cuframes.receiver import WatchedReceiver

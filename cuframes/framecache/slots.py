@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import posix_ipc
 
-from cuframes._cache import DEFAULT_DEPTH, HEADER_BYTES, START_NEXT, CacheRing, format_slot, measure_slot
-from cuframes._frame import FrameLayout
-from cuframes._mapped import Mapping
+from cuframes._native.frame import FrameLayout
+from cuframes._native.mapping import Mapping
+from cuframes._native.slot import DEFAULT_DEPTH, HEADER_BYTES, START_NEXT, CacheRing, format_slot, measure_slot
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate

@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 from cuframes import lifetime
-from cuframes._cache import CacheWriter, WritableSlotFrame
-from cuframes._mapped import Mapping
+from cuframes._native.mapping import Mapping
+from cuframes._native.slot import CacheWriter, WritableSlotFrame
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
 from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate

@@ -7,7 +7,7 @@ A publisher's pool offers
 ``features``
     the bits it adds to the segment's ``ext_flags``,
 ``memory``
-    the :class:`~cuframes._mapped.Slots`: where each frame is,
+    the :class:`~cuframes._native.mapping.Slots`: where each frame is,
 ``exports``
     what goes into the control segment for subscribers to open, or None,
 ``descriptors()``
@@ -25,7 +25,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from cuframes._mapped import Slots
+from cuframes._native.mapping import Slots
 from cuframes.errors import DeviceError
 from cuframes.memory.host import HostPool
 

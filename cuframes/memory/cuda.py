@@ -17,8 +17,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
-from cuframes._cuda import Device
-from cuframes._mapped import VMM_MEMORY, Slots
+from cuframes._native.cuda import Device
+from cuframes._native.mapping import VMM_MEMORY, Slots
 from cuframes.errors import DeviceError, ProtocolError
 from cuframes.memory.driver import call, current, gpu, handle_bytes, handle_of
 from cuframes.memory.host import frame_stride
@@ -334,7 +334,7 @@ def buffer_pointer(buffer: Any) -> int:
     if interface is not None:
         return int(interface["data"][0])
     if hasattr(buffer, "__dlpack__"):
-        from cuframes._source import dlpack_pointer
+        from cuframes._native.source import dlpack_pointer
 
         return int(dlpack_pointer(buffer))
     raise TypeError(f"a buffer is a device array or the address of one, not {type(buffer).__name__}")

@@ -1,5 +1,5 @@
 """The CUDA driver through cuda-python: devices, allocations, handles. Everything that happens once; the hot path is
-``_cuda.pyx``.
+``cuda.pyx``.
 
 Importing this module needs no GPU. :func:`gpu` says what is missing.
 """
@@ -8,8 +8,8 @@ import ctypes
 import os
 from typing import Any
 
-from cuframes import _cuda
-from cuframes._cuda import Device
+from cuframes._native import cuda as hot
+from cuframes._native.cuda import Device
 from cuframes.errors import DeviceError
 
 __all__ = ["call", "find_gpu", "gpu", "has_gpu"]
@@ -67,7 +67,7 @@ def _driver() -> Any:
     for name, since in OPTIONAL.items():
         result, address, _ = driver.cuGetProcAddress(name.encode(), since, 0)
         functions[name] = int(address) if result == driver.CUresult.CUDA_SUCCESS and address else 0
-    _cuda.load(functions)
+    hot.load(functions)
     _bindings, _pid = driver, os.getpid()
     return driver
 

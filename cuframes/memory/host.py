@@ -5,7 +5,7 @@ import fcntl
 import os
 from typing import Self
 
-from cuframes._mapped import HOST_MEMORY, Mapping, Slots
+from cuframes._native.mapping import HOST_MEMORY, Mapping, Slots
 from cuframes.errors import ProtocolError
 from cuframes.segment import PAGE, create_memfd
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from cuframes import _mapped, lifetime
+from cuframes import lifetime
+from cuframes._native.mapping import FUTEX, HOST_MEMORY, OWNER_LOCK, PASS_FD, PINS, VMM_MEMORY
 from cuframes.errors import (
     AlreadyExists,
     CuframesError,
@@ -54,9 +55,7 @@ __all__ = [
 
 log = logging.getLogger("cuframes")
 
-FEATURES = (
-    _mapped.PINS | _mapped.FUTEX | _mapped.HOST_MEMORY | _mapped.VMM_MEMORY | _mapped.OWNER_LOCK | _mapped.PASS_FD
-)
+FEATURES = PINS | FUTEX | HOST_MEMORY | VMM_MEMORY | OWNER_LOCK | PASS_FD
 POLL_SECONDS = 0.02  # how often a publisher that is not there yet is looked for, and close() is
 HANDSHAKE_SECONDS = 2.0
 # However short the caller's time is, a publisher that is there gets this long to answer.
@@ -382,7 +381,7 @@ def fetch_packets(key: str) -> Steps[int]:
     if not welcome.packets_path:
         _close_all(descriptors)
         raise NoPacketRing(f"the publisher of {key!r} shares no packets; it does after enable_packets()")
-    if not welcome.features & _mapped.PASS_FD or not descriptors:
+    if not welcome.features & PASS_FD or not descriptors:
         _close_all(descriptors)
         return open_segment(welcome.packets_path, writable=False)
     *others, packets = descriptors  # the packet ring comes last

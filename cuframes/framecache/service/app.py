@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from cuframes._cache import DEFAULT_DEPTH, MIN_DEPTH
+from cuframes._native.slot import DEFAULT_DEPTH, MIN_DEPTH
 from cuframes._version import __version__
 from cuframes.errors import NotFound
 from cuframes.formats import ALIASES, MAX_SIDE

@@ -5,7 +5,7 @@ import time
 
 from av.error import FFmpegError
 
-from cuframes._cache import START_LATEST
+from cuframes._native.slot import START_LATEST
 from cuframes.errors import CuframesError, NotFound, Timeout
 from cuframes.framecache.slots import attach
 from cuframes.pictures import encode, to_video

@@ -6,7 +6,7 @@
  *
  * Therefore SIGBUS is handled here, as libwayland does for the buffers of its clients. When the address lies in one of
  * our ranges, that range is marked as cut and becomes memory of our own, all zeros; the interrupted access is repeated
- * there, and goes on. Whoever reads or writes a range looks at the mark afterwards (_mapped.check_whole) and raises.
+ * there, and goes on. Whoever reads or writes a range looks at the mark afterwards (check_whole in mapping.pxd) and raises.
  *
  * THE WHOLE RANGE, not only the pages that are missing:
  *   - every seqlock then says "not what you looked for" (a slot's seq and write_cursor are 0), so that zeros never pass
@@ -67,7 +67,7 @@ static inline bool cf_guard_mend(uintptr_t address) {
         size_t size = __atomic_load_n(&g->size, __ATOMIC_SEQ_CST);
         uintptr_t start = __atomic_load_n(&g->start, __ATOMIC_SEQ_CST);
         if (address - start >= size || __atomic_load_n(&g->size, __ATOMIC_SEQ_CST) != size) continue;
-        /* First the mark: whoever has read a zero finds it. PAIRS WITH: _mapped.check_whole. Several threads may come
+        /* First the mark: whoever has read a zero finds it. PAIRS WITH: check_whole in mapping.pxd. Several threads may come
          * here for one range; each replaces it, so that none has to wait for another. */
         __atomic_store_n(&g->cut, 1, __ATOMIC_SEQ_CST);
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;

@@ -1,4 +1,4 @@
-/* What the rings' functions return, and how they wait. _status.check() turns a status into an exception. */
+/* What the rings' functions return, and how they wait. status.pyx: check() turns a status into an exception. */
 #ifndef CUFRAMES_STATUS_H
 #define CUFRAMES_STATUS_H
 

@@ -9,8 +9,8 @@ from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport uint32_t, uint64_t
 
-from cuframes._cuda cimport Device, cf_gpu
-from cuframes._ring cimport cf_reader
+from cuframes._native.cuda cimport Device, cf_gpu
+from cuframes._native.frame_ring cimport cf_reader
 from cuframes._shm cimport CF_MAX_RING
 
 import atexit

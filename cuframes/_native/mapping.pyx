@@ -8,7 +8,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from cuframes._cuda cimport Device
+from cuframes._native.cuda cimport Device
 from cuframes._shm cimport *
 
 import os
@@ -86,7 +86,7 @@ cdef class Mapping:
             self.cut = &(<cf_guard*>self.guard).cut
 
     cdef void cut_off(self) noexcept:
-        """The file was found to be shorter than what is mapped of it: every call raises SegmentTruncated from now on."""
+        """The file was found to be shorter than the mapping: every call raises SegmentTruncated from now on."""
         if self.guard != NULL:
             cf_guard_cut(<cf_guard*>self.guard)
 

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from cuframes._cuda cimport Device
-from cuframes._ring cimport cf_reader
+from cuframes._native.cuda cimport Device
+from cuframes._native.frame_ring cimport cf_reader
 
 
 cdef class Pending:

@@ -1,6 +1,6 @@
 from typing import Any
 
-from cuframes._cuda import Device
+from cuframes._native.cuda import Device
 
 HEADER_BYTES: int
 FRAME_MAGIC: int

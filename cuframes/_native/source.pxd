@@ -1,5 +1,5 @@
-from cuframes._cuda cimport Device
-from cuframes._frame cimport FrameLayout
+from cuframes._native.cuda cimport Device
+from cuframes._native.frame cimport FrameLayout
 
 
 cdef extern from "cuframes/copy.h" nogil:

@@ -3,7 +3,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cuframes._core import FrameReader, FrameWriter
-from cuframes._views import Plane, View
+from cuframes._native.views import Plane, View
 from cuframes.formats import FrameShape
 
 class FrameLayout:

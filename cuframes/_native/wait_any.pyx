@@ -4,11 +4,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from cuframes._core cimport FrameReader
-from cuframes._mapped cimport is_cut
-from cuframes._packets cimport PacketRing, cf_packet_reader
-from cuframes._ring cimport cf_reader, cf_reader_hangup
+from cuframes._native.mapping cimport is_cut
+from cuframes._native.packets cimport PacketRing, cf_packet_reader
+from cuframes._native.frame_ring cimport cf_reader, cf_reader_hangup
 from cuframes._shm cimport cf_now_ns
-from cuframes._status cimport *
+from cuframes._native.status cimport *
 
 
 cdef extern from "Python.h":

@@ -11,11 +11,11 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uintptr_t
 
-from cuframes._cuda cimport CF_CUDA_STREAM_LEGACY, Device, check_driver
-from cuframes._dlpack cimport PyCapsule_GetPointer, PyCapsule_SetName, cf_dl_managed, cf_dl_tensor
-from cuframes._frame cimport FrameLayout, Geometry, cf_copier
+from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, Device, check_driver
+from cuframes._native.dlpack cimport PyCapsule_GetPointer, PyCapsule_SetName, cf_dl_managed, cf_dl_tensor
+from cuframes._native.frame cimport FrameLayout, Geometry, cf_copier
 from cuframes._shm cimport cf_now_ns
-from cuframes._views cimport check_unmasked
+from cuframes._native.views cimport check_unmasked
 
 from cuframes.formats import ALIASES
 

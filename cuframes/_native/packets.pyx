@@ -10,9 +10,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport close as c_close
 
-from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
+from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_store_release_u32
-from cuframes._status cimport *
+from cuframes._native.status cimport *
 
 from cuframes.errors import ProtocolError
 from cuframes.lifetime import refusal

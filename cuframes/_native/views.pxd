@@ -1,5 +1,5 @@
 from cuframes._core cimport Owner
-from cuframes._cuda cimport Device
+from cuframes._native.cuda cimport Device
 
 
 cdef int check_unmasked(object array) except -1

@@ -13,8 +13,8 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 
 from cuframes._core cimport Owner
-from cuframes._cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
-from cuframes._dlpack cimport *
+from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
+from cuframes._native.dlpack cimport *
 
 
 from cuframes.lifetime import refusal

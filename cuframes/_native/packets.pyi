@@ -1,7 +1,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from cuframes._mapped import Mapping
+from cuframes._native.mapping import Mapping
 
 EXTRADATA_MAX: int
 MAX_SLOTS: int

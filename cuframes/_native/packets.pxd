@@ -1,8 +1,8 @@
 # What packet_ring.h declares, and the ring's two ends for Python.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from cuframes._mapped cimport Mapping
-from cuframes._status cimport cf_gate
+from cuframes._native.mapping cimport Mapping
+from cuframes._native.status cimport cf_gate
 
 
 cdef extern from "cuframes/packet_ring.h" nogil:

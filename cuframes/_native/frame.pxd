@@ -1,6 +1,6 @@
 from cuframes._core cimport FrameReader, FrameWriter, WriteLease
-from cuframes._ring cimport cf_taken
-from cuframes._views cimport View
+from cuframes._native.frame_ring cimport cf_taken
+from cuframes._native.views cimport View
 
 
 cdef extern from "cuframes/copy.h" nogil:

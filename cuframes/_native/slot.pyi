@@ -3,8 +3,8 @@ from typing import Any, Self
 import numpy
 from numpy.typing import NDArray
 
-from cuframes._frame import FrameLayout
-from cuframes._mapped import Mapping
+from cuframes._native.frame import FrameLayout
+from cuframes._native.mapping import Mapping
 
 MAGIC: int
 VERSION: int

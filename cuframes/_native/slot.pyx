@@ -10,13 +10,13 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
-from cuframes._frame cimport FrameLayout
-from cuframes._mapped cimport Borrowed_make, Mapping, check_whole
+from cuframes._native.frame cimport FrameLayout
+from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
 from cuframes._shm cimport cf_now_ns, cf_store_release_u32
-from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, is_part, plain_rows, source_of
-from cuframes._status cimport *
-from cuframes._views cimport check_unmasked
+from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, is_part, plain_rows, source_of
+from cuframes._native.status cimport *
+from cuframes._native.views cimport check_unmasked
 
 import logging
 import os

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t
 
-from cuframes._cuda cimport Device
+from cuframes._native.cuda cimport Device
 from cuframes._shm cimport cf_fence_acquire, cf_frame_header, cf_load_relaxed_u32
 
 

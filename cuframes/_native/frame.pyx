@@ -5,11 +5,11 @@ from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport int64_t
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
-from cuframes._cuda cimport Device, check_driver, stream_of
-from cuframes._ring cimport cf_reader_valid
-from cuframes._source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
-from cuframes._status cimport deadline_after, is_inherited, nanoseconds_of
-from cuframes._views cimport Plane, View
+from cuframes._native.cuda cimport Device, check_driver, stream_of
+from cuframes._native.frame_ring cimport cf_reader_valid
+from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
+from cuframes._native.status cimport deadline_after, is_inherited, nanoseconds_of
+from cuframes._native.views cimport Plane, View
 
 from cuframes.errors import FrameDropped, Overwritten
 
