@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuframes._native.frame import Frame, WritableFrame
-from cuframes._native.mapping import monotonic_ns
+from cuframes._native.status import monotonic_ns
 from cuframes._native.views import Plane
 from cuframes._version import __version__
 from cuframes.errors import (

@@ -1,9 +1,10 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._native.cuda cimport Device
-from cuframes._native.mapping cimport Mapping, Slots
+from cuframes._native.mapping cimport Mapping
 from cuframes._native.pending cimport Pending
 from cuframes._native.frame_ring cimport cf_reader, cf_taken, cf_writer
+from cuframes._native.slot_table cimport SlotTable
 from cuframes._shm cimport cf_frame_header
 
 
@@ -16,13 +17,13 @@ cdef class Owner:
 
     cdef int use(self, void* stream) except -1
     cdef void follow(self, void* stream, int ordinal, object keeper) noexcept
-    cdef Slots memory(self)
+    cdef SlotTable memory(self)
 
 
 cdef class FrameWriter:
     cdef cf_writer ring
     cdef Mapping header
-    cdef Slots slots
+    cdef SlotTable slots
     cdef uint32_t unfollowed  # slots that may still be written, though their event does not say so
     cdef int64_t deadline  # of the begun frame
     cdef list sources
@@ -58,7 +59,7 @@ cdef class WriteLease(Owner):
 cdef class FrameReader:
     cdef cf_reader ring
     cdef Mapping header
-    cdef Slots slots
+    cdef SlotTable slots
     cdef void* stream
     cdef readonly object connection
     cdef readonly object layout

@@ -1,7 +1,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from cuframes._native.mapping import Mapping, Slots
+from cuframes._native.mapping import Mapping
+from cuframes._native.slot_table import SlotTable
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ class FrameWriter:
     def __init__(
         self,
         header: Mapping,
-        slots: Slots,
+        slots: SlotTable,
         *,
         meta: tuple[int, int, int, int, int, int, int],
         policy: int,
@@ -49,7 +50,7 @@ class FrameReader:
     def __init__(
         self,
         header: Mapping,
-        slots: Slots,
+        slots: SlotTable,
         connection: _Connection,
         layout: Any,
         *,

@@ -18,9 +18,11 @@ from cuframes._native.cuda cimport (
     keeper_of,
     stream_of,
 )
-from cuframes._native.mapping cimport Mapping, Slots, check_whole, header_of, is_cut
+from cuframes._native.control cimport header_of
+from cuframes._native.mapping cimport Mapping, check_whole, is_cut
 from cuframes._native.pending cimport collect, pending_of
 from cuframes._native.frame_ring cimport *
+from cuframes._native.slot_table cimport SlotTable
 from cuframes._shm cimport *
 from cuframes._native.status cimport *
 
@@ -64,7 +66,7 @@ cdef int MAX_STREAMS = 4  # the array in _core.pxd
 cdef class Owner:
     """What keeps a frame's memory, and on a GPU the streams on which that memory is used."""
 
-    cdef Slots memory(self):
+    cdef SlotTable memory(self):
         return None
 
     cdef int use(self, void* stream) except -1:
@@ -110,7 +112,7 @@ cdef class FrameWriter:
     ----------
     header : Mapping
         The control segment, writable, zero-filled; it is initialised here.
-    slots : Slots
+    slots : SlotTable
     meta : tuple
         (format code, width, height, pitch_y, pitch_uv, bits per pixel, frame bytes)
     exports : tuple, optional
@@ -118,7 +120,7 @@ cdef class FrameWriter:
         ring's event).
     """
 
-    def __cinit__(self, Mapping header not None, Slots slots not None, *, tuple meta, uint32_t policy,
+    def __cinit__(self, Mapping header not None, SlotTable slots not None, *, tuple meta, uint32_t policy,
                   uint32_t ext_flags, uint64_t epoch, tuple version, uint64_t pid, tuple exports=None):
         cdef cf_frame_header* h = header_of(header)
         self.header = header
@@ -396,7 +398,7 @@ cdef class FrameWriter:
 cdef class WriteLease(Owner):
     """The begun slot of a writer, as the owner of views of it. `main` is the stream the frame is published on."""
 
-    cdef Slots memory(self):
+    cdef SlotTable memory(self):
         return self.writer.slots
 
     cdef int use(self, void* stream) except -1:
@@ -434,7 +436,7 @@ cdef class FrameReader:
     ----------
     header : Mapping
         The control segment, writable (pins and counters are written there).
-    slots : Slots
+    slots : SlotTable
         The frames.
     connection
         Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``heard()`` is called when it
@@ -451,7 +453,7 @@ cdef class FrameReader:
         The stream that waits for each frame, for device memory.
     """
 
-    def __cinit__(self, Mapping header not None, Slots slots not None, connection, layout, *, tuple ring,
+    def __cinit__(self, Mapping header not None, SlotTable slots not None, connection, layout, *, tuple ring,
                   tuple position, stream=None):
         self.ring.shared = header_of(header)
         self.header = header
@@ -688,11 +690,11 @@ cdef class Hold(Owner):
     its deallocation. That may happen on any thread, or at interpreter exit, and must therefore not raise.
     """
 
-    cdef Slots memory(self):
+    cdef SlotTable memory(self):
         return self.reader.slots
 
     cdef int use(self, void* stream) except -1:
-        cdef Slots slots = self.reader.slots
+        cdef SlotTable slots = self.reader.slots
         if stream != NULL:
             check_driver(slots.device.wait(stream, slots.event[self.taken.slot]),
                          "waiting for the frame's event failed")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cuframes._native.mapping import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
+from cuframes._native.control import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
 from cuframes.errors import NotFound, ProtocolError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.keylock import cleaning, lock_path, owner_pid

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, Self
 
 from cuframes import lifetime
 from cuframes._core import FrameWriter
-from cuframes._native.frame import FrameLayout, WritableFrame, publish
-from cuframes._native.mapping import (
+from cuframes._native.control import (
     DROP_OLDEST,
     FUTEX,
     HEADER_BYTES,
@@ -20,6 +19,8 @@ from cuframes._native.mapping import (
     describe,
     meta_bytes,
 )
+from cuframes._native.frame import WritableFrame, publish
+from cuframes._native.layout import FrameLayout
 from cuframes._native.status import pause_at_exit
 from cuframes._version import __version__
 from cuframes.errors import AlreadyExists, CuframesError, NoPacketRing, SegmentTruncated

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import av
 
-from cuframes._native.mapping import monotonic_ns
+from cuframes._native.status import monotonic_ns
 from cuframes.codecs import NS
 from cuframes.errors import Disconnected, NoCodecParameters, PacketOverrun, Timeout
 from cuframes.packets import Packet, PacketFlags, PacketReader

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cuframes import lifetime
-from cuframes._native.mapping import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, Mapping, describe
+from cuframes._native.control import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, describe
+from cuframes._native.mapping import Mapping
 from cuframes._native.packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAGIC, describe_packets
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.files import is_locked as is_owned

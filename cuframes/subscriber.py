@@ -8,8 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 from cuframes._core import BLOCK, PREDICT, SPIN, FrameReader
-from cuframes._native.frame import Frame, FrameLayout, take
-from cuframes._native.mapping import (
+from cuframes._native.control import (
     FRAME_MAGIC,
     FUTEX,
     HEADER_BYTES,
@@ -17,10 +16,12 @@ from cuframes._native.mapping import (
     PINS,
     STRICT_WAIT,
     VMM_MEMORY,
-    Mapping,
     describe,
     handles,
 )
+from cuframes._native.frame import Frame, take
+from cuframes._native.layout import FrameLayout
+from cuframes._native.mapping import Mapping
 from cuframes.errors import DeviceError, Disconnected, ProtocolError, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.memory import open_device, open_host

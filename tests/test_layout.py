@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cuframes._native.mapping import layout_rows
+from cuframes._native.control import layout_rows
 
 FIGURES = json.loads((Path(__file__).parent / "data" / "layout.json").read_text())
 ROWS = {(kind, field): (offset, size) for kind, field, offset, size in layout_rows()}

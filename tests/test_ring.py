@@ -14,7 +14,7 @@ from harness import eventually
 
 import cuframes
 from cuframes import Publisher, Subscriber
-from cuframes._native.mapping import PINS
+from cuframes._native.control import PINS
 
 
 def gray(value, shape=(48, 64)):

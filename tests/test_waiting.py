@@ -14,7 +14,7 @@ from harness import Worker, compile_program, eventually
 import cuframes
 from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any, waiting
 from cuframes._native import wait_any as native
-from cuframes._native.mapping import FUTEX
+from cuframes._native.control import FUTEX
 from cuframes.listing import collect_garbage
 
 HERE = Path(__file__).parent

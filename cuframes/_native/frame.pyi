@@ -3,12 +3,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from cuframes._core import FrameReader, FrameWriter
+from cuframes._native.layout import FrameLayout
 from cuframes._native.views import Plane, View
-from cuframes.formats import FrameShape
-
-class FrameLayout:
-    shape: FrameShape
-    def __init__(self, shape: FrameShape) -> None: ...
 
 class Frame(View):
     @property

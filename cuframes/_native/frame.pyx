@@ -7,45 +7,13 @@ from libc.stdint cimport int64_t
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._native.cuda cimport Device, check_driver, stream_of
 from cuframes._native.frame_ring cimport cf_reader_valid
+from cuframes._native.device_source cimport device_source_of
+from cuframes._native.layout cimport FrameLayout, Geometry
 from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
 from cuframes._native.status cimport deadline_after, is_inherited, nanoseconds_of
 from cuframes._native.views cimport Plane, View
 
 from cuframes.errors import FrameDropped, Overwritten
-
-
-cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
-    cdef int i
-    g.offset = plane.offset
-    g.ndim = len(plane.shape)
-    for i in range(g.ndim):
-        g.extent[i] = plane.shape[i]
-        g.step[i] = plane.strides[i]
-    g.rows = g.extent[0]
-    g.row_bytes = g.extent[1] * (g.extent[2] if g.ndim == 3 else 1) * item_bytes
-    return 0
-
-
-cdef class FrameLayout:
-    """A :class:`cuframes.formats.FrameShape` in a form that costs nothing per frame."""
-
-    def __cinit__(self, shape):
-        cdef int i
-        self.shape = shape
-        self.format = shape.format.name
-        self.planes = len(shape.planes)
-        self.item_bytes = shape.format.itemsize
-        self.nbytes = shape.nbytes
-        for i in range(self.planes):
-            fill_geometry(&self.plane[i], shape.planes[i], self.item_bytes)
-            self.tight_bytes += self.plane[i].row_bytes * self.plane[i].rows
-        self.array_ndim = len(shape.array_shape)
-        for i in range(self.array_ndim):
-            self.array_extent[i] = shape.array_shape[i]
-        self.one_pitch = self.planes == 1 or self.plane[1].row_bytes == self.plane[0].row_bytes
-        self.matrix.ndim = 0
-        if shape.matrix is not None:
-            fill_geometry(&self.matrix, shape.matrix, self.item_bytes)
 
 
 cdef int aim(View view, FrameLayout layout, char* address, bint readonly, Owner owner) except -1:
@@ -341,7 +309,7 @@ cdef class WritableFrame(View):
         """Copy a whole frame in: what ``Publisher.publish`` takes."""
         cdef Source source
         self.check_begun()
-        source = source_of(self.layout, self.writer.slots.device, self.stream, src)
+        source = find_source(self.writer, self.layout, self.stream, src)
         self.check_begun()  # looking at an array can run anybody's code
         source.part_from(self.address)
         fill(self.writer, source, self.address, self.stream)
@@ -377,6 +345,13 @@ cdef class WritableFrame(View):
 
 
 # ---- copying an array-like in --------------------------------------------------------------------------------------
+
+cdef Source find_source(FrameWriter writer, FrameLayout layout, void* stream, object src):
+    """The rows of an array-like that is to be copied to where the writer's frames are."""
+    if writer.slots.device is None:
+        return source_of(layout, src)
+    return device_source_of(layout, writer.slots.device, stream, src)
+
 
 cdef int fill(FrameWriter writer, Source source, char* target, void* stream) except -1:
     """Copy the rows into the begun slot; on a GPU, queue the copy."""
@@ -434,7 +409,7 @@ cdef object publish_inside(FrameWriter writer, FrameLayout layout, object src, o
             PyBuffer_Release(&buffer)
         return writer.commit(pts_ns, layout.nbytes, NULL)
     cdef void* handle = writer_stream(writer, stream)
-    cdef Source source = source_of(layout, writer.slots.device, handle, src)
+    cdef Source source = find_source(writer, layout, handle, src)
     if pts_ns is not None:
         pts_ns = nanoseconds_of(pts_ns)
     writer.begin(timeout, -1, handle)

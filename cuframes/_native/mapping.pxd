@@ -1,10 +1,6 @@
 from libc.stdint cimport uint32_t
 
-from cuframes._native.cuda cimport Device
-from cuframes._shm cimport cf_fence_acquire, cf_frame_header, cf_load_relaxed_u32
-
-
-cdef cf_frame_header* header_of(Mapping mapping) except NULL
+from cuframes._shm cimport cf_fence_acquire, cf_load_relaxed_u32
 
 
 cdef class Mapping:
@@ -40,12 +36,3 @@ cdef class Borrowed:
 
 
 cdef Borrowed Borrowed_make(object keeper, const char* address, Py_ssize_t size, bint readonly)
-
-
-cdef class Slots:
-    cdef char* address[16]
-    cdef void* event[16]
-    cdef void* ring_event
-    cdef readonly int count
-    cdef readonly Device device
-    cdef object owner

@@ -1,7 +1,7 @@
 # What slot_ring.h declares, and a slot's two ends for Python.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from cuframes._native.frame cimport FrameLayout
+from cuframes._native.layout cimport FrameLayout
 from cuframes._native.mapping cimport Mapping
 from cuframes._native.source cimport Rows
 from cuframes._native.status cimport cf_gate

@@ -3,7 +3,7 @@ from typing import Any, Self
 import numpy
 from numpy.typing import NDArray
 
-from cuframes._native.frame import FrameLayout
+from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
 
 MAGIC: int

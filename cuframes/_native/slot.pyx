@@ -10,13 +10,13 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
-from cuframes._native.frame cimport FrameLayout
+from cuframes._native.layout cimport FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
 from cuframes._shm cimport cf_now_ns, cf_store_release_u32
-from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, is_part, plain_rows, source_of
+from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_part
+from cuframes._native.source cimport plain_rows, source_of
 from cuframes._native.status cimport *
-from cuframes._native.views cimport check_unmasked
 
 import logging
 import os
@@ -265,7 +265,7 @@ cdef class CacheWriter:
                 return self.write_bytes(&buffer, pts_us, wall_us)
             finally:
                 PyBuffer_Release(&buffer)
-        source = source_of(self.layout, None, NULL, src)
+        source = source_of(self.layout, src)
         return self.write_rows(source.rows, pts_us, wall_us)
 
     cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us):
@@ -413,7 +413,7 @@ cdef class WritableSlotFrame:
         self.check_begun()
         if self.writer.layout is None:
             raise ValueError("the slot's pixel format is not known; fill data")
-        source = source_of(self.writer.layout, None, NULL, src)
+        source = source_of(self.writer.layout, src)
         self.check_begun()  # looking at an array can run anybody's code
         source.part_from(self.pixels)
         copy_frame(self.writer.layout, source.rows, self.pixels)

@@ -1,5 +1,4 @@
-from cuframes._native.cuda cimport Device
-from cuframes._native.frame cimport FrameLayout
+from cuframes._native.layout cimport FrameLayout
 
 
 cdef extern from "cuframes/copy.h" nogil:
@@ -13,6 +12,11 @@ cdef enum:
     NO_SAMPLES = 1  # not of uint8 or uint16
     NO_SHAPE        # too many dimensions, or none said
     INDIRECT        # rows behind pointers
+    # kinds of device, as DLPack numbers them
+    DL_HOST = 1
+    DL_CUDA = 2
+    DL_CUDA_HOST = 3
+    DL_CUDA_MANAGED = 13
 
 
 cdef struct Rows:
@@ -39,14 +43,14 @@ cdef class Array:
 
 cdef class Source:
     cdef FrameLayout layout
-    cdef Device gpu
-    cdef void* stream
     cdef Rows[3] rows
     cdef list keep
     cdef bint on_gpu
     cdef bint on_host
 
+    cdef int read(self, object src) except -1
     cdef Array find(self, object array)
+    cdef Array find_on_device(self, object array, tuple where)
     cdef Array with_contiguous_rows(self, Array found)
     cdef int add(self, Array found) except -1
     cdef int plane(self, int i, object array) except -1
@@ -57,7 +61,9 @@ cdef class Source:
     cdef int part_from(self, const char* target) except -1
 
 
+cdef int check_unmasked(object array) except -1
+cdef wrong_sample(FrameLayout layout, str found)
 cdef bint is_part(object src, Py_ssize_t frame_bytes) except -1
 cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1
-cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src)
+cdef Source source_of(FrameLayout layout, object src)
 cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept

@@ -1,4 +1,4 @@
-"""Array-likes as rows of planes: where the bytes of a frame to be published are, on the host or on a GPU.
+"""Array-likes as rows of planes: where the bytes of a frame to be published are. Arrays on a GPU: ``device_source``.
 
 Everything that can be wrong with an array is found here, before a slot of the ring is taken: :func:`look` says what a
 buffer holds, and nothing else believes a ``Py_buffer``. Nothing is copied while looking, except for arrays whose rows
@@ -8,14 +8,10 @@ are not contiguous; :func:`copy_frame` then copies the rows into a slot.
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDES, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.buffer cimport PyBuffer_Release
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
-from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uintptr_t
 
-from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, Device, check_driver
-from cuframes._native.dlpack cimport PyCapsule_GetPointer, PyCapsule_SetName, cf_dl_managed, cf_dl_tensor
-from cuframes._native.frame cimport FrameLayout, Geometry, cf_copier
+from cuframes._native.layout cimport FrameLayout, Geometry, cf_copier
 from cuframes._shm cimport cf_now_ns
-from cuframes._native.views cimport check_unmasked
 
 from cuframes.formats import ALIASES
 
@@ -28,11 +24,6 @@ cdef extern from "cuframes/copy.h" nogil:
     void cf_gather(char* out, const char* src, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step,
                    size_t item_bytes)
 
-
-cdef int DL_HOST = 1
-cdef int DL_CUDA = 2
-cdef int DL_CUDA_HOST = 3
-cdef int DL_CUDA_MANAGED = 13
 
 cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GIL; getting it back can take a while
 
@@ -152,6 +143,14 @@ cdef bint is_part(object src, Py_ssize_t frame_bytes) except -1:
 
 # ---- where arrays are -----------------------------------------------------------------------------------------------
 
+cdef int check_unmasked(object array) except -1:
+    """NumPy's masked arrays give what is beneath the mask away as if there were none."""
+    if hasattr(array, "mask") and hasattr(array, "filled"):
+        raise TypeError("a masked array has no pixels where it is masked; say what they are (array.filled(0)), or "
+                        "give array.data")
+    return 0
+
+
 cdef class Buffer:
     """Keeps an object's buffer."""
 
@@ -159,25 +158,6 @@ cdef class Buffer:
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)
-
-
-cdef class Tensor:
-    """Keeps a consumed DLPack tensor."""
-
-    cdef cf_dl_managed* managed
-
-    def __dealloc__(self):
-        if self.managed != NULL and self.managed.deleter != NULL:
-            self.managed.deleter(self.managed)
-
-
-cdef Tensor consume(object capsule):
-    """Take a DLPack capsule over: calling its deleter is up to us now."""
-    cdef Tensor tensor = Tensor.__new__(Tensor)
-    cdef void* managed = PyCapsule_GetPointer(<PyObject*>capsule, "dltensor")
-    PyCapsule_SetName(<PyObject*>capsule, "used_dltensor")
-    tensor.managed = <cf_dl_managed*>managed
-    return tensor
 
 
 cdef class Array:
@@ -220,85 +200,6 @@ cdef Array gathered(Array scattered):
             cf_gather(out, s.address, s.ndim, s.extent, s.step, s.item_bytes)
     a.address = out
     return array
-
-
-cdef Array dlpack_array(FrameLayout layout, Device gpu, void* stream, object source):
-    """From DLPack, on a GPU, ordered before what `stream` does next."""
-    cdef Array array = Array.__new__(Array)
-    cdef Tensor keep
-    cdef cf_dl_tensor* t
-    cdef Py_ssize_t expected
-    cdef int i
-    try:
-        capsule = source.__dlpack__(stream=<uintptr_t>stream)
-    except (TypeError, NotImplementedError) as reason:
-        # A producer that knows no streams (PyAV) works on the legacy default one, which is what None means.
-        try:
-            capsule = source.__dlpack__()
-        except Exception:
-            raise reason  # the second answer is the context of the first
-        order(gpu, <void*>CF_CUDA_STREAM_LEGACY, stream)
-    keep = consume(capsule)
-    t = &keep.managed.tensor
-    if (t.type_code not in (0, 1)) or t.type_bits != 8 * layout.item_bytes or t.type_lanes != 1:
-        raise wrong_sample(layout, f"DLPack type ({t.type_code}, {t.type_bits}, {t.type_lanes})")
-    if not 1 <= t.ndim <= MAX_NDIM:
-        raise ValueError(f"a frame has 1 to 3 dimensions, not {t.ndim}")
-    check_device(gpu, t.device.device_id)
-    array.at.address = <const char*>t.data + t.byte_offset
-    array.at.ndim = t.ndim
-    array.at.item_bytes = layout.item_bytes
-    expected = layout.item_bytes
-    for i in range(t.ndim - 1, -1, -1):
-        array.at.extent[i] = t.shape[i]
-        array.at.step[i] = expected if t.strides == NULL else t.strides[i] * layout.item_bytes
-        expected *= array.at.extent[i]
-    array.on_gpu = True
-    array.keep = keep
-    return array
-
-
-cdef Array interface_array(FrameLayout layout, Device gpu, void* stream, object source):
-    """From the CUDA array interface, version 2 or 3, ordered before what `stream` does next."""
-    cdef Array array = Array.__new__(Array)
-    cdef Py_ssize_t expected = layout.item_bytes
-    cdef uintptr_t theirs
-    cdef int i
-    interface = source.__cuda_array_interface__
-    if interface["typestr"] not in (("|u1", "|i1", "<u1") if layout.item_bytes == 1 else ("<u2", "<i2")):
-        raise wrong_sample(layout, f"type {interface['typestr']!r}")
-    if interface.get("mask") is not None:
-        raise TypeError("a masked array has no pixels where it is masked; publish one without a mask")
-    shape, strides = interface["shape"], interface.get("strides")
-    if not 1 <= len(shape) <= MAX_NDIM or (strides is not None and len(strides) != len(shape)):
-        raise ValueError(f"a frame has 1 to 3 dimensions, not {len(shape)}")
-    array.at.address = <const char*><uintptr_t>interface["data"][0]
-    check_device(gpu, gpu.ordinal_of(<uintptr_t>array.at.address))
-    array.at.ndim = len(shape)
-    array.at.item_bytes = layout.item_bytes
-    for i in range(array.at.ndim - 1, -1, -1):
-        array.at.extent[i] = shape[i]
-        array.at.step[i] = expected if strides is None else strides[i]
-        expected *= array.at.extent[i]
-    array.on_gpu = True
-    array.keep = source
-    theirs = interface.get("stream") or CF_CUDA_STREAM_LEGACY
-    order(gpu, <void*>theirs, stream)
-    return array
-
-
-cdef int check_device(Device gpu, int ordinal) except -1:
-    """Raise unless an array is on this GPU; -1 when nobody knows where it is."""
-    if ordinal >= 0 and ordinal != gpu.ordinal:
-        raise ValueError(f"the array is on cuda:{ordinal}, the publisher on cuda:{gpu.ordinal}; copy it there first")
-    return 0
-
-
-cdef int order(Device gpu, void* first, void* second) except -1:
-    """Make stream `second` wait for what stream `first` has queued."""
-    if first != second:
-        check_driver(gpu.wait_for(second, first), "ordering two streams failed")
-    return 0
 
 
 cdef tuple device_of(object array):
@@ -362,24 +263,28 @@ cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* ro
 cdef class Source:
     """The rows of each plane of a frame to be published. Keeps what they lie in until it is dropped."""
 
+    cdef int read(self, object src) except -1:
+        """Find the rows of an array-like, of which `layout` is what is wanted."""
+        self.keep = []
+        if hasattr(src, "planes") and hasattr(src, "format"):
+            return self.video(src)
+        if isinstance(src, (tuple, list)):
+            return self.all_planes(src)
+        return self.frame(src)
+
     cdef Array find(self, object array):
         """An array-like, wherever it is."""
-        cdef Array found
         check_unmasked(array)
         where = device_of(array)
         by_interface = where is None and getattr(array, "__cuda_array_interface__", None) is not None
         if by_interface or (where is not None and where[0] in (DL_CUDA, DL_CUDA_MANAGED)):
-            if self.gpu is None:
-                raise TypeError("the array is in device memory and this publisher shares host memory; copy it to the "
-                                "host first (.cpu(), .get()), or publish with memory='cuda'")
-            if by_interface:
-                found = interface_array(self.layout, self.gpu, self.stream, array)
-            else:
-                check_device(self.gpu, where[1])
-                found = dlpack_array(self.layout, self.gpu, self.stream, array)
-        else:
-            found = host_array(self.layout, array if PyObject_CheckBuffer(array) else numpy_array(array, where))
-        return found
+            return self.find_on_device(array, where)
+        return host_array(self.layout, array if PyObject_CheckBuffer(array) else numpy_array(array, where))
+
+    cdef Array find_on_device(self, object array, tuple where):
+        """An array in device memory. `where` is its DLPack device, or None if only the CUDA array interface has it."""
+        raise TypeError("the array is in device memory and this publisher shares host memory; copy it to the "
+                        "host first (.cpu(), .get()), or publish with memory='cuda'")
 
     cdef Array with_contiguous_rows(self, Array found):
         """The same array, copied on the host if need be. What was found stays as it was found: `found` keeps it."""
@@ -533,19 +438,11 @@ cdef Array host_bytes(object plane):
     return array
 
 
-cdef Source source_of(FrameLayout layout, Device gpu, void* stream, object src):
-    """Find the rows of an array-like, or raise; nothing is copied yet."""
+cdef Source source_of(FrameLayout layout, object src):
+    """Find the rows of an array-like in host memory, or raise; nothing is copied yet."""
     cdef Source source = Source.__new__(Source)
     source.layout = layout
-    source.gpu = gpu
-    source.stream = stream
-    source.keep = []
-    if hasattr(src, "planes") and hasattr(src, "format"):
-        source.video(src)
-    elif isinstance(src, (tuple, list)):
-        source.all_planes(src)
-    else:
-        source.frame(src)
+    source.read(src)
     return source
 
 
@@ -568,11 +465,3 @@ cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcep
     else:
         with nogil:
             copy_planes(layout, rows, target)
-
-
-def dlpack_pointer(buffer):
-    """Device address of a DLPack tensor; the caller keeps the tensor."""
-    cdef Tensor keep = consume(buffer.__dlpack__(stream=-1))
-    if keep.managed.tensor.device.device_type != DL_CUDA:
-        raise TypeError("the buffer is not in device memory")
-    return <uintptr_t>keep.managed.tensor.data + keep.managed.tensor.byte_offset

@@ -251,3 +251,8 @@ cdef int64_t deadline_after(object timeout) except? -1:
     if seconds > 1e9:
         return INT64_MAX
     return cf_now_ns() + <int64_t>(seconds * 1e9)
+
+
+def monotonic_ns():
+    """CLOCK_MONOTONIC in nanoseconds: the clock of ``published_ns``."""
+    return cf_now_ns()

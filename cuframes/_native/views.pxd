@@ -2,9 +2,6 @@ from cuframes._core cimport Owner
 from cuframes._native.cuda cimport Device
 
 
-cdef int check_unmasked(object array) except -1
-
-
 cdef class View:
     cdef char* address
     cdef int ndim

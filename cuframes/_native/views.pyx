@@ -15,6 +15,7 @@ from libc.stdlib cimport free, malloc
 from cuframes._core cimport Owner
 from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
 from cuframes._native.dlpack cimport *
+from cuframes._native.source cimport check_unmasked
 
 
 from cuframes.lifetime import refusal
@@ -72,14 +73,6 @@ cdef void* dlpack_stream(object stream) except? NULL:
     if stream <= 0:
         raise ValueError(f"a DLPack stream on CUDA is -1, 1, 2 or a handle; {stream} is not unambiguous")
     return <void*><uintptr_t>stream
-
-
-cdef int check_unmasked(object array) except -1:
-    """NumPy's masked arrays give what is beneath the mask away as if there were none."""
-    if hasattr(array, "mask") and hasattr(array, "filled"):
-        raise TypeError("a masked array has no pixels where it is masked; say what they are (array.filled(0)), or "
-                        "give array.data")
-    return 0
 
 
 cdef class View:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy
 import typer
 
-from cuframes._native.mapping import monotonic_ns
+from cuframes._native.status import monotonic_ns
 from cuframes.cli import Stopped, pixels, stop_on_signals
 from cuframes.errors import Disconnected, PacketOverrun, Timeout
 from cuframes.packets import PacketReader

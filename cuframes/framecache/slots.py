@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import posix_ipc
 
-from cuframes._native.frame import FrameLayout
+from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
 from cuframes._native.slot import DEFAULT_DEPTH, HEADER_BYTES, START_NEXT, CacheRing, format_slot, measure_slot
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError

@@ -7,7 +7,7 @@ A publisher's pool offers
 ``features``
     the bits it adds to the segment's ``ext_flags``,
 ``memory``
-    the :class:`~cuframes._native.mapping.Slots`: where each frame is,
+    the :class:`~cuframes._native.slot_table.SlotTable`: where each frame is,
 ``exports``
     what goes into the control segment for subscribers to open, or None,
 ``descriptors()``
@@ -25,7 +25,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from cuframes._native.mapping import Slots
+from cuframes._native.slot_table import SlotTable
 from cuframes.errors import DeviceError
 from cuframes.memory.host import HostPool
 
@@ -39,7 +39,7 @@ class Pool(Protocol):
 
     kind: str
     features: int
-    memory: Slots
+    memory: SlotTable
 
     @property
     def exports(self) -> tuple[Any, ...] | None: ...
@@ -83,7 +83,7 @@ def create_external(buffers: Sequence[Any], device: int | None, frame_bytes: int
     return cuda.ExternalPool.create(buffers, frame_bytes, driver.gpu(device))
 
 
-def open_host(descriptor: int, frame_bytes: int, ring_size: int) -> Slots:
+def open_host(descriptor: int, frame_bytes: int, ring_size: int) -> SlotTable:
     """Map a publisher's host pool, read-only."""
     return HostPool.open(descriptor, frame_bytes, ring_size).memory
 
@@ -95,7 +95,7 @@ def open_device(
     frame_bytes: int,
     handles: list[tuple[bytes, int, bytes]],
     descriptor: int | None,
-) -> Slots:
+) -> SlotTable:
     """Map a publisher's device pool, on the GPU that it is on.
 
     Raises

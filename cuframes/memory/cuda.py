@@ -17,8 +17,9 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
+from cuframes._native.control import VMM_MEMORY
 from cuframes._native.cuda import Device
-from cuframes._native.mapping import VMM_MEMORY, Slots
+from cuframes._native.slot_table import SlotTable
 from cuframes.errors import DeviceError, ProtocolError
 from cuframes.memory.driver import call, current, gpu, handle_bytes, handle_of
 from cuframes.memory.host import frame_stride
@@ -32,7 +33,7 @@ _own: "weakref.WeakValueDictionary[int, DevicePool]" = weakref.WeakValueDictiona
 
 
 class Resources:
-    """Device memory and events with the calls that free them: the owner of :class:`Slots`, freed with the last of
+    """Device memory and events with the calls that free them: the owner of :class:`SlotTable`, freed with the last of
     these.
 
     Kept apart from the pool, so that no cycle keeps memory after a close. Whatever is made between two calls of the
@@ -97,7 +98,7 @@ class DevicePool:
 
     kind = ""
     features = 0
-    memory: Slots
+    memory: SlotTable
 
     def __init__(self, device: Device, frame_bytes: int, ring_size: int) -> None:
         self.resources = Resources(device)
@@ -118,7 +119,7 @@ class DevicePool:
     def place(self, addresses: list[int]) -> None:
         """The frames are here. In a block of :meth:`Resources.building`."""
         device = self.resources.device
-        self.memory = Slots(
+        self.memory = SlotTable(
             addresses, self.resources, device=device, events=self.events[:-1], ring_event=self.events[-1]
         )
 
@@ -254,7 +255,7 @@ class ExternalPool(DevicePool):
 
 def open_pool(
     device: Device, epoch: int, frame_bytes: int, handles: list[tuple[bytes, int, bytes]], descriptor: int | None
-) -> Slots:
+) -> SlotTable:
     """Map a publisher's frames and open their events; unmapped with the last reference.
 
     Parameters
@@ -287,7 +288,7 @@ def open_pool(
             event = call(driver.cuIpcOpenEventHandle, handle, doing="opening a frame's event")
             resources.later(driver.cuEventDestroy, event)
             events.append(int(event))
-        return Slots(addresses, resources, device=device, events=events)
+        return SlotTable(addresses, resources, device=device, events=events)
 
 
 def _open_legacy(
@@ -334,7 +335,7 @@ def buffer_pointer(buffer: Any) -> int:
     if interface is not None:
         return int(interface["data"][0])
     if hasattr(buffer, "__dlpack__"):
-        from cuframes._native.source import dlpack_pointer
+        from cuframes._native.device_source import dlpack_pointer
 
         return int(dlpack_pointer(buffer))
     raise TypeError(f"a buffer is a device array or the address of one, not {type(buffer).__name__}")

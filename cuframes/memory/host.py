@@ -5,7 +5,9 @@ import fcntl
 import os
 from typing import Self
 
-from cuframes._native.mapping import HOST_MEMORY, Mapping, Slots
+from cuframes._native.control import HOST_MEMORY
+from cuframes._native.mapping import Mapping
+from cuframes._native.slot_table import SlotTable
 from cuframes.errors import ProtocolError
 from cuframes.segment import PAGE, create_memfd
 
@@ -32,7 +34,7 @@ class HostPool:
         self._fd = fd
         self.mapping = mapping
         self.stride = stride
-        self.memory = Slots.of_mapping(mapping, stride, ring_size)
+        self.memory = SlotTable.of_mapping(mapping, stride, ring_size)
 
     @classmethod
     def create(cls, key: str, frame_bytes: int, ring_size: int) -> Self:

@@ -5,7 +5,7 @@ import socket
 import time
 from pathlib import Path
 
-from cuframes._native.mapping import PASS_FD
+from cuframes._native.control import PASS_FD
 from cuframes.errors import ProtocolError, Timeout
 from cuframes.names import check_directory, check_peer
 from cuframes.session import wire

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from cuframes import lifetime
-from cuframes._native.mapping import FUTEX, HOST_MEMORY, OWNER_LOCK, PASS_FD, PINS, VMM_MEMORY
+from cuframes._native.control import (
+    FUTEX,
+    HOST_MEMORY,
+    OWNER_LOCK,
+    PASS_FD,
+    PINS,
+    VMM_MEMORY,
+)
 from cuframes.errors import (
     AlreadyExists,
     CuframesError,

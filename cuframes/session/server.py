@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cuframes import lifetime
 from cuframes._core import FrameWriter
-from cuframes._native.mapping import PASS_FD, PINS
+from cuframes._native.control import PASS_FD, PINS
 from cuframes.errors import ProtocolError, SegmentTruncated
 from cuframes.names import peer_credentials, peer_groups
 from cuframes.segment import OwnedSegment

@@ -1,0 +1,124 @@
+"""The control segment of a frame ring, as seen by those who only look: constants, layout, reports."""
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
+from cuframes._native.mapping cimport Mapping, check_whole
+from cuframes._shm cimport *
+
+from cuframes.errors import ProtocolError
+
+
+def layout_rows():
+    """(type, field or None, offset, size) of everything in shm.h, as the compiler laid it out."""
+    cdef const cf_layout_row* row = cf_layout
+    rows = []
+    while row.type != NULL:
+        field = None if row.field == NULL else (<bytes>row.field).decode()
+        rows.append(((<bytes>row.type).decode(), field, row.offset, row.size))
+        row += 1
+    return rows
+
+
+HEADER_BYTES = sizeof(cf_frame_header)
+FRAME_MAGIC = CF_FRAME_MAGIC
+STRICT_WAIT = CF_POLICY_STRICT_WAIT
+DROP_OLDEST = CF_POLICY_DROP_OLDEST
+# ext_flags and handshake features
+PINS = CF_EXT_PINS
+FUTEX = CF_EXT_FUTEX
+HOST_MEMORY = CF_EXT_HOST_MEMORY
+VMM_MEMORY = CF_EXT_VMM_MEMORY
+OWNER_LOCK = CF_EXT_OWNER_LOCK
+PASS_FD = CF_EXT_PASS_FD
+
+
+cdef cf_frame_header* header_of(Mapping mapping) except NULL:
+    if mapping.size < <Py_ssize_t>sizeof(cf_frame_header):
+        raise ProtocolError(f"a control segment has {sizeof(cf_frame_header)} bytes, this one {mapping.size}")
+    return <cf_frame_header*>mapping.address
+
+
+def describe(source not None):
+    """A snapshot of a control segment as a dict, for reports. Reads only; needs no place in the ring.
+
+    `source` is a :class:`Mapping`, or the first bytes of a segment that may be cut off at any time: those are read, not
+    mapped. Values are as found: a caller that depends on one checks it.
+
+    Raises
+    ------
+    SegmentTruncated
+        The mapped segment was cut off while it was looked at, or before.
+    """
+    cdef cf_frame_header copy
+    cdef cf_frame_header* h = &copy
+    cdef bytes raw
+    cdef cf_subscriber* s
+    if isinstance(source, Mapping):
+        h = header_of(source)
+    elif len(source) >= <Py_ssize_t>sizeof(copy):
+        raw = source
+        memcpy(&copy, <const char*>raw, sizeof(copy))
+    else:
+        raise ProtocolError(f"a control segment has {sizeof(copy)} bytes, this one {len(source)}")
+    cdef uint64_t bitmap = cf_load_acquire(&h.subscriber_bitmap)
+    subscribers = []
+    for bit in range(1, CF_MAX_SUBSCRIBERS):
+        s = &h.subscribers[<int>bit]
+        if bitmap >> bit & 1:
+            name = <bytes>s.consumer_name[:32]
+            subscribers.append({
+                "name": name.split(b"\0")[0].decode("utf-8", "replace"),
+                "pid": s.consumer_pid,
+                "bit": bit,
+                "received": cf_load_acquire(&s.received),
+                "lost": cf_load_acquire(&s.lost),
+                "skipped": cf_load_acquire(&s.skipped),
+                "held": cf_load_acquire(&s.held),
+            })
+    found = {
+        "magic": h.magic,
+        "proto_version": h.proto_version,
+        "lib_version": (h.lib_version_major, h.lib_version_minor, h.lib_version_patch),
+        "ext_flags": h.ext_flags,
+        "producer_pid": h.producer_pid,
+        "ring_size": h.ring_size,
+        "ownership_mode": h.ownership_mode,
+        "policy": h.policy,
+        "format": h.meta.format,
+        "width": h.meta.width,
+        "height": h.meta.height,
+        "pitch_y": h.meta.pitch_y,
+        "pitch_uv": h.meta.pitch_uv,
+        "frame_bytes": h.meta.frame_size_bytes,
+        "device_uuid": bytes(h.meta.device_uuid[:16]),
+        "epoch": h.epoch,
+        "global_seq": cf_load_acquire(&h.global_seq),
+        "shutdown": bool(cf_load_acquire(&h.shutdown_flag)),
+        "frames_published": cf_load_acquire(&h.frames_published),
+        "frames_dropped": cf_load_acquire(&h.frames_dropped),
+        "subscribers": subscribers,
+    }
+    if isinstance(source, Mapping):
+        check_whole((<Mapping>source).cut)
+    return found
+
+
+def handles(Mapping mapping not None, int ring_size):
+    """What a version 3 subscriber opens: (memory handle, offset in that memory, event handle) of each slot.
+
+    Values are as found. How many there are is taken from the handshake: what the segment says may be anything.
+    """
+    cdef cf_frame_header* h = header_of(mapping)
+    found = [
+        (bytes(h.slots[<int>k].mem_handle[:64]), h.slots[<int>k].base_offset, bytes(h.slot_event_handles[<int>k][:64]))
+        for k in range(min(ring_size, <int>CF_MAX_RING))
+    ]
+    check_whole(mapping.cut)
+    return found
+
+
+def meta_bytes(Mapping mapping not None):
+    """The 64 bytes of frame_meta, as the handshake sends them."""
+    cdef cf_frame_header* h = header_of(mapping)
+    return (<char*>&h.meta)[:sizeof(cf_frame_meta)]

@@ -1,0 +1,29 @@
+cdef extern from "cuframes/copy.h" nogil:
+    ctypedef struct cf_copier:
+        pass
+
+
+cdef struct Geometry:
+    Py_ssize_t offset
+    int ndim
+    Py_ssize_t[3] extent
+    Py_ssize_t[3] step
+    Py_ssize_t row_bytes
+    Py_ssize_t rows
+
+
+cdef class FrameLayout:
+    cdef readonly object shape
+    cdef str format
+    cdef int planes
+    cdef int item_bytes
+    cdef Geometry[3] plane
+    cdef Geometry matrix
+    cdef Py_ssize_t nbytes
+    cdef Py_ssize_t tight_bytes
+    # The whole frame as one array: its extents, and whether one pitch serves all of its planes (all but i420).
+    cdef int array_ndim
+    cdef Py_ssize_t[3] array_extent
+    cdef bint one_pitch
+    cdef cf_copier copier
+    cdef object plain_type  # a type whose instances were found to be plain buffers

@@ -1,0 +1,35 @@
+"""How the planes of a frame lie in memory, for code that runs for every frame."""
+
+
+cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
+    cdef int i
+    g.offset = plane.offset
+    g.ndim = len(plane.shape)
+    for i in range(g.ndim):
+        g.extent[i] = plane.shape[i]
+        g.step[i] = plane.strides[i]
+    g.rows = g.extent[0]
+    g.row_bytes = g.extent[1] * (g.extent[2] if g.ndim == 3 else 1) * item_bytes
+    return 0
+
+
+cdef class FrameLayout:
+    """A :class:`cuframes.formats.FrameShape` in a form that costs nothing per frame."""
+
+    def __cinit__(self, shape):
+        cdef int i
+        self.shape = shape
+        self.format = shape.format.name
+        self.planes = len(shape.planes)
+        self.item_bytes = shape.format.itemsize
+        self.nbytes = shape.nbytes
+        for i in range(self.planes):
+            fill_geometry(&self.plane[i], shape.planes[i], self.item_bytes)
+            self.tight_bytes += self.plane[i].row_bytes * self.plane[i].rows
+        self.array_ndim = len(shape.array_shape)
+        for i in range(self.array_ndim):
+            self.array_extent[i] = shape.array_shape[i]
+        self.one_pitch = self.planes == 1 or self.plane[1].row_bytes == self.plane[0].row_bytes
+        self.matrix.ndim = 0
+        if shape.matrix is not None:
+            fill_geometry(&self.matrix, shape.matrix, self.item_bytes)
