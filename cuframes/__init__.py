@@ -35,9 +35,9 @@ from cuframes.errors import (
     Timeout,
     TooManyHeld,
 )
-from cuframes.listing import PacketRingInfo, PublisherInfo, list_packet_rings, list_publishers
 from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
 from cuframes.publisher import Publisher, PublisherStats, SubscriberInfo
+from cuframes.session.listing import PacketRingInfo, PublisherInfo, list_packet_rings, list_publishers
 from cuframes.subscriber import Subscriber, SubscriberStats
 from cuframes.waiting import wait_any
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from enum import IntFlag
 from typing import Any, NamedTuple
 
-from cuframes import lifetime
 from cuframes._native.packets import (
     EXTRADATA_MAX,
     MAX_SLOTS,
@@ -19,7 +18,6 @@ from cuframes._native.packets import (
     PacketWriter,
     segment_size,
 )
-from cuframes.codecs import codec_id, codec_name
 from cuframes.errors import (
     Disconnected,
     NoCodecParameters,
@@ -29,9 +27,11 @@ from cuframes.errors import (
     SegmentTruncated,
 )
 from cuframes.formats import whole_number
-from cuframes.names import check_key, group_id, packets_name, runtime_dir
-from cuframes.receiver import WatchedReceiver
-from cuframes.segment import OwnedSegment, inspect, open_segment
+from cuframes.host import lifetime
+from cuframes.host.names import check_key, group_id, packets_name, runtime_dir
+from cuframes.host.receiver import WatchedReceiver
+from cuframes.host.segment import OwnedSegment, inspect, open_segment
+from cuframes.media.codecs import codec_id, codec_name
 from cuframes.session import client
 from cuframes.session.client import Steps
 

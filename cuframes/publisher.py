@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
-from cuframes import lifetime
 from cuframes._core import FrameWriter
 from cuframes._native.control import (
     DROP_OLDEST,
@@ -25,10 +24,11 @@ from cuframes._native.status import pause_at_exit
 from cuframes._version import __version__
 from cuframes.errors import AlreadyExists, CuframesError, NoPacketRing, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
+from cuframes.host import lifetime
+from cuframes.host.names import check_key, group_id, packets_name, runtime_dir, segment_name, socket_path
+from cuframes.host.segment import OwnedSegment
 from cuframes.memory import Pool, create_external, create_pool
-from cuframes.names import check_key, group_id, packets_name, runtime_dir, segment_name, socket_path
 from cuframes.packets import DATA_SIZE, MAX_PACKET_SIZE, PacketPublisher
-from cuframes.segment import OwnedSegment
 from cuframes.session.server import Server
 from cuframes.session.wire import Welcome
 

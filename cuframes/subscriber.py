@@ -24,11 +24,11 @@ from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
 from cuframes.errors import DeviceError, Disconnected, ProtocolError, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
+from cuframes.host.names import check_key
+from cuframes.host.receiver import Receiver
+from cuframes.host.segment import open_segment
 from cuframes.memory import open_device, open_host
-from cuframes.names import check_key
 from cuframes.packets import PacketReader
-from cuframes.receiver import Receiver
-from cuframes.segment import open_segment
 from cuframes.session import client
 from cuframes.session.client import Steps
 from cuframes.session.wire import Hello

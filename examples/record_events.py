@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy
 
 import cuframes
-from cuframes.recording import Recording, backlog
+from cuframes.media.recording import Recording, backlog
 
 
 class Motion:

@@ -14,7 +14,7 @@ from harness import Worker, eventually, python_path
 
 from cuframes import Publisher
 from cuframes.formats import FORMATS
-from cuframes.listing import collect_garbage
+from cuframes.session.listing import collect_garbage
 
 av = pytest.importorskip("av")
 pytest.importorskip("typer")

@@ -25,9 +25,9 @@ from test_memory import Conformance
 import cuframes
 from cuframes import Publisher, Subscriber
 from cuframes.formats import FORMATS, FrameShape
-from cuframes.listing import collect_garbage, find_publisher
 from cuframes.memory import cuda, driver
 from cuframes.session import wire
+from cuframes.session.listing import collect_garbage, find_publisher
 
 FAKE = bool(os.environ.get("CUFRAMES_TEST_FAKE_DRIVER"))
 pytestmark = [

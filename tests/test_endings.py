@@ -430,7 +430,7 @@ def test_joining_keeps_nothing_of_its_caller(key):
 def test_one_that_cannot_be_closed_at_exit_does_not_keep_the_others_open(key):
     script = f"""
         import cuframes
-        from cuframes import lifetime
+        from cuframes.host import lifetime
         class Stubborn(lifetime.Closing):
             def close(self):
                 raise RuntimeError("never")
@@ -490,7 +490,7 @@ def stopped(key):
         yield worker
         worker.signal(signal.SIGCONT)
         worker.kill()
-    cuframes.listing.collect_garbage()
+    cuframes.session.listing.collect_garbage()
 
 
 def test_nobody_waits_for_a_stopped_publisher_longer_than_he_said(stopped, key):
@@ -535,7 +535,7 @@ def test_a_reconnecting_subscriber_goes_on_waiting_for_a_stopped_publisher(key):
         assert number >= 1
         assert beats > 10  # 100, if nothing else ran on this machine
         worker.kill()
-    cuframes.listing.collect_garbage()
+    cuframes.session.listing.collect_garbage()
 
 
 def test_wait_any_serves_the_others_when_one_publisher_is_stopped(stopped, key, monkeypatch):
@@ -689,7 +689,7 @@ def test_descriptors_that_do_not_fit_are_named(key):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         Subscriber(key).close()
         worker.kill()
-    cuframes.listing.collect_garbage()
+    cuframes.session.listing.collect_garbage()
 
 
 # ---- the event loop

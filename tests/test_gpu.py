@@ -15,8 +15,8 @@ from harness import Worker, eventually
 from test_device import FAKE, free_bytes, gray
 
 from cuframes import DeviceError, FrameDropped, PacketReader, Publisher, Subscriber, wait_any
-from cuframes.listing import collect_garbage
 from cuframes.memory import driver
+from cuframes.session.listing import collect_garbage
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import pytest
 
 from cuframes._native.mapping import Mapping
 from cuframes.errors import ProtocolError
+from cuframes.host.segment import create_memfd
 from cuframes.memory import HostPool
-from cuframes.segment import create_memfd
 
 
 class Conformance:

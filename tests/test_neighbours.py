@@ -22,12 +22,12 @@ from harness import Worker, eventually
 
 import cuframes
 from cuframes import PacketPublisher, Publisher, Subscriber
-from cuframes import names as cuframes_names
-from cuframes.files import lock
-from cuframes.keylock import KeyLock
-from cuframes.listing import collect_garbage, find_packet_ring, find_publisher, list_publishers
-from cuframes.segment import reserve
+from cuframes.host import names as cuframes_names
+from cuframes.host.files import lock
+from cuframes.host.keylock import KeyLock
+from cuframes.host.segment import reserve
 from cuframes.session import server, wire
+from cuframes.session.listing import collect_garbage, find_packet_ring, find_publisher, list_publishers
 
 SHM = Path("/dev/shm")
 STRANGER = 65534
@@ -90,7 +90,7 @@ class TestForeignFiles:
                 """
                 import sys
                 import cuframes
-                from cuframes.listing import collect_garbage, find_packet_ring, find_publisher
+                from cuframes.session.listing import collect_garbage, find_packet_ring, find_publisher
                 key = sys.argv[1]
                 print([info.key for info in cuframes.list_publishers() if info.key == key], end=" ")
                 print([path for path in collect_garbage() if key in str(path)], end=" ")
@@ -134,7 +134,7 @@ class TestForeignFiles:
                     """
                     import sys, time
                     import cuframes
-                    from cuframes.listing import find_packet_ring, find_publisher
+                    from cuframes.session.listing import find_packet_ring, find_publisher
                     end = time.monotonic() + 3
                     while time.monotonic() < end:
                         cuframes.list_publishers()
@@ -164,7 +164,7 @@ class TestForeignFiles:
             """
             import sys
             import cuframes
-            from cuframes.listing import collect_garbage
+            from cuframes.session.listing import collect_garbage
             collect_garbage()
             cuframes.list_publishers()
             try:
@@ -465,7 +465,7 @@ class TestOneKeyOnePublisher:
             assert path.exists()
 
     def test_a_lock_that_is_only_being_cleaned_up_is_waited_for(self, key, runtime_dir):
-        from cuframes.keylock import cleaning
+        from cuframes.host.keylock import cleaning
 
         started = threading.Event()
 

@@ -20,7 +20,7 @@ from harness import Worker, descriptors, eventually, in_namespace
 
 import cuframes
 from cuframes import PacketFlags, PacketPublisher, PacketReader, Publisher, Subscriber
-from cuframes.listing import collect_garbage
+from cuframes.session.listing import collect_garbage
 
 SHM = Path("/dev/shm")
 SMALL = {"slots": 4, "data_size": 64, "max_packet_size": 48}

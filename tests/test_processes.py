@@ -11,7 +11,7 @@ from harness import Worker, eventually
 
 import cuframes
 from cuframes import FrameDropped, Publisher, Subscriber
-from cuframes.listing import collect_garbage, find_publisher
+from cuframes.session.listing import collect_garbage, find_publisher
 
 FRAMES = 2000
 SIZE = (1280, 720)

@@ -52,15 +52,15 @@ class Saboteur:
             "fstat",
         ),
         (os, "mkdir", "unlink", "chmod", "chown", "fchown", "stat", "close"),
-        (cuframes.files.fcntl, "fcntl"),
-        (cuframes.segment, "Mapping"),
+        (cuframes.host.files.fcntl, "fcntl"),
+        (cuframes.host.segment, "Mapping"),
         (cuframes.publisher, "FrameWriter", "Welcome", "FrameLayout"),
         (cuframes.packets, "PacketWriter"),
         (cuframes.session.listener.socket, "socket"),
         (cuframes.session.listener.socket.socket, "bind", "listen", "setblocking"),
         (cuframes.session.server.selectors.EpollSelector, "__init__", "register"),
         (threading.Thread, "start"),
-        (cuframes.lifetime, "register"),
+        (cuframes.host.lifetime, "register"),
     )
     # What gives back must work for anything to be given back.
     SPARED = ("close", "unlink")

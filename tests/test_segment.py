@@ -14,8 +14,8 @@ from harness import Worker, eventually, in_namespace
 
 import cuframes
 from cuframes import PacketPublisher, Publisher, Subscriber
-from cuframes.listing import collect_garbage, find_publisher
-from cuframes.segment import inspect, is_owned, lock_owner, open_segment
+from cuframes.host.segment import inspect, is_owned, lock_owner, open_segment
+from cuframes.session.listing import collect_garbage, find_publisher
 
 SHM = Path("/dev/shm")
 

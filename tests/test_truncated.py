@@ -259,7 +259,7 @@ def test_looking_at_what_is_cut_all_the_time(key, slots, slot_id):
             import contextlib, time, cuframes
             from cuframes import framecache
             from cuframes.framecache.service.thumbnails import Thumbnails
-            from cuframes.listing import find_publisher
+            from cuframes.session.listing import find_publisher
             end = time.monotonic() + 3
             while time.monotonic() < end:
                 cuframes.list_publishers(), cuframes.list_packet_rings(), framecache.list_slots()
@@ -359,7 +359,7 @@ def test_faulthandler_disabled_again():
 def test_nothing_is_installed_by_the_import_or_for_sealed_memory():
     code = """
         import ctypes
-        from cuframes.segment import create_memfd
+        from cuframes.host.segment import create_memfd
         from cuframes._native.mapping import Mapping
         class Action(ctypes.Structure):
             _fields_ = [("handler", ctypes.c_void_p), ("rest", ctypes.c_byte * 256)]

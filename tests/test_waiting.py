@@ -15,7 +15,7 @@ import cuframes
 from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any, waiting
 from cuframes._native import wait_any as native
 from cuframes._native.control import FUTEX
-from cuframes.listing import collect_garbage
+from cuframes.session.listing import collect_garbage
 
 HERE = Path(__file__).parent
 FRAME = bytes(64 * 48)

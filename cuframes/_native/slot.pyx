@@ -25,7 +25,7 @@ import time
 import numpy
 
 from cuframes.errors import Disconnected, ProtocolError
-from cuframes.lifetime import refusal
+from cuframes.host.lifetime import refusal
 
 
 log = logging.getLogger("cuframes")

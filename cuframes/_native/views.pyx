@@ -18,7 +18,7 @@ from cuframes._native.dlpack cimport *
 from cuframes._native.source cimport check_unmasked
 
 
-from cuframes.lifetime import refusal
+from cuframes.host.lifetime import refusal
 
 
 cdef extern from "Python.h":

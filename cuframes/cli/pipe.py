@@ -10,11 +10,11 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from cuframes import pictures
 from cuframes.cli import EXIT_STALE, Stopped, fail, stop_on_signals
 from cuframes.errors import Disconnected, Timeout
 from cuframes.formats import FORMATS
 from cuframes.framecache import SlotReader
+from cuframes.media import pictures
 from cuframes.subscriber import Subscriber
 
 __all__ = ["pipe"]

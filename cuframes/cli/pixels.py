@@ -6,8 +6,8 @@ from typing import Any
 import numpy
 
 from cuframes.formats import ALIASES, FrameShape, pixel_format
+from cuframes.media.pictures import GBR_OF_RGB, encode, ffmpeg_format, rows, to_video, video_rows
 from cuframes.memory.driver import upload_columns
-from cuframes.pictures import GBR_OF_RGB, encode, ffmpeg_format, rows, to_video, video_rows
 
 __all__ = ["check_stampable", "convert", "read_stamp", "save_picture", "stamp"]
 

@@ -11,8 +11,8 @@ import typer
 
 from cuframes.cli import Stopped, stop_on_signals
 from cuframes.errors import Disconnected, NoPacketRing, NotFound, PacketOverrun, Timeout
+from cuframes.media.recording import Recording, backlog
 from cuframes.packets import PacketReader
-from cuframes.recording import Recording, backlog
 
 __all__ = ["record"]
 

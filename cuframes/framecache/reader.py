@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from cuframes._native.slot import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
 from cuframes.framecache.parameters import check_slot_id
 from cuframes.framecache.slots import SlotInfo, attach, info
-from cuframes.receiver import WatchedReceiver
+from cuframes.host.receiver import WatchedReceiver
 from cuframes.session.client import Steps
 
 __all__ = ["SlotReader", "SlotReaderStats"]

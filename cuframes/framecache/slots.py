@@ -22,8 +22,8 @@ from cuframes._native.slot import DEFAULT_DEPTH, HEADER_BYTES, START_NEXT, Cache
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
-from cuframes.names import SEGMENT_DIR, group_id
-from cuframes.segment import PAGE, free_bytes, lock_owner, reserve
+from cuframes.host.names import SEGMENT_DIR, group_id
+from cuframes.host.segment import PAGE, free_bytes, lock_owner, reserve
 
 __all__ = [
     "SlotInfo",

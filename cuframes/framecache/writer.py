@@ -4,7 +4,6 @@ import contextlib
 import os
 from typing import Any
 
-from cuframes import lifetime
 from cuframes._native.mapping import Mapping
 from cuframes._native.slot import CacheWriter, WritableSlotFrame
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
@@ -22,8 +21,9 @@ from cuframes.framecache.slots import (
     open_semaphore,
     open_slot,
 )
-from cuframes.names import group_id
-from cuframes.segment import lock_owner
+from cuframes.host import lifetime
+from cuframes.host.names import group_id
+from cuframes.host.segment import lock_owner
 
 __all__ = ["SlotWriter"]
 

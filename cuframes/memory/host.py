@@ -9,7 +9,7 @@ from cuframes._native.control import HOST_MEMORY
 from cuframes._native.mapping import Mapping
 from cuframes._native.slot_table import SlotTable
 from cuframes.errors import ProtocolError
-from cuframes.segment import PAGE, create_memfd
+from cuframes.host.segment import PAGE, create_memfd
 
 __all__ = ["HostPool", "frame_stride"]
 

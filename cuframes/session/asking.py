@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cuframes._native.control import PASS_FD
 from cuframes.errors import ProtocolError, Timeout
-from cuframes.names import check_directory, check_peer
+from cuframes.host.names import check_directory, check_peer
 from cuframes.session import wire
 from cuframes.session.wire import MessageType
 

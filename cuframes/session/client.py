@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from cuframes import lifetime
 from cuframes._native.control import (
     FUTEX,
     HOST_MEMORY,
@@ -36,8 +35,9 @@ from cuframes.errors import (
     ProtocolError,
     Timeout,
 )
-from cuframes.names import check_directory, check_peer, runtime_dirs, socket_path
-from cuframes.segment import open_segment
+from cuframes.host import lifetime
+from cuframes.host.names import check_directory, check_peer, runtime_dirs, socket_path
+from cuframes.host.segment import open_segment
 from cuframes.session import wire
 from cuframes.session.wire import ErrorCode, MessageType
 

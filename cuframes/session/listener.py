@@ -7,9 +7,9 @@ import socket
 import stat
 from pathlib import Path
 
-from cuframes import lifetime
 from cuframes.errors import AlreadyExists
-from cuframes.files import same_file, unlink_stale
+from cuframes.host import lifetime
+from cuframes.host.files import same_file, unlink_stale
 
 __all__ = ["Listener", "is_abandoned", "is_socket"]
 

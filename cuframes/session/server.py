@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from pathlib import Path
 
-from cuframes import lifetime
 from cuframes._core import FrameWriter
 from cuframes._native.control import PASS_FD, PINS
 from cuframes.errors import ProtocolError, SegmentTruncated
-from cuframes.names import peer_credentials, peer_groups
-from cuframes.segment import OwnedSegment
+from cuframes.host import lifetime
+from cuframes.host.names import peer_credentials, peer_groups
+from cuframes.host.segment import OwnedSegment
 from cuframes.session import wire
 from cuframes.session.listener import Listener
 from cuframes.session.wire import ErrorCode, MessageType

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import Service
 
 from cuframes.framecache import remove_slot
-from cuframes.listing import collect_garbage
+from cuframes.session.listing import collect_garbage
 from stress.actors import Actor, loop, packet_reader, publisher, slot_reader, slot_writer, subscriber, waiter
 from stress.rounds import PATIENCE, Round, Scenario, eventually
 

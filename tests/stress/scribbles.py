@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from cuframes.framecache import remove_slot
-from cuframes.listing import collect_garbage
+from cuframes.session.listing import collect_garbage
 from stress.actors import Actor, Board, guest, packet_guest, publisher, slot_guest, slot_writer
 from stress.rounds import Round, Scenario, eventually
 

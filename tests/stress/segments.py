@@ -28,7 +28,7 @@ from cuframes import (
 )
 from cuframes.cli import host
 from cuframes.framecache import SlotReader, SlotWriter, create_slot, find_slot, list_slots, remove_slot
-from cuframes.listing import collect_garbage, find_packet_ring, find_publisher
+from cuframes.session.listing import collect_garbage, find_packet_ring, find_publisher
 from stress.actors import HEIGHT, WIDTH, pattern
 from stress.rounds import Round, Scenario
 from stress.scribbles import value

@@ -21,8 +21,8 @@ from cuframes.framecache.slots import (
     remove_slot,
     slot_names,
 )
-from cuframes.names import group_id
-from cuframes.segment import free_bytes
+from cuframes.host.names import group_id
+from cuframes.host.segment import free_bytes
 
 __all__ = ["Registry"]
 

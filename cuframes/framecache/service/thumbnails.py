@@ -8,7 +8,7 @@ from av.error import FFmpegError
 from cuframes._native.slot import START_LATEST
 from cuframes.errors import CuframesError, NotFound, Timeout
 from cuframes.framecache.slots import attach
-from cuframes.pictures import encode, to_video
+from cuframes.media.pictures import encode, to_video
 
 __all__ = ["Thumbnails"]
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from cuframes import lifetime
 from cuframes._native.status import pause_at_exit
 from cuframes.errors import Disconnected, SegmentTruncated, Timeout
+from cuframes.host import lifetime
 from cuframes.session import client
 from cuframes.session.client import POLL_SECONDS, Steps
 

@@ -2,8 +2,8 @@
 
 A control segment and a packet ring are POSIX shared memory with a name. Their publisher holds an open-file-description
 write lock on them for life; the kernel frees that lock when the process dies, which is how a successor (or ``cuframes
-gc``) knows that the name is up for grabs. The lock of the name itself (:mod:`cuframes.keylock`) is taken before. A pool
-is a memfd without a name, sealed against resizing.
+gc``) knows that the name is up for grabs. The lock of the name itself (:mod:`cuframes.host.keylock`) is taken before. A
+pool is a memfd without a name, sealed against resizing.
 
 What others have put into /dev/shm is never mapped to be looked at: its owner could cut it off under us.
 """
@@ -19,16 +19,16 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cuframes import lifetime
 from cuframes._native.control import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, describe
 from cuframes._native.mapping import Mapping
 from cuframes._native.packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAGIC, describe_packets
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
-from cuframes.files import is_locked as is_owned
-from cuframes.files import lock as lock_owner
-from cuframes.files import open_regular, same_file, unlink_stale
-from cuframes.keylock import KeyLock
-from cuframes.names import SEGMENT_DIR, SEGMENT_PREFIX
+from cuframes.host import lifetime
+from cuframes.host.files import is_locked as is_owned
+from cuframes.host.files import lock as lock_owner
+from cuframes.host.files import open_regular, same_file, unlink_stale
+from cuframes.host.keylock import KeyLock
+from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX
 
 __all__ = [
     "OwnedSegment",

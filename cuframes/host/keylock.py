@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cuframes import lifetime
 from cuframes.errors import AlreadyExists, ProtocolError
-from cuframes.files import is_locked, lock, open_regular, same_file, unlink_stale, unlock
-from cuframes.names import make_directory
+from cuframes.host import lifetime
+from cuframes.host.files import is_locked, lock, open_regular, same_file, unlink_stale, unlock
+from cuframes.host.names import make_directory
 
 __all__ = ["KeyLock", "cleaning", "lock_path", "owner_pid"]
 

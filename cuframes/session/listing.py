@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from cuframes._native.control import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
 from cuframes.errors import NotFound, ProtocolError, Timeout
 from cuframes.formats import pixel_format
-from cuframes.keylock import cleaning, lock_path, owner_pid
-from cuframes.names import (
+from cuframes.host.keylock import cleaning, lock_path, owner_pid
+from cuframes.host.names import (
     PACKETS_SUFFIX,
     SEGMENT_DIR,
     SEGMENT_PREFIX,
@@ -23,8 +23,8 @@ from cuframes.names import (
     runtime_dirs,
     segment_name,
 )
+from cuframes.host.segment import SegmentState, inspect, open_segment, remove_dead
 from cuframes.publisher import SubscriberInfo
-from cuframes.segment import SegmentState, inspect, open_segment, remove_dead
 from cuframes.session.asking import ask_for_segment
 from cuframes.session.listener import is_abandoned, is_socket
 

@@ -1,0 +1,1 @@
+"""Packets to files and frames to pictures, through PyAV."""
