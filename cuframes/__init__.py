@@ -10,39 +10,46 @@ One process publishes, any number of others subscribe and see the same memory::
             luma, chroma = map(numpy.asarray, frame.planes)
 """
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cuframes._native.frame import Frame, WritableFrame
-from cuframes._native.status import monotonic_ns
-from cuframes._native.views import Plane
 from cuframes._version import __version__
-from cuframes.errors import (
-    AlreadyExists,
-    CuframesError,
-    DeviceError,
-    Disconnected,
-    FrameDropped,
-    NoCodecParameters,
-    NoPacketRing,
-    NotFound,
-    OutOfSharedMemory,
-    Overwritten,
-    PacketOverrun,
-    PacketOversized,
-    ProtocolError,
-    SegmentTruncated,
-    Timeout,
-    TooManyHeld,
-)
-from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
-from cuframes.publisher import Publisher, PublisherStats, SubscriberInfo
-from cuframes.session.listing import PacketRingInfo, PublisherInfo, list_packet_rings, list_publishers
-from cuframes.subscriber import Subscriber, SubscriberStats
-from cuframes.waiting import wait_any
 
 if TYPE_CHECKING:
     from cuframes import framecache as framecache
+    from cuframes._native.frame import Frame, WritableFrame
+    from cuframes._native.status import monotonic_ns
+    from cuframes._native.views import Plane
+    from cuframes.errors import (
+        AlreadyExists,
+        CuframesError,
+        DeviceError,
+        Disconnected,
+        FrameDropped,
+        NoCodecParameters,
+        NoPacketRing,
+        NotFound,
+        OutOfSharedMemory,
+        Overwritten,
+        PacketOverrun,
+        PacketOversized,
+        ProtocolError,
+        SegmentTruncated,
+        Timeout,
+        TooManyHeld,
+    )
+    from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
+    from cuframes.publisher import Publisher, PublisherStats
+    from cuframes.session.listing import (
+        PacketRingInfo,
+        PublisherInfo,
+        SubscriberInfo,
+        list_packet_rings,
+        list_publishers,
+    )
+    from cuframes.subscriber import Subscriber, SubscriberStats
+    from cuframes.waiting import wait_any
 
 __all__ = [
     "AlreadyExists",
@@ -86,6 +93,51 @@ __all__ = [
 ]
 
 
+# Where a name is. Its module is imported when the name is first used: a reader of slots needs nothing of CUDA, and a
+# program that only lists publishers starts sooner.
+_MODULES = {
+    "cuframes._native.frame": ("Frame", "WritableFrame"),
+    "cuframes._native.status": ("monotonic_ns",),
+    "cuframes._native.views": ("Plane",),
+    "cuframes.errors": (
+        "AlreadyExists",
+        "CuframesError",
+        "DeviceError",
+        "Disconnected",
+        "FrameDropped",
+        "NoCodecParameters",
+        "NoPacketRing",
+        "NotFound",
+        "OutOfSharedMemory",
+        "Overwritten",
+        "PacketOverrun",
+        "PacketOversized",
+        "ProtocolError",
+        "SegmentTruncated",
+        "Timeout",
+        "TooManyHeld",
+    ),
+    "cuframes.packets": (
+        "Packet",
+        "PacketFlags",
+        "PacketPublisher",
+        "PacketReader",
+        "PacketReaderStats",
+    ),
+    "cuframes.publisher": ("Publisher", "PublisherStats"),
+    "cuframes.session.listing": (
+        "PacketRingInfo",
+        "PublisherInfo",
+        "SubscriberInfo",
+        "list_packet_rings",
+        "list_publishers",
+    ),
+    "cuframes.subscriber": ("Subscriber", "SubscriberStats"),
+    "cuframes.waiting": ("wait_any",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
 def get_include() -> str:
     """The directory of the C headers, for programs that join a ring without Python.
 
@@ -96,8 +148,14 @@ def get_include() -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "framecache":  # on first use, since it imports NumPy, which takes longer than all the rest
-        import importlib
-
+    if name == "framecache":
         return importlib.import_module("cuframes.framecache")
-    raise AttributeError(f"module 'cuframes' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'cuframes' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -295,7 +295,7 @@ cdef class FrameWriter:
         cdef int64_t pause = GPU_FIRST_NS, now
         cdef uintptr_t base
         if self.staging_base == NULL:
-            base, self.staging_stride = self.slots.owner.staging()
+            base, self.staging_stride = self.slots.staging()
             self.staging_base = <char*>base
         while not self.slots.device.finished(self.slots.event[k]):
             if self.ring.policy == CF_POLICY_DROP_OLDEST:

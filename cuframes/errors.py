@@ -1,7 +1,7 @@
 """The exceptions of cuframes.
 
 All of them derive from :class:`CuframesError`, and from the built-in exception that a caller would otherwise expect.
-Bad arguments are plain ``ValueError`` and ``TypeError``.
+Bad arguments are plain ``ValueError`` and ``TypeError``. What is not in ``__all__`` stays inside the library.
 """
 
 import errno
@@ -120,3 +120,19 @@ class OutOfSharedMemory(CuframesError, OSError):
 
 class DeviceError(CuframesError):
     """A GPU was asked for and cannot be used; the message says what is missing."""
+
+
+class Unavailable(CuframesError):
+    """The publisher has no connection left. It may have one later."""
+
+
+class NoPlace(CuframesError):
+    """The publisher has as many subscribers as a ring can have."""
+
+
+def refusal(thing: object, remedy: str) -> TypeError:
+    """What copying and pickling raise: a second object would give the same place in a ring back once more."""
+    return TypeError(
+        f"a {type(thing).__name__} cannot be copied or pickled, since it stands for this process's part in a ring; "
+        f"{remedy}"
+    )

@@ -18,6 +18,7 @@ from cuframes._native.packets import (
     PacketWriter,
     segment_size,
 )
+from cuframes.codecs import codec_id, codec_name
 from cuframes.errors import (
     Disconnected,
     NoCodecParameters,
@@ -31,9 +32,8 @@ from cuframes.host import lifetime
 from cuframes.host.names import check_key, group_id, packets_name, runtime_dir
 from cuframes.host.receiver import WatchedReceiver
 from cuframes.host.segment import OwnedSegment, inspect, open_segment
-from cuframes.media.codecs import codec_id, codec_name
+from cuframes.host.steps import Steps, bare
 from cuframes.session import client
-from cuframes.session.client import Steps
 
 __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketReaderStats"]
 
@@ -391,7 +391,7 @@ def _find(key: str) -> Steps[int]:
         fd = yield from client.fetch_packets(key)
         missing = NotFound(f"the publisher of {key!r} is closing")
     except (NotFound, NoPacketRing) as problem:
-        missing = client.bare(problem)
+        missing = bare(problem)
         try:
             fd = open_segment(packets_name(key), writable=False)
         except NotFound:

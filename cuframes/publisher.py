@@ -29,25 +29,14 @@ from cuframes.host.names import check_key, group_id, packets_name, runtime_dir, 
 from cuframes.host.segment import OwnedSegment
 from cuframes.memory import Pool, create_external, create_pool
 from cuframes.packets import DATA_SIZE, MAX_PACKET_SIZE, PacketPublisher
+from cuframes.session.listing import SubscriberInfo
 from cuframes.session.server import Server
 from cuframes.session.wire import Welcome
 
-__all__ = ["Publisher", "PublisherStats", "SubscriberInfo"]
+__all__ = ["Publisher", "PublisherStats"]
 
 CLOSE_SECONDS = 5.0  # how long a second close() waits for the first
 POLICIES = {"drop_oldest": DROP_OLDEST, "strict_wait": STRICT_WAIT}
-
-
-class SubscriberInfo(NamedTuple):
-    """A connected subscriber, as it reports itself in the control segment."""
-
-    name: str
-    pid: int
-    bit: int
-    received: int
-    lost: int
-    skipped: int
-    held: int
 
 
 class PublisherStats(NamedTuple):

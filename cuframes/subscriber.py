@@ -27,10 +27,10 @@ from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.host.names import check_key
 from cuframes.host.receiver import Receiver
 from cuframes.host.segment import open_segment
+from cuframes.host.steps import ANSWER_SECONDS, Steps
 from cuframes.memory import open_device, open_host
 from cuframes.packets import PacketReader
 from cuframes.session import client
-from cuframes.session.client import Steps
 from cuframes.session.wire import Hello
 
 __all__ = ["Subscriber", "SubscriberStats"]
@@ -271,7 +271,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         """
         fd = self._pollable()
         ring = self._joined()
-        deadline = time.monotonic() + client.ANSWER_SECONDS
+        deadline = time.monotonic() + ANSWER_SECONDS
         while ring.connection.event_fd < 0:
             if ring.heard():
                 raise Disconnected("the publisher is gone")

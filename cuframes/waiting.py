@@ -7,13 +7,14 @@ import select
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from cuframes._core import FrameReader
 from cuframes._native.packets import PacketRing
 from cuframes._native.wait_any import wait_rings
 from cuframes.errors import Timeout
+from cuframes.host.steps import POLL_SECONDS, deadline_after
 from cuframes.packets import PacketReader
-from cuframes.session.client import POLL_SECONDS, deadline_after
 from cuframes.subscriber import Subscriber
 
 __all__ = ["wait_any"]
@@ -56,11 +57,18 @@ def wait_any(
     if not waiting:
         raise ValueError("wait_any needs at least one subscriber or packet reader")
     deadline = deadline_after(timeout)
-    found = wait_rings(waiting, timeout, _poller)
+    found = _wait(waiting, timeout)
     if len(found) == len(waiting) and all(receiver._ring is None for receiver in found):
         raise ValueError("every receiver in the list is closed")
     ready = [receiver for receiver in found if not _is_lost(receiver)]
     return ready if ready or not found else _wait_rejoining(waiting, found, deadline)
+
+
+def _wait(receivers: list[Subscriber | PacketReader], timeout: float | None) -> list[Subscriber | PacketReader]:
+    """Those whose ring has something, or its end to tell."""
+    # An attribute rather than a method: with many receivers, asking them is what a call costs.
+    rings: list[Any] = [getattr(receiver, "_ring", receiver) for receiver in receivers]
+    return wait_rings(receivers, rings, timeout, _poller)
 
 
 def _is_lost(receiver: Subscriber | PacketReader) -> bool:
@@ -89,7 +97,7 @@ def _wait_rejoining(
         lost = [receiver for receiver in waiting if receiver not in there]
         found = []
         if there:
-            found = [receiver for receiver in wait_rings(there, left, _poller) if not _is_lost(receiver)]
+            found = [receiver for receiver in _wait(there, left) if not _is_lost(receiver)]
         else:
             time.sleep(left)
         if found or (deadline is not None and time.monotonic() >= deadline):

@@ -20,7 +20,7 @@ from cuframes import PacketFlags, PacketPublisher, PacketReader, Subscriber
 av = pytest.importorskip("av")
 pytest.importorskip("typer")
 
-from cuframes.media.codecs import codec_id, codec_name, nanoseconds, parameter_sets_filter  # noqa: E402
+from cuframes.codecs import codec_id, codec_name, nanoseconds, parameter_sets_filter  # noqa: E402
 from cuframes.media.recording import Recording, Timeline, backlog  # noqa: E402
 
 NS = 1_000_000_000
@@ -344,7 +344,7 @@ def test_codec_names():
 def test_codec_names_without_ffmpeg(tmp_path):
     (tmp_path / "av.py").write_text("raise ImportError('not here')\n")
     program = (
-        "import cuframes\nfrom cuframes.media.codecs import codec_id, codec_name\n"
+        "import cuframes\nfrom cuframes.codecs import codec_id, codec_name\n"
         "assert codec_id('hevc') == 173 and codec_name(27) == 'h264' and codec_name(7) is None\n"
         "try: codec_id('mjpeg')\nexcept ValueError as problem: print(problem)\n"
     )

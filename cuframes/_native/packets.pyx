@@ -15,7 +15,7 @@ from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32
 from cuframes._native.status cimport *
 
 from cuframes.errors import ProtocolError
-from cuframes.host.lifetime import refusal
+from cuframes.errors import refusal
 
 
 cdef extern from "Python.h":

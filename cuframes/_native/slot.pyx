@@ -24,8 +24,7 @@ import time
 
 import numpy
 
-from cuframes.errors import Disconnected, ProtocolError
-from cuframes.host.lifetime import refusal
+from cuframes.errors import Disconnected, ProtocolError, refusal
 
 
 log = logging.getLogger("cuframes")

@@ -8,3 +8,4 @@ cdef class SlotTable:
     cdef readonly int count
     cdef readonly Device device
     cdef object owner
+    cdef object staging

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 from cuframes._native.cuda import Device
@@ -14,6 +15,7 @@ class SlotTable:
         device: Device | None = None,
         events: list[int] | None = None,
         ring_event: int = 0,
+        staging: Callable[[], tuple[int, int]] | None = None,
     ) -> None: ...
     @property
     def addresses(self) -> list[int]: ...

@@ -23,15 +23,18 @@ cdef class SlotTable:
         The driver's event of each slot, for device memory.
     ring_event : int
         The event that is recorded at every frame, whatever its slot; the publisher's side only.
+    staging : callable
+        Gives (address, bytes per slot) of pinned host memory for uploads, once; the publisher's side only.
     """
 
     def __cinit__(self, list addresses not None, owner, *, Device device=None, list events=None,
-                  uintptr_t ring_event=0):
+                  uintptr_t ring_event=0, staging=None):
         cdef int k
         self.count = len(addresses)
         if not <int>CF_MIN_RING <= self.count <= <int>CF_MAX_RING:
             raise ValueError(f"a ring has {CF_MIN_RING} to {CF_MAX_RING} slots, not {self.count}")
         self.owner = owner
+        self.staging = staging
         self.device = device
         self.ring_event = <void*>ring_event
         for k in range(self.count):

@@ -17,8 +17,7 @@ from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
 from cuframes._native.dlpack cimport *
 from cuframes._native.source cimport check_unmasked
 
-
-from cuframes.host.lifetime import refusal
+from cuframes.errors import refusal
 
 
 cdef extern from "Python.h":

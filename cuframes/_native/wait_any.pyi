@@ -1,14 +1,17 @@
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
-from cuframes.packets import PacketReader
-from cuframes.subscriber import Subscriber
+from cuframes._core import FrameReader
+from cuframes._native.packets import PacketRing
 
-class Poller(Protocol):
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+class Poller(Protocol[T_contra]):
     number: int
     def fileno(self) -> int: ...
-    def add(self, receiver: Subscriber | PacketReader, ring: Any) -> bool: ...
+    def add(self, receiver: T_contra, ring: FrameReader | PacketRing) -> bool: ...
 
 def allow_waitv(allowed: bool) -> None: ...
 def wait_rings(
-    receivers: list[Subscriber | PacketReader], timeout: float | None, poller: Poller
-) -> list[Subscriber | PacketReader]: ...
+    receivers: list[T], rings: list[FrameReader | PacketRing | None], timeout: float | None, poller: Poller[T]
+) -> list[T]: ...

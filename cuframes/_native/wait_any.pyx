@@ -35,8 +35,9 @@ def allow_waitv(bint allowed):
     waitv_works = allowed
 
 
-def wait_rings(list receivers not None, timeout, poller):
-    """Those of the receivers (Subscriber, PacketReader) that have something; empty after `timeout` seconds.
+def wait_rings(list receivers not None, list rings not None, timeout, poller):
+    """Those of the receivers whose ring has something; empty after `timeout` seconds. A ring is a FrameReader or a
+    PacketRing, or None where the receiver is closed; nothing else is known of receivers here.
 
     Sleeps with futex_waitv, or on the poller's epoll: its ``fileno()`` gives that, ``number`` tells it from others, and
     ``add(receiver, ring)`` is called for receivers that are new to it, until it says that it has the publisher's
@@ -44,7 +45,7 @@ def wait_rings(list receivers not None, timeout, poller):
     """
     cdef int64_t deadline = deadline_after(timeout)
     cdef uint32_t i, count = len(receivers)
-    cdef list rings = []  # they stay while we wait, also if another thread closes their receivers
+    cdef list inside = []  # rings that we are inside of, so that they stay while we wait
     cdef cf_any* any = <cf_any*>malloc(count * (sizeof(cf_any) + sizeof(int)))
     cdef int* ready = <int*>(any + count)
     if any == NULL:
@@ -52,15 +53,15 @@ def wait_rings(list receivers not None, timeout, poller):
     try:
         for i in range(count):
             ready[i] = False
-            rings.append(ring_of(receivers[i], &any[i]))
-        wait_inside(receivers, rings, any, ready, deadline, poller)
+            inside.append(enter_ring(rings[i], receivers[i], &any[i]))
+        wait_inside(receivers, inside, any, ready, deadline, poller)
         found = []
         for i in range(count):
-            if ready[i] or ring_cut(rings[i]) or any[i].packets != NULL and (<PacketRing>rings[i]).ahead is not None:
+            if ready[i] or ring_cut(inside[i]) or any[i].packets != NULL and (<PacketRing>inside[i]).ahead is not None:
                 found.append(receivers[i])
         return found
     finally:
-        for ring in rings:
+        for ring in inside:
             if isinstance(ring, FrameReader):
                 (<FrameReader>ring).leave()
             elif ring is not None:
@@ -133,10 +134,8 @@ cdef bint any_cut(list rings):
     return False
 
 
-cdef object ring_of(object receiver, cf_any* any):
-    """The receiver's ring, entered, and where its memory is; None when it is closed, as its ``next()`` will say."""
-    # An attribute rather than a method: with many receivers, asking them is what a call costs.
-    ring = getattr(receiver, "_ring", receiver)
+cdef object enter_ring(object ring, object receiver, cf_any* any):
+    """The ring, entered, and where its memory is; None when it is closed, as its receiver's ``next()`` will say."""
     any.frames = NULL
     any.packets = NULL
     try:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cuframes.cli import EXIT_STALE
+from cuframes.codecs import codec_name
 from cuframes.errors import NotFound
-from cuframes.media.codecs import codec_name
 from cuframes.session.listing import (
     PacketRingInfo,
     PublisherInfo,

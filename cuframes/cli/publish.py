@@ -12,8 +12,8 @@ import typer
 
 from cuframes.cli import Stopped, pixels, slots, stop_on_signals
 from cuframes.cli.source import Source
+from cuframes.codecs import nanoseconds, parameter_sets_filter
 from cuframes.errors import FrameDropped, PacketOversized
-from cuframes.media.codecs import nanoseconds, parameter_sets_filter
 from cuframes.memory.driver import gpu, has_gpu
 from cuframes.packets import DATA_SIZE, PacketFlags
 from cuframes.publisher import Publisher

@@ -10,9 +10,9 @@ from typing import Any
 import av
 
 from cuframes.cli import pixels
+from cuframes.codecs import nanoseconds
 from cuframes.errors import DeviceError
 from cuframes.media import pictures
-from cuframes.media.codecs import nanoseconds
 from cuframes.memory.driver import current, gpu
 
 __all__ = ["Source"]

@@ -7,7 +7,7 @@ from cuframes._native.slot import START_LATEST, START_NEXT, START_OLDEST, CacheR
 from cuframes.framecache.parameters import check_slot_id
 from cuframes.framecache.slots import SlotInfo, attach, info
 from cuframes.host.receiver import WatchedReceiver
-from cuframes.session.client import Steps
+from cuframes.host.steps import Steps
 
 __all__ = ["SlotReader", "SlotReaderStats"]
 

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
 from cuframes._native import status
+from cuframes.errors import refusal
 
-__all__ = ["Closing", "close_owned", "own", "refusal", "register", "unregister"]
+__all__ = ["Closing", "close_owned", "own", "register", "unregister"]
 
 
 class Closable(Protocol):
@@ -21,14 +22,6 @@ class Closable(Protocol):
 
     def _forget(self) -> None:
         """In a forked child: close inherited descriptors, free nothing of the parent's."""
-
-
-def refusal(thing: object, remedy: str) -> TypeError:
-    """What copying and pickling raise: a second object would give the same place in a ring back once more."""
-    return TypeError(
-        f"a {type(thing).__name__} cannot be copied or pickled, since it stands for this process's part in a ring; "
-        f"{remedy}"
-    )
 
 
 class Closing:

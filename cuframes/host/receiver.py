@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from cuframes._native.status import pause_at_exit
-from cuframes.errors import Disconnected, SegmentTruncated, Timeout
+from cuframes.errors import Disconnected, NoPlace, SegmentTruncated, Timeout
 from cuframes.host import lifetime
-from cuframes.session import client
-from cuframes.session.client import POLL_SECONDS, Steps
+from cuframes.host.steps import ANSWER_SECONDS, PASSING, POLL_SECONDS, Expired, Steps, deadline_after, repeat, run
 
 if TYPE_CHECKING:
     import asyncio
@@ -122,11 +121,11 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
 
     def _join(self, timeout: float | None) -> None:
         """Join the first publisher: the last act of a constructor. Nothing is left when it fails."""
-        deadline = client.deadline_after(timeout)
-        steps = client.repeat(lambda: self._open(again=False))
+        deadline = deadline_after(timeout)
+        steps = repeat(lambda: self._open(again=False))
         try:
-            ring = client.run(steps, deadline, grace=client.ANSWER_SECONDS)
-        except client.Expired as over:
+            ring = run(steps, deadline, grace=ANSWER_SECONDS)
+        except Expired as over:
             raise over.problem from None
         finally:
             steps.close()
@@ -183,11 +182,11 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
 
     def _join_next(self, ended: R, deadline: float | None) -> None:
         if self._steps is None:
-            self._steps = client.repeat(lambda: self._open(again=True), (*client.PASSING, client.NoPlace))
+            self._steps = repeat(lambda: self._open(again=True), (*PASSING, NoPlace))
         steps = self._steps
         try:
-            ring: R | None = client.run(steps, deadline, lambda: self._closed)
-        except client.Expired:
+            ring: R | None = run(steps, deadline, lambda: self._closed)
+        except Expired:
             raise self._late() from None
         except BaseException:
             self._steps = None
@@ -218,7 +217,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
     def _next(self, take: Callable[[R, float | None], T], timeout: float | None) -> T:
         """What `take` gives, after joining the next publisher as often as that needs."""
         ring = self._joined()
-        deadline = client.deadline_after(timeout) if self.reconnect else None
+        deadline = deadline_after(timeout) if self.reconnect else None
         left = timeout
         while True:
             try:

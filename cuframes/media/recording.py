@@ -9,8 +9,8 @@ from typing import Any, Self
 import av
 
 from cuframes._native.status import monotonic_ns
+from cuframes.codecs import NS
 from cuframes.errors import Disconnected, NoCodecParameters, PacketOverrun, Timeout
-from cuframes.media.codecs import NS
 from cuframes.packets import Packet, PacketFlags, PacketReader
 
 __all__ = ["Recording", "backlog"]

@@ -120,7 +120,12 @@ class DevicePool:
         """The frames are here. In a block of :meth:`Resources.building`."""
         device = self.resources.device
         self.memory = SlotTable(
-            addresses, self.resources, device=device, events=self.events[:-1], ring_event=self.events[-1]
+            addresses,
+            self.resources,
+            device=device,
+            events=self.events[:-1],
+            ring_event=self.events[-1],
+            staging=self.resources.staging,
         )
 
     @property

@@ -24,13 +24,13 @@ from cuframes.host.names import (
     segment_name,
 )
 from cuframes.host.segment import SegmentState, inspect, open_segment, remove_dead
-from cuframes.publisher import SubscriberInfo
 from cuframes.session.asking import ask_for_segment
 from cuframes.session.listener import is_abandoned, is_socket
 
 __all__ = [
     "PacketRingInfo",
     "PublisherInfo",
+    "SubscriberInfo",
     "collect_garbage",
     "find_packet_ring",
     "find_publisher",
@@ -42,6 +42,18 @@ log = logging.getLogger("cuframes")
 
 ASKING_THREADS = 32
 POLICY_NAMES = {DROP_OLDEST: "drop_oldest", STRICT_WAIT: "strict_wait"}
+
+
+class SubscriberInfo(NamedTuple):
+    """A connected subscriber, as it reports itself in the control segment."""
+
+    name: str
+    pid: int
+    bit: int
+    received: int
+    lost: int
+    skipped: int
+    held: int
 
 
 class PublisherInfo(NamedTuple):
