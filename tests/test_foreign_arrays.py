@@ -148,7 +148,7 @@ def indirect(content):
 DEFECTS = {
     "bool": lambda a: a.astype(bool),
     "float": lambda a: a.astype(numpy.float32),
-    "half": lambda a: a.astype(numpy.float16),
+    "half": lambda a: (a >> 8).astype(numpy.float16),  # it ends at 65504
     "wide": lambda a: a.astype(numpy.uint32),
     "other size": lambda a: a.astype(numpy.uint16 if a.itemsize == 1 else numpy.uint8),
     "big-endian": lambda a: a.astype(">u2"),

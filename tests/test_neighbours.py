@@ -695,7 +695,7 @@ def test_a_subscriber_that_comes_and_goes_all_the_time_does_not_fill_the_log(key
 def test_a_lock_that_a_reader_has_taken_does_not_keep_a_dead_ring(key):
     """Whoever may read a file may lock it, for reading."""
     path = SHM / f"cuframes-{key}-packets"
-    with Worker("packet_producer.py", key, "--count", 10) as producer:
+    with Worker("packet_producer.py", key, "--delay", 0.01) as producer:
         with open(path, "rb") as reader:
             shared = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
             waiting = threading.Thread(target=fcntl.fcntl, args=(reader, fcntl.F_OFD_SETLKW, shared), daemon=True)
