@@ -8,6 +8,9 @@ One process publishes, any number of others subscribe and see the same memory::
     with cuframes.Subscriber("cam0") as subscriber:
         for frame in subscriber:
             luma, chroma = map(numpy.asarray, frame.planes)
+
+Modules are loaded when they are first used. A program that is about to give up rights (chroot, another user, a sandbox)
+first says what it needs: ``from cuframes import Subscriber``.
 """
 
 import importlib

@@ -300,10 +300,10 @@ class TestDirectories:
         monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(open_to_all / "made"))
         script = """
         import os, sys
-        import cuframes
+        from cuframes import Subscriber
         os.setgroups([int(sys.argv[2])]); os.setgid(65534); os.setuid(65534)
         try:
-            cuframes.Subscriber(sys.argv[1], connect_timeout=0).close()
+            Subscriber(sys.argv[1], connect_timeout=0).close()
             print("joined")
         except PermissionError:
             print("refused")
@@ -739,10 +739,10 @@ def test_what_another_user_has_left_in_a_sticky_directory_is_named(key, open_to_
     path.chmod(0o666)
     script = """
     import os, sys
-    import cuframes
+    from cuframes import Publisher
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
     try:
-        cuframes.Publisher(sys.argv[1], 64, 48, "gray8", memory="host")
+        Publisher(sys.argv[1], 64, 48, "gray8", memory="host")
     except PermissionError as problem:
         print(problem)
     """

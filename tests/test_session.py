@@ -319,11 +319,11 @@ def test_foreign_uid_is_refused_and_group_members_are_not(runtime_dir, key):
         pytest.skip("changing the uid needs root")
     child = f"""
 import os, sys
-import cuframes  # now: the interpreter's own files may be out of reach afterwards
+from cuframes import Subscriber  # now: the interpreter's own files may be out of reach afterwards
 os.setgroups([4711] if sys.argv[1] == "member" else [])
 os.setgid(65534); os.setuid(65534)
 try:
-    cuframes.Subscriber({key!r}, connect_timeout=0).close()
+    Subscriber({key!r}, connect_timeout=0).close()
     print("joined")
 except PermissionError as problem:
     print("refused:", problem)
