@@ -99,8 +99,8 @@ def test_demo_says_what_is_wrong(tmp_path):
 @pytest.mark.parametrize("format", FORMATS)
 def test_stamps_in_every_format_with_padded_rows(key, format):
     from cuframes import Subscriber
-    from cuframes.media import pictures
     from cuframes.cli import pixels
+    from cuframes.media import pictures
 
     with Publisher(key, 60, 40, format) as publisher, Subscriber(key) as subscriber:
         with publisher.acquire() as slot:
