@@ -147,13 +147,13 @@ cdef class FrameWriter:
         cdef uintptr_t pointer
         cdef int k
         memory, offsets, pointers, events, ring_event = exports
-        memcpy(h.meta.device_uuid, <const char*>self.slots.device.uuid, 16)
-        memcpy(h.ipc_event_handle, <const char*>(<bytes>ring_event), 64)
+        memcpy(h.meta.device_uuid, <const char*>self.slots.device.uuid, sizeof(h.meta.device_uuid))
+        memcpy(h.ipc_event_handle, <const char*>(<bytes>ring_event), sizeof(h.ipc_event_handle))
         for k in range(self.slots.count):
-            memcpy(h.slot_event_handles[k], <const char*>(<bytes>events[k]), 64)
+            memcpy(h.slot_event_handles[k], <const char*>(<bytes>events[k]), sizeof(h.slot_event_handles[k]))
             h.slots[k].base_offset = offsets[k]
             if memory is not None:
-                memcpy(h.slots[k].mem_handle, <const char*>(<bytes>memory[k]), 64)
+                memcpy(h.slots[k].mem_handle, <const char*>(<bytes>memory[k]), sizeof(h.slots[k].mem_handle))
             if pointers is not None:
                 h.ownership_mode = CF_OWNERSHIP_EXTERNAL
                 pointer = pointers[k]

@@ -11,6 +11,9 @@ cdef extern from "cuframes/shm.h" nogil:
         CF_MAX_RING
         CF_MIN_RING
         CF_MAX_SUBSCRIBERS
+        CF_MAX_KEY_LEN
+        CF_MAX_NAME_LEN
+        CF_MAX_MSG_PAYLOAD
         CF_EXT_PINS
         CF_EXT_FUTEX
         CF_EXT_HOST_MEMORY

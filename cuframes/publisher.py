@@ -12,6 +12,8 @@ from cuframes._native.control import (
     DROP_OLDEST,
     FUTEX,
     HEADER_BYTES,
+    MAX_RING,
+    MIN_RING,
     OWNER_LOCK,
     PINS,
     STRICT_WAIT,
@@ -102,7 +104,7 @@ class Publisher(lifetime.Closing):
         policy: str = "drop_oldest",
         group: str | int | None = None,
     ) -> None:
-        ring_size = whole_number(ring_size, "ring_size", 2, 16)
+        ring_size = whole_number(ring_size, "ring_size", MIN_RING, MAX_RING)
         shape = FrameShape(pixel_format(format), width, height)
         self._open(key, shape, policy, group, lambda: create_pool(memory, device, key, shape.nbytes, ring_size))
 
@@ -144,8 +146,8 @@ class Publisher(lifetime.Closing):
         ``acquire()`` picks a buffer that nobody reads, and says which (``frame.slot``); ``acquire(slot=3)`` asks for
         one in particular.
         """
-        if not 2 <= len(buffers) <= 16:
-            raise ValueError(f"buffers must be 2 to 16, not {len(buffers)}")
+        if not MIN_RING <= len(buffers) <= MAX_RING:
+            raise ValueError(f"buffers must be {MIN_RING} to {MAX_RING}, not {len(buffers)}")
         pitch = None if pitch is None else whole_number(pitch, "pitch", 1, 2**31 - 1)
         shape = FrameShape(pixel_format(format), width, height, pitch, pitch)
         publisher = cls.__new__(cls)

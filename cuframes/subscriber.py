@@ -3,7 +3,6 @@
 import contextlib
 import os
 import select
-import struct
 import time
 from typing import Any, NamedTuple
 
@@ -13,10 +12,15 @@ from cuframes._native.control import (
     FUTEX,
     HEADER_BYTES,
     HOST_MEMORY,
+    MAX_NAME,
+    MAX_RING,
+    MAX_SUBSCRIBERS,
+    MIN_RING,
     PINS,
     STRICT_WAIT,
     VMM_MEMORY,
     describe,
+    describe_meta,
     handles,
 )
 from cuframes._native.frame import Frame, take
@@ -159,7 +163,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
     def _open_ring(self, connection: client.Connection) -> FrameReader:
         """Map what the publisher announced, after checking it."""
         welcome, place = connection.welcome, connection.place
-        if not 2 <= welcome.ring_size <= 16 or not 1 <= place.bit <= 31:
+        if not MIN_RING <= welcome.ring_size <= MAX_RING or not 1 <= place.bit <= MAX_SUBSCRIBERS:
             raise ProtocolError(f"the publisher announces {welcome.ring_size} slots and gives bit {place.bit}")
         shape, frame_bytes, uuid = _unpack_meta(welcome.meta)
         header = _open_header(connection)
@@ -422,15 +426,15 @@ def _rehearse(frame: Frame) -> None:
 
 
 def _unpack_meta(meta: bytes) -> tuple[FrameShape, int, bytes]:
-    """Geometry, bytes of a frame, and UUID of the GPU, from the 64 bytes of ``frame_meta``."""
-    code, width, height, pitch_y, pitch_uv, _, frame_bytes = struct.unpack_from("<IiiiiIQ", meta)
+    """Geometry, bytes of a frame, and UUID of the GPU, from ``frame_meta``."""
+    code, width, height, pitch_y, pitch_uv, frame_bytes, uuid = describe_meta(meta)
     try:
         shape = FrameShape(pixel_format(code), width, height, pitch_y, pitch_uv)
     except ValueError as problem:
         raise ProtocolError(f"the publisher shares frames that this library does not know: {problem}") from None
     if shape.nbytes > frame_bytes:
         raise ProtocolError(f"the publisher's frames have {frame_bytes} bytes, {shape} needs {shape.nbytes}")
-    return shape, frame_bytes, meta[32:48]
+    return shape, frame_bytes, uuid
 
 
 def _open_header(connection: client.Connection) -> Mapping:
@@ -461,6 +465,6 @@ def _map_header(fd: int) -> Mapping:
 def _check_name(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"name is a str, not {type(name).__name__}")
-    if not 0 < len(name.encode()) <= 31 or not name.isprintable():
-        raise ValueError(f"name must be 1 to 31 printable bytes, not {name!r}")
+    if not 0 < len(name.encode()) <= MAX_NAME or not name.isprintable():
+        raise ValueError(f"name must be 1 to {MAX_NAME} printable bytes, not {name!r}")
     return name

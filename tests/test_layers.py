@@ -18,7 +18,10 @@ LAYERS = [
     ["_version", "errors", "formats", "codecs"],
     [
         "_shm",
-        *(f"_native.{name}" for name in ("status", "mapping", "control", "layout", "source", "packets", "slot")),
+        *(
+            f"_native.{name}"
+            for name in ("status", "mapping", "control", "messages", "layout", "source", "packets", "slot")
+        ),
         *(f"_native.{name}" for name in ("dlpack", "cuda", "frame_ring", "slot_table", "pending")),
     ],
     ["_core"],

@@ -22,6 +22,7 @@ from harness import Worker, eventually
 
 import cuframes
 from cuframes import PacketPublisher, Publisher, Subscriber
+from cuframes._native import messages
 from cuframes.host import names as cuframes_names
 from cuframes.host.files import lock
 from cuframes.host.keylock import KeyLock
@@ -676,7 +677,7 @@ def test_a_subscriber_that_makes_its_event_block_does_not_stop_the_session_threa
 
 
 def test_the_reason_that_a_stranger_gives_does_not_move_the_cursor():
-    code, text = wire.error_text(wire.error(4, "\x1b[2J\x1b]0;mine\x07 no\n")[wire.HEADER.size :])
+    code, text = wire.error_text(wire.error(4, "\x1b[2J\x1b]0;mine\x07 no\n")[messages.HEADER_BYTES :])
     assert (code, text.isprintable(), text[1:4]) == (4, True, "[2J")
 
 

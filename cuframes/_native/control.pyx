@@ -22,6 +22,11 @@ def layout_rows():
 
 HEADER_BYTES = sizeof(cf_frame_header)
 FRAME_MAGIC = CF_FRAME_MAGIC
+MIN_RING = CF_MIN_RING
+MAX_RING = CF_MAX_RING
+MAX_SUBSCRIBERS = CF_MAX_SUBSCRIBERS - 1  # bit 0 is nobody's
+MAX_KEY = CF_MAX_KEY_LEN
+MAX_NAME = CF_MAX_NAME_LEN
 STRICT_WAIT = CF_POLICY_STRICT_WAIT
 DROP_OLDEST = CF_POLICY_DROP_OLDEST
 # ext_flags and handshake features
@@ -66,7 +71,7 @@ def describe(source not None):
     for bit in range(1, CF_MAX_SUBSCRIBERS):
         s = &h.subscribers[<int>bit]
         if bitmap >> bit & 1:
-            name = <bytes>s.consumer_name[:32]
+            name = <bytes>s.consumer_name[:sizeof(s.consumer_name)]
             subscribers.append({
                 "name": name.split(b"\0")[0].decode("utf-8", "replace"),
                 "pid": s.consumer_pid,
@@ -91,7 +96,7 @@ def describe(source not None):
         "pitch_y": h.meta.pitch_y,
         "pitch_uv": h.meta.pitch_uv,
         "frame_bytes": h.meta.frame_size_bytes,
-        "device_uuid": bytes(h.meta.device_uuid[:16]),
+        "device_uuid": bytes(h.meta.device_uuid[:sizeof(h.meta.device_uuid)]),
         "epoch": h.epoch,
         "global_seq": cf_load_acquire(&h.global_seq),
         "shutdown": bool(cf_load_acquire(&h.shutdown_flag)),
@@ -111,7 +116,11 @@ def handles(Mapping mapping not None, int ring_size):
     """
     cdef cf_frame_header* h = header_of(mapping)
     found = [
-        (bytes(h.slots[<int>k].mem_handle[:64]), h.slots[<int>k].base_offset, bytes(h.slot_event_handles[<int>k][:64]))
+        (
+            bytes(h.slots[<int>k].mem_handle[:sizeof(h.slots[0].mem_handle)]),
+            h.slots[<int>k].base_offset,
+            bytes(h.slot_event_handles[<int>k][:sizeof(h.slot_event_handles[0])]),
+        )
         for k in range(min(ring_size, <int>CF_MAX_RING))
     ]
     check_whole(mapping.cut)
@@ -119,6 +128,16 @@ def handles(Mapping mapping not None, int ring_size):
 
 
 def meta_bytes(Mapping mapping not None):
-    """The 64 bytes of frame_meta, as the handshake sends them."""
+    """The bytes of ``frame_meta``, as the handshake sends them."""
     cdef cf_frame_header* h = header_of(mapping)
     return (<char*>&h.meta)[:sizeof(cf_frame_meta)]
+
+
+def describe_meta(bytes meta not None):
+    """(format, width, height, pitch_y, pitch_uv, bytes of a frame, UUID of the GPU) of ``frame_meta``, as found."""
+    cdef cf_frame_meta m
+    if len(meta) != sizeof(m):
+        raise ProtocolError(f"frame_meta has {sizeof(m)} bytes, not {len(meta)}")
+    memcpy(&m, <const char*>meta, sizeof(m))
+    uuid = bytes(m.device_uuid[:sizeof(m.device_uuid)])
+    return m.format, m.width, m.height, m.pitch_y, m.pitch_uv, m.frame_size_bytes, uuid

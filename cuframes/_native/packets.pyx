@@ -344,9 +344,9 @@ cdef class PacketRing:
         Raises
         ------
         ProtocolError
-            The ring announces more than 4096 bytes, or was cut off (SegmentTruncated).
+            The ring announces more than it has room for, or was cut off (SegmentTruncated).
         """
-        cdef char out[4096]
+        cdef char[CF_PKT_EXTRADATA_MAX] out
         cdef uint32_t size
         self.enter()
         with nogil:

@@ -43,6 +43,8 @@ VERSION = CF_CACHE_VERSION
 HEADER_BYTES = sizeof(cf_cache_header)
 DEFAULT_DEPTH = CF_CACHE_DEFAULT_DEPTH
 MIN_DEPTH = CF_CACHE_MIN_DEPTH
+MAX_SOURCE_TYPE = sizeof((<cf_cache_header*>NULL).source_type) - 1
+MAX_SLOT_ID = sizeof((<cf_cache_header*>NULL).slot_id) - 1
 START_NEXT = CF_CACHE_NEXT
 START_LATEST = CF_CACHE_LATEST
 START_OLDEST = CF_CACHE_OLDEST
@@ -64,8 +66,10 @@ def format_slot(Mapping mapping not None, *, uint32_t width, uint32_t height, ui
                 bytes slot_id not None):
     """Write the header of a new slot; `mapping` is writable, zero-filled, and nobody else sees it yet."""
     cdef cf_cache_header* h = <cf_cache_header*>mapping.address
-    if len(source_type) > 31 or not 0 < len(slot_id) < 64 or mapping.size < <Py_ssize_t>sizeof(cf_cache_header):
-        raise ValueError("source_type has at most 31 bytes, slot_id 1 to 63")
+    if mapping.size < <Py_ssize_t>sizeof(cf_cache_header):
+        raise ValueError("there is no room for the header of a slot")
+    if len(source_type) > MAX_SOURCE_TYPE or not 0 < len(slot_id) <= MAX_SLOT_ID:
+        raise ValueError(f"source_type has at most {MAX_SOURCE_TYPE} bytes, slot_id 1 to {MAX_SLOT_ID}")
     h.width, h.height = width, height
     h.fps_num, h.fps_den = fps_num, fps_den
     h.pixel_format = pixel_format
@@ -127,7 +131,7 @@ def describe_slot(Mapping mapping not None):
         # Whole even where a copy of bytes could be torn.
         "write_cursor": cf_load_acquire(&(<cf_cache_header*>mapping.address).write_cursor),
         "dropped_frames": cf_load_acquire(&(<cf_cache_header*>mapping.address).dropped_frames),
-        "source_type": printable((<bytes>h.source_type[:32]).split(b"\0")[0]),
+        "source_type": printable((<bytes>h.source_type[:sizeof(h.source_type)]).split(b"\0")[0]),
         "writer_pid": cf_load_acquire(&(<cf_cache_header*>mapping.address).writer_pid),
     }
 

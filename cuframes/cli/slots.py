@@ -5,6 +5,7 @@ import sys
 import time
 from typing import Any
 
+from cuframes._native.slot import MAX_SOURCE_TYPE
 from cuframes.cli import EXIT_STALE, Stopped, fail, pixels
 from cuframes.cli.source import Source
 from cuframes.errors import Disconnected, NotFound
@@ -47,7 +48,7 @@ def _open_writer(slot_id: str, video: Source, ring_depth: int | None, group: str
         video.format,
         fps=video.rate,
         ring_depth=ring_depth,
-        source_type=kind[:31],
+        source_type=kind[:MAX_SOURCE_TYPE],
         group=group,
     )
 

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from cuframes._native.slot import DEFAULT_DEPTH, MIN_DEPTH, slot_size
+from cuframes._native.slot import DEFAULT_DEPTH, MAX_SLOT_ID, MAX_SOURCE_TYPE, MIN_DEPTH, slot_size
 from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format, whole_number
 
 __all__ = ["Rate", "SlotParameters", "check_slot_id", "rate"]
@@ -23,7 +23,7 @@ REGISTRY = "registry.json"  # the service's list, in the same directory
 MAX_DEPTH = 4096
 MAX_FPS_PART = 10_000_000
 
-SLOT_ID = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,62}"
+SLOT_ID = f"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{MAX_SLOT_ID - 1}}}"
 _SLOT_ID = re.compile(SLOT_ID, re.ASCII)
 
 
@@ -44,7 +44,9 @@ def check_slot_id(slot_id: str) -> str:
     if not isinstance(slot_id, str):
         raise TypeError(f"a slot_id is a str, not {type(slot_id).__name__}")
     if not _SLOT_ID.fullmatch(slot_id):
-        raise ValueError(f"slot_id must be 1 to 63 characters of A-Z a-z 0-9 . _ -, the first no dot; not {slot_id!r}")
+        raise ValueError(
+            f"slot_id must be 1 to {MAX_SLOT_ID} characters of A-Z a-z 0-9 . _ -, the first no dot; not {slot_id!r}"
+        )
     if slot_id == REGISTRY:
         raise ValueError(f"{REGISTRY} is the service's own list; call the slot otherwise")
     return slot_id
@@ -84,8 +86,8 @@ class SlotParameters(NamedTuple):
         fps_den = whole_number(self.fps_den, "fps_den", 1, MAX_FPS_PART)
         if not isinstance(self.source_type, str) or "\0" in self.source_type:
             raise ValueError(f"source_type must be text without NUL, not {self.source_type!r}")
-        if len(self.source_type.encode()) > 31:
-            raise ValueError(f"source_type has room for 31 bytes of UTF-8, not for {self.source_type!r}")
+        if len(self.source_type.encode()) > MAX_SOURCE_TYPE:
+            raise ValueError(f"source_type has room for {MAX_SOURCE_TYPE} bytes of UTF-8, not for {self.source_type!r}")
         return SlotParameters(
             self.slot_id, shape.width, shape.height, fps_num, fps_den, name, self.source_type, ring_depth
         )

@@ -18,6 +18,8 @@ import stat
 import struct
 from pathlib import Path
 
+from cuframes._native.control import MAX_KEY
+
 __all__ = [
     "check_directory",
     "check_key",
@@ -36,12 +38,12 @@ __all__ = [
 
 log = logging.getLogger("cuframes")
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,71}", re.ASCII)
 
 SEGMENT_DIR = Path("/dev/shm")
 SEGMENT_PREFIX = "cuframes-"
 PACKETS_SUFFIX = "-packets"
+_KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY}}}", re.ASCII)
+_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY + len(PACKETS_SUFFIX)}}}", re.ASCII)
 SO_PEERGROUPS = 59
 
 _made: set[tuple[int, int]] = set()  # directories that this process has made
@@ -58,7 +60,7 @@ def check_key(key: str) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a key is a str, not {type(key).__name__}")
     if not _KEY.fullmatch(key):
-        raise ValueError(f"key must be 1 to 63 characters of A-Z a-z 0-9 _ -, not {key!r}")
+        raise ValueError(f"key must be 1 to {MAX_KEY} characters of A-Z a-z 0-9 _ -, not {key!r}")
     return key
 
 

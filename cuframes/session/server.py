@@ -19,7 +19,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from cuframes._core import FrameWriter
-from cuframes._native.control import PASS_FD, PINS
+from cuframes._native.control import MAX_SUBSCRIBERS, PASS_FD, PINS
 from cuframes.errors import ProtocolError, SegmentTruncated
 from cuframes.host import lifetime
 from cuframes.host.names import peer_credentials, peer_groups
@@ -396,7 +396,7 @@ class Server:
         self._unblock()
         place = self._writer.join(peer.name.encode(), peer.pid)
         if place is None:
-            raise Refused(ErrorCode.NO_PLACE, "the ring has 31 subscribers and no place for another")
+            raise Refused(ErrorCode.NO_PLACE, f"the ring has {MAX_SUBSCRIBERS} subscribers and no place for another")
         peer.bit, seq, frame_no = place
         peer.state = State.ACTIVE
         self._say(logging.INFO, "subscriber %r (pid %d) joined", peer.name, peer.pid)

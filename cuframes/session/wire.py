@@ -1,60 +1,59 @@
-"""Messages of the socket: their types, and packing and unpacking them.
-
-A message is u32 type, u32 payload length (at most 4096), payload; little-endian throughout.
-"""
+"""Messages of the socket: their types and what they carry. Their bytes are what ``messages.h`` says."""
 
 import array
 import socket
-import struct
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
+from cuframes._native import messages
+from cuframes._native.messages import MAX_DESCRIPTORS, MAX_NAME, MAX_PAYLOAD, META_BYTES
 from cuframes.errors import ProtocolError
 
-__all__ = ["ErrorCode", "Hello", "Message", "MessageType", "Parser", "Subscribed", "Welcome", "error", "pack"]
+__all__ = [
+    "MAX_DESCRIPTORS",
+    "MAX_PAYLOAD",
+    "ErrorCode",
+    "Hello",
+    "Message",
+    "MessageType",
+    "Parser",
+    "Subscribed",
+    "Welcome",
+    "error",
+    "pack",
+]
 
-HEADER = struct.Struct("<II")
-MAX_PAYLOAD = 4096
-MAX_NAME = 31
-MAX_DESCRIPTORS = 4
 VERSIONS = (1, 2, 3)
-
-_HELLO_HEAD = struct.Struct("<II")
-_HELLO_TAIL = struct.Struct("<iIIQ")  # device, mode; reserved: features, 8 bytes
-_WELCOME_HEAD = struct.Struct("<iIII64sI")
-_WELCOME_TAIL = struct.Struct("<III")  # reserved: granted features, length of the packet ring's path, 4 bytes
-_SUBSCRIBED = struct.Struct("<iIQQI")  # reserved: frame number of initial_seq, 4 bytes
-_ERROR = struct.Struct("<iI")
 
 
 class MessageType(IntEnum):
     """Message types of protocol version 3."""
 
-    HELLO_REQ = 1
-    HELLO_RESP = 2
-    SUBSCRIBE_REQ = 3
-    SUBSCRIBE_RESP = 4
-    UNSUBSCRIBE = 16
-    EVENT_FD = 32
-    SHUTDOWN = 48
-    PING = 240
-    PONG = 241
-    ERROR = 254
+    HELLO_REQ = messages.HELLO_REQ
+    HELLO_RESP = messages.HELLO_RESP
+    SUBSCRIBE_REQ = messages.SUBSCRIBE_REQ
+    SUBSCRIBE_RESP = messages.SUBSCRIBE_RESP
+    UNSUBSCRIBE = messages.UNSUBSCRIBE
+    EVENT_FD = messages.EVENT_FD
+    SHUTDOWN = messages.SHUTDOWN
+    PING = messages.PING
+    PONG = messages.PONG
+    ERROR = messages.ERROR
 
 
 class ErrorCode(IntEnum):
     """Why a publisher refuses. ``result`` in a response is the negative of it."""
 
-    MALFORMED = 1
-    OUT_OF_ORDER = 2
-    TOO_SLOW = 3
-    VERSION = 4
-    NAME_IN_USE = 5
-    NO_PLACE = 6
-    DEVICE = 7
-    NOT_ALLOWED = 8
-    RESOURCES = 9
+    MALFORMED = messages.ERR_MALFORMED
+    OUT_OF_ORDER = messages.ERR_OUT_OF_ORDER
+    TOO_SLOW = messages.ERR_TOO_SLOW
+    VERSION = messages.ERR_VERSION
+    NAME_IN_USE = messages.ERR_NAME_IN_USE
+    NO_PLACE = messages.ERR_NO_PLACE
+    DEVICE = messages.ERR_DEVICE
+    NOT_ALLOWED = messages.ERR_NOT_ALLOWED
+    RESOURCES = messages.ERR_RESOURCES
 
 
 class Message(NamedTuple):
@@ -66,21 +65,22 @@ class Message(NamedTuple):
 
 def pack(kind: MessageType, payload: bytes = b"") -> bytes:
     """One message as bytes."""
-    return HEADER.pack(kind, len(payload)) + payload
+    return messages.pack_message(kind, payload)
 
 
 def error(code: ErrorCode, text: str) -> bytes:
     """An ERROR message."""
-    raw = text.encode()[: MAX_PAYLOAD - _ERROR.size]
-    return pack(MessageType.ERROR, _ERROR.pack(code, len(raw)) + raw)
+    room = MAX_PAYLOAD - messages.ERROR_HEAD_BYTES
+    return pack(MessageType.ERROR, messages.pack_error(code, text.encode()[:room]))
 
 
 def error_text(payload: bytes) -> tuple[int, str]:
     """Code and text of an ERROR message. Nothing in the text moves a terminal's cursor."""
-    if len(payload) < _ERROR.size:
+    try:
+        code, raw = messages.unpack_error(payload)
+    except ValueError:
         return 0, "no reason given"
-    code, length = _ERROR.unpack_from(payload)
-    text = payload[_ERROR.size : _ERROR.size + length].decode("utf-8", "replace")
+    text = raw.decode("utf-8", "replace")
     return code, "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
@@ -120,15 +120,15 @@ class Parser:
 
     def next(self) -> Message | None:
         """The next whole message, or None. Raises ProtocolError when a payload length is beyond the limit."""
-        if len(self._bytes) < HEADER.size:
+        if len(self._bytes) < messages.HEADER_BYTES:
             return None
-        kind, length = HEADER.unpack_from(self._bytes)
+        kind, length = messages.unpack_message(bytes(self._bytes[: messages.HEADER_BYTES]))
         if length > MAX_PAYLOAD:
             raise ProtocolError(f"a message of type {kind} announces {length} bytes; the limit is {MAX_PAYLOAD}")
-        end = HEADER.size + length
+        end = messages.HEADER_BYTES + length
         if len(self._bytes) < end:
             return None
-        payload = bytes(self._bytes[HEADER.size : end])
+        payload = bytes(self._bytes[messages.HEADER_BYTES : end])
         del self._bytes[:end]
         return Message(kind, payload)
 
@@ -144,20 +144,18 @@ class Hello(NamedTuple):
 
     def pack(self) -> bytes:
         """As a message."""
-        name = self.name.encode()
-        tail = _HELLO_TAIL.pack(self.device, self.ordered, self.features, 0)
-        return pack(MessageType.HELLO_REQ, _HELLO_HEAD.pack(self.version, len(name)) + name + tail)
+        payload = messages.pack_hello(self.version, self.name.encode(), self.device, self.ordered, self.features)
+        return pack(MessageType.HELLO_REQ, payload)
 
     @classmethod
     def unpack(cls, payload: bytes) -> "Hello":
         """From a payload. Raises ProtocolError for anything but exactly one well-formed request."""
-        if len(payload) < _HELLO_HEAD.size:
-            raise ProtocolError("HELLO_REQ is too short")
-        version, length = _HELLO_HEAD.unpack_from(payload)
-        if not 0 < length <= MAX_NAME or len(payload) != _HELLO_HEAD.size + length + _HELLO_TAIL.size:
-            raise ProtocolError(f"HELLO_REQ of {len(payload)} bytes does not hold a name of {length} (1 to {MAX_NAME})")
-        raw = payload[_HELLO_HEAD.size : _HELLO_HEAD.size + length]
-        device, mode, features, _ = _HELLO_TAIL.unpack_from(payload, _HELLO_HEAD.size + length)
+        try:
+            version, raw, device, mode, features = messages.unpack_hello(payload)
+        except ValueError as problem:
+            raise ProtocolError(f"HELLO_REQ is malformed: {problem}") from None
+        if not 0 < len(raw) <= MAX_NAME:
+            raise ProtocolError(f"the subscriber's name has {len(raw)} bytes, not 1 to {MAX_NAME}")
         try:
             name = raw.rstrip(b"\0").decode()
         except UnicodeDecodeError:
@@ -174,30 +172,34 @@ class Welcome(NamedTuple):
     version: int = 3
     ring_size: int = 0
     ownership: int = 0
-    meta: bytes = bytes(64)
+    meta: bytes = bytes(META_BYTES)
     path: str = ""
     features: int = 0
     packets_path: str = ""
 
     def pack(self) -> bytes:
         """As a message."""
-        path, packets = self.path.encode(), self.packets_path.encode()
-        head = _WELCOME_HEAD.pack(self.result, self.version, self.ring_size, self.ownership, self.meta, len(path))
-        tail = _WELCOME_TAIL.pack(self.features, len(packets), 0)
-        return pack(MessageType.HELLO_RESP, head + path + tail + packets)
+        payload = messages.pack_welcome(
+            self.result,
+            self.version,
+            self.ring_size,
+            self.ownership,
+            self.meta,
+            self.path.encode(),
+            self.features,
+            self.packets_path.encode(),
+        )
+        return pack(MessageType.HELLO_RESP, payload)
 
     @classmethod
     def unpack(cls, payload: bytes) -> "Welcome":
         """From a payload."""
         try:
-            result, version, ring_size, ownership, meta, length = _WELCOME_HEAD.unpack_from(payload)
-            at = _WELCOME_HEAD.size + length
-            features, packets_length, _ = _WELCOME_TAIL.unpack_from(payload, at)
-            path = payload[_WELCOME_HEAD.size : at].decode()
-            packets = payload[at + _WELCOME_TAIL.size :][:packets_length].decode()
-        except (struct.error, UnicodeDecodeError) as problem:
+            *numbers, meta, path, features, packets = messages.unpack_welcome(payload)
+            result, version, ring_size, ownership = numbers
+            return cls(result, version, ring_size, ownership, meta, path.decode(), features, packets.decode())
+        except ValueError as problem:
             raise ProtocolError(f"the publisher's HELLO_RESP is malformed ({problem})") from None
-        return cls(result, version, ring_size, ownership, meta, path, features, packets)
 
 
 class Subscribed(NamedTuple):
@@ -212,12 +214,12 @@ class Subscribed(NamedTuple):
 
     def pack(self) -> bytes:
         """As a message."""
-        body = _SUBSCRIBED.pack(self.result, self.bit, self.initial_seq, self.initial_frame_no, 0)
-        return pack(MessageType.SUBSCRIBE_RESP, body)
+        return pack(MessageType.SUBSCRIBE_RESP, messages.pack_subscribed(*self))
 
     @classmethod
     def unpack(cls, payload: bytes) -> "Subscribed":
         """From a payload."""
-        if len(payload) != _SUBSCRIBED.size:
-            raise ProtocolError(f"SUBSCRIBE_RESP has {len(payload)} bytes, not {_SUBSCRIBED.size}")
-        return cls(*_SUBSCRIBED.unpack(payload)[:4])
+        try:
+            return cls(*messages.unpack_subscribed(payload))
+        except ValueError as problem:
+            raise ProtocolError(f"SUBSCRIBE_RESP is malformed: {problem}") from None

@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from cuframes._native.slot import DEFAULT_DEPTH, MIN_DEPTH
+from cuframes._native.slot import DEFAULT_DEPTH, MAX_SOURCE_TYPE, MIN_DEPTH
 from cuframes._version import __version__
 from cuframes.errors import NotFound
 from cuframes.formats import ALIASES, MAX_SIDE
@@ -72,7 +72,10 @@ class SlotRequest(BaseModel):
             json_schema_extra={"enum": [*CODES, *ALIASES, *NAMES]},
         ),
     ]
-    source_type: Annotated[str, Field(max_length=31, description="At most 31 bytes of UTF-8", examples=["sdi"])]
+    source_type: Annotated[
+        str,
+        Field(max_length=MAX_SOURCE_TYPE, description=f"At most {MAX_SOURCE_TYPE} bytes of UTF-8", examples=["sdi"]),
+    ]
     ring_depth: Annotated[int, Field(ge=MIN_DEPTH, le=MAX_DEPTH)] = DEFAULT_DEPTH
 
     def parameters(self) -> SlotParameters:

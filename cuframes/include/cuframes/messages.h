@@ -1,0 +1,107 @@
+/* The messages that publisher and subscriber exchange over the publisher's Unix socket, protocol versions 1 to 3.
+ *
+ * Every message is a cf_message and `length` bytes of payload. Integers are little-endian, and nothing is aligned. Texts
+ * have no final 0 and lie between the parts of a payload, whose sizes the part before gives.
+ *
+ *     HELLO_REQ       cf_hello_head, name, cf_hello_tail
+ *     HELLO_RESP      cf_welcome_head, name of the control segment, cf_welcome_tail, name of the packet ring's
+ *     SUBSCRIBE_REQ   nothing
+ *     SUBSCRIBE_RESP  cf_subscribed
+ *     ERROR           cf_error_head, text in UTF-8
+ *     PING, PONG      anything; PONG returns it
+ *     UNSUBSCRIBE, EVENT_FD, SHUTDOWN   nothing
+ *
+ * Descriptors come with the answers that docs/protocol.md says, to those who announce CF_EXT_PASS_FD. */
+#ifndef CUFRAMES_MESSAGES_H
+#define CUFRAMES_MESSAGES_H
+
+#include <stdint.h>
+
+#include "shm.h"
+
+#define CF_MAX_DESCRIPTORS 4u /* that come with one answer */
+
+enum {
+    CF_MSG_HELLO_REQ = 1,
+    CF_MSG_HELLO_RESP = 2,
+    CF_MSG_SUBSCRIBE_REQ = 3,
+    CF_MSG_SUBSCRIBE_RESP = 4,
+    CF_MSG_UNSUBSCRIBE = 16,
+    CF_MSG_EVENT_FD = 32,
+    CF_MSG_SHUTDOWN = 48,
+    CF_MSG_PING = 240,
+    CF_MSG_PONG = 241,
+    CF_MSG_ERROR = 254,
+};
+
+/* Why a publisher refuses. The `result` of an answer is 0, or the negative of one of these. */
+enum {
+    CF_ERR_MALFORMED = 1,
+    CF_ERR_OUT_OF_ORDER = 2,
+    CF_ERR_TOO_SLOW = 3,
+    CF_ERR_VERSION = 4,
+    CF_ERR_NAME_IN_USE = 5,
+    CF_ERR_NO_PLACE = 6,
+    CF_ERR_DEVICE = 7,
+    CF_ERR_NOT_ALLOWED = 8,
+    CF_ERR_RESOURCES = 9,
+};
+
+#pragma pack(push, 1)
+
+typedef struct {
+    uint32_t type;
+    uint32_t length; /* of the payload, at most CF_MAX_MSG_PAYLOAD */
+} cf_message;
+
+typedef struct {
+    uint32_t version;
+    uint32_t name_length; /* 1 to CF_MAX_NAME_LEN; a peer may count a final 0 */
+} cf_hello_head;
+
+typedef struct {
+    int32_t device;
+    uint32_t mode;     /* 1: every frame in order */
+    uint32_t features; /* CF_EXT_*; 0 from plain version 3 programs */
+    uint64_t reserved;
+} cf_hello_tail;
+
+typedef struct {
+    int32_t result;
+    uint32_t version;
+    uint32_t ring_size;
+    uint32_t ownership; /* CF_OWNERSHIP_* */
+    cf_frame_meta meta;
+    uint32_t path_length;
+} cf_welcome_head;
+
+typedef struct {
+    uint32_t features; /* those of HELLO_REQ that the publisher grants */
+    uint32_t packets_path_length;
+    uint32_t reserved;
+} cf_welcome_tail;
+
+typedef struct {
+    int32_t result;
+    uint32_t bit; /* of the subscriber in every bitmap, 1 to 31 */
+    uint64_t initial_seq;
+    uint64_t initial_frame_no; /* of initial_seq; 0 to plain version 3 programs */
+    uint32_t reserved;
+} cf_subscribed;
+
+typedef struct {
+    int32_t code;
+    uint32_t text_length;
+} cf_error_head;
+
+#pragma pack(pop)
+
+_Static_assert(sizeof(cf_message) == 8, "cf_message");
+_Static_assert(sizeof(cf_hello_head) == 8, "cf_hello_head");
+_Static_assert(sizeof(cf_hello_tail) == 20, "cf_hello_tail");
+_Static_assert(sizeof(cf_welcome_head) == 84, "cf_welcome_head");
+_Static_assert(sizeof(cf_welcome_tail) == 12, "cf_welcome_tail");
+_Static_assert(sizeof(cf_subscribed) == 28, "cf_subscribed");
+_Static_assert(sizeof(cf_error_head) == 8, "cf_error_head");
+
+#endif
