@@ -15,6 +15,7 @@ import time
 import numpy
 
 import cuframes
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber
 from cuframes.framecache import SlotReader, SlotWriter
 
 parser = argparse.ArgumentParser()
@@ -58,7 +59,7 @@ def slowly(call):
 
 
 def publisher():
-    with cuframes.Publisher(name, 64, 48, "gray8", memory="host") as it:
+    with Publisher(name, 64, 48, "gray8", memory="host") as it:
         failed = until_it_fails(lambda: slowly(lambda: it.publish(PIXELS)))
         again = kind(lambda: it.publish(PIXELS))
         stats = it.stats()
@@ -66,7 +67,7 @@ def publisher():
 
 
 def acquiring():
-    with cuframes.Publisher(name, 64, 48, "gray8", memory="host", policy="strict_wait") as it:
+    with Publisher(name, 64, 48, "gray8", memory="host", policy="strict_wait") as it:
 
         def fill():
             with it.acquire(timeout=1) as frame:
@@ -78,14 +79,14 @@ def acquiring():
 
 def idle():
     """A publisher that publishes nothing: its session thread alone touches the segment."""
-    with cuframes.Publisher(name, 64, 48, "gray8", memory="host") as it:
+    with Publisher(name, 64, 48, "gray8", memory="host") as it:
         it.publish(PIXELS)
         until_it_fails(lambda: time.sleep(0.002))
         return {"threads": threading.active_count(), "again": kind(lambda: it.publish(PIXELS))}
 
 
 def subscriber():
-    with cuframes.Subscriber(name, start="oldest", wait=options.wait, max_held=2) as it:
+    with Subscriber(name, start="oldest", wait=options.wait, max_held=2) as it:
         held = it.next(10)
         pixels = numpy.asarray(held)
         failed = until_it_fails(lambda: it.next(None).release())
@@ -98,7 +99,7 @@ def subscriber():
 
 def polling():
     """One that never waits."""
-    with cuframes.Subscriber(name) as it:
+    with Subscriber(name) as it:
         failed = until_it_fails(lambda: it.next(0).release())
         return {"failed": failed, "again": kind(lambda: it.next(0))}
 
@@ -107,11 +108,11 @@ def any_of_two():
     """The first of two publishers is cut; the second is served all the time."""
     other, packets = f"{name}-b", f"{name}-c"
     with (
-        cuframes.Publisher(other, 64, 48, "gray8", memory="host") as served,
-        cuframes.PacketPublisher(packets, "h264") as put,
-        cuframes.Subscriber(name) as cut,
-        cuframes.Subscriber(other) as whole,
-        cuframes.PacketReader(packets) as reader,
+        Publisher(other, 64, 48, "gray8", memory="host") as served,
+        PacketPublisher(packets, "h264") as put,
+        Subscriber(name) as cut,
+        Subscriber(other) as whole,
+        PacketReader(packets) as reader,
     ):
         taken = 0
 
@@ -131,13 +132,13 @@ def any_of_two():
 
 
 def packets_writer():
-    with cuframes.PacketPublisher(name, "h264", extradata=b"x") as it:
+    with PacketPublisher(name, "h264", extradata=b"x") as it:
         failed = until_it_fails(lambda: slowly(lambda: it.publish_packet(PACKET, pts_ns=0, keyframe=True)))
         return {"failed": failed, "again": kind(lambda: it.publish_packets([(PACKET, 0, 0, 1)]))}
 
 
 def packets_reader():
-    with cuframes.PacketReader(name, wait=options.wait if options.wait == "spin" else "block") as it:
+    with PacketReader(name, wait=options.wait if options.wait == "spin" else "block") as it:
         bad = 0
 
         def step():
@@ -151,7 +152,7 @@ def packets_reader():
 
 def packets_view():
     """Touches nothing but the bytes of packets that it was given without a copy."""
-    with cuframes.PacketReader(name, "oldest") as it:
+    with PacketReader(name, "oldest") as it:
         while isinstance((packet := it.next(10, copy=False)).data, bytes):  # the first one, and where the ring ends
             pass
         it.fileno()  # a thread sleeps on the ring
