@@ -74,7 +74,7 @@ def test_demo_on_a_real_clip(clip, tmp_path):
 
 
 def test_demo_table(tmp_path):
-    done = run("demo", "--subscribers", 2, "--seconds", 2, cwd=tmp_path)
+    done = run("demo", "--subscribers", 2, "--seconds", 6, cwd=tmp_path)
     assert "subscriber-1" in done.stdout
     assert "0 torn" in done.stdout
     assert "What a subscriber saw: demo.png" in done.stdout
