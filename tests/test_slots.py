@@ -27,7 +27,7 @@ from cuframes import AlreadyExists, Disconnected, NotFound, ProtocolError, Timeo
 from cuframes.formats import FORMATS, FrameShape
 from cuframes.framecache import SlotReader, SlotWriter, create_slot, find_slot, list_slots, remove_slot
 from cuframes.framecache.parameters import CODES
-from cuframes.framecache.slots import semaphore_name, slots_dir
+from cuframes.framecache.slots import semaphore_name, semaphore_path, slots_dir
 
 ENTRY = struct.Struct("<QQII")
 
@@ -655,6 +655,51 @@ def test_the_semaphore_is_a_hint_and_does_not_climb(slot):
         assert semaphore.value == 1
     finally:
         semaphore.close()
+
+
+def test_each_frame_wakes_one_of_those_who_wait_in_the_c_library(slot):
+    """We post the semaphore ourselves; who waits on it does so in glibc's sem_wait."""
+    waiting = "import posix_ipc, sys; posix_ipc.Semaphore(sys.argv[1]).acquire()"
+    command = [sys.executable, "-c", waiting, semaphore_name(slot.slot_id)]
+    path = semaphore_path(slot.slot_id)
+    children = [subprocess.Popen(command) for _ in range(3)]
+    try:
+        for left in (3, 2, 1):
+            eventually(lambda left=left: struct.unpack_from("<II", path.read_bytes()) == (0, left), 30)
+            slot.write(numbered(0))
+            eventually(lambda left=left: [child.poll() for child in children].count(0) == 4 - left, 30)
+        assert struct.unpack_from("<II", path.read_bytes()) == (0, 0)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+@pytest.mark.parametrize("how", ["cut off", "and back", "overwritten", "of an unknown kind"])
+def test_a_semaphore_that_a_neighbour_ruins_ends_no_writer(slots, slot_id, how):
+    """Members of the slot's group may write it. The C library dies of what they can put there."""
+    ruin = {
+        "cut off": "os.truncate(path, 0)",
+        "and back": "os.truncate(path, 0), os.truncate(path, 32)",
+        "overwritten": "path.write_bytes(b'\\xff' * 32)",
+        "of an unknown kind": "path.write_bytes(struct.pack('<IIII', 0, 5, 77, 0) + bytes(16))",
+    }[how]
+    code = f"""
+import os, struct
+from cuframes.framecache import SlotReader, SlotWriter
+from cuframes.framecache.slots import semaphore_path
+path = semaphore_path({slot_id!r})
+with SlotWriter({slot_id!r}, 64, 48, ring_depth=8) as writer, SlotReader({slot_id!r}) as reader:
+    writer.write(bytes(6144))
+    {ruin}
+    for _ in range(6):
+        writer.write(bytes(6144))
+    print([reader.read(20).seq for _ in range(7)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "[0, 1, 2, 3, 4, 5, 6]"), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"{semaphore_path(slot_id)} was cut off or overwritten" in done.stderr
 
 
 @pytest.mark.parametrize("depth", [120, 4])

@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 
 import posix_ipc
 
-from cuframes._cache import DEFAULT_DEPTH, HEADER_BYTES, START_NEXT, CacheRing, format_slot, measure_slot
+from cuframes._cache import (
+    DEFAULT_DEPTH,
+    HEADER_BYTES,
+    SEMAPHORE_BYTES,
+    START_NEXT,
+    CacheRing,
+    format_slot,
+    measure_slot,
+)
 from cuframes._frame import FrameLayout
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
@@ -35,7 +43,6 @@ __all__ = [
 ]
 
 MEASURED_SECONDS = 2  # fps is that of the last so many seconds
-SEMAPHORE_BYTES = 32  # sizeof(sem_t); less would end whoever uses it with SIGBUS
 # What opening a path says when something else than a file of ours is there: a link, a directory, a socket, a device, a
 # file whose owner holds a lease on it.
 NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN)
@@ -51,6 +58,11 @@ def slots_dir() -> Path:
 def semaphore_name(slot_id: str) -> str:
     """POSIX name of the semaphore that C programs wait on."""
     return f"/framecache-{check_slot_id(slot_id)}-write"
+
+
+def semaphore_path(slot_id: str) -> Path:
+    """The file that the C library keeps it in."""
+    return SEGMENT_DIR / f"sem.{semaphore_name(slot_id)[1:]}"
 
 
 class SlotInfo(NamedTuple):
@@ -220,73 +232,82 @@ def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, fl
     return (0.0 if age > MEASURED_SECONDS else round(back * 1e6 / (newest[1] - older[1]), 2)), age
 
 
-def open_semaphore(slot_id: str, fd: int) -> posix_ipc.Semaphore:
-    """A slot's semaphore, created if need be, for the same users as its file, `fd`.
+def open_semaphore(slot_id: str, fd: int) -> int:
+    """A descriptor of the file of a slot's semaphore, created if need be, for the same users as the slot's file, `fd`.
+
+    It is mapped and posted by ourselves (_cache.h): the C library trusts what is in it.
 
     Raises
     ------
     PermissionError
-        It belongs to somebody who has no part in the slot: its owner could end us with SIGBUS by cutting it off.
-    OutOfSharedMemory
+        It belongs to somebody who has no part in the slot, or is no semaphore.
+    OutOfSharedMemory, OSError
     """
-    name = semaphore_name(slot_id)
+    name, path = semaphore_name(slot_id), semaphore_path(slot_id)
     like = os.fstat(fd)
     for _ in range(10):
         # Creating comes second: it needs room even where there is one already.
-        with contextlib.suppress(FileNotFoundError, posix_ipc.ExistentialError):
-            _check_semaphore(name, like)
-            return posix_ipc.Semaphore(name)
+        with contextlib.suppress(FileNotFoundError):
+            return _open_semaphore(path, like)
+        # What creating it gives is subject to umask, and to who we are: it is looked at as if it had been there.
         try:
-            semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0)
+            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0).close()
         except posix_ipc.ExistentialError:
             continue
+        except posix_ipc.PermissionsError:
+            raise PermissionError(
+                f"the semaphore {path} cannot be created: {SEGMENT_DIR} is not ours to write"
+            ) from None
         except OSError as problem:
             if problem.errno not in NO_ROOM:
                 raise
             raise OutOfSharedMemory(f"there is no room in {SEGMENT_DIR} for the semaphore {name}") from None
-        try:
-            # What creating it gave is subject to umask, and to who we are.
-            with contextlib.suppress(FileNotFoundError):
-                _check_semaphore(name, like)
-        except BaseException:
-            semaphore.close()
-            raise
-        return semaphore
     raise AlreadyExists(f"others keep creating and removing the semaphore {name}")
 
 
-def _check_semaphore(name: str, like: os.stat_result) -> None:
-    """Refuse a stranger's semaphore, and give ours to the users of the slot, which is `like` this."""
-    path = SEGMENT_DIR / f"sem.{name[1:]}"
+def _open_semaphore(path: Path, like: os.stat_result) -> int:
+    """Open one that is there. Refuse a stranger's, and give ours to the users of the slot, which is `like` this."""
     # No more than its place: neither a FIFO nor a link nor its mode can stop this.
     pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        there = os.fstat(pin)
-        of_group = like.st_mode & stat.S_IWGRP and there.st_gid == like.st_gid  # only a member can have given it that
-        if there.st_uid not in (0, os.geteuid(), like.st_uid) and not of_group:
-            raise PermissionError(
-                f"the semaphore {path} belongs to uid {there.st_uid}, who has no part in the slot; remove it as that "
-                "user or as root"
-            )
-        if not stat.S_ISREG(there.st_mode) or there.st_size < SEMAPHORE_BYTES:
-            raise PermissionError(f"{path} is no semaphore; remove it")
-        mode = stat.S_IMODE(like.st_mode)
-        here = f"/proc/self/fd/{pin}"
-        if os.geteuid() in (0, there.st_uid):
-            owner = like.st_uid if os.geteuid() == 0 else there.st_uid
-            if (there.st_uid, there.st_gid) != (owner, like.st_gid):
-                os.chown(here, owner, like.st_gid)
-            if stat.S_IMODE(there.st_mode) != mode:
-                os.chmod(here, mode)
-        elif stat.S_IMODE(there.st_mode) & ~mode:
-            raise PermissionError(f"the semaphore {path} is open to more users than its slot; remove it, or chmod it")
+        _check_semaphore(path, pin, like)
+        here = f"/proc/self/fd/{pin}"  # the file that was looked at, whatever has its name by now
+        return os.open(here, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as problem:
+        if problem.filename is None:
+            raise
+        raise OSError(
+            problem.errno, f"the semaphore is not ours to use ({problem.strerror}); remove it", str(path)
+        ) from None
     finally:
         os.close(pin)
 
 
+def _check_semaphore(path: Path, pin: int, like: os.stat_result) -> None:
+    there = os.fstat(pin)
+    of_group = like.st_mode & stat.S_IWGRP and there.st_gid == like.st_gid  # only a member can have given it that
+    if there.st_uid not in (0, os.geteuid(), like.st_uid) and not of_group:
+        raise PermissionError(
+            f"the semaphore {path} belongs to uid {there.st_uid}, who has no part in the slot; remove it as that "
+            "user or as root"
+        )
+    if not stat.S_ISREG(there.st_mode) or there.st_size < SEMAPHORE_BYTES:
+        raise PermissionError(f"{path} is no semaphore; remove it")
+    mode = stat.S_IMODE(like.st_mode)
+    here = f"/proc/self/fd/{pin}"
+    if os.geteuid() in (0, there.st_uid):
+        owner = like.st_uid if os.geteuid() == 0 else there.st_uid
+        if (there.st_uid, there.st_gid) != (owner, like.st_gid):
+            os.chown(here, owner, like.st_gid)
+        if stat.S_IMODE(there.st_mode) != mode:
+            os.chmod(here, mode)
+    elif stat.S_IMODE(there.st_mode) & ~mode:
+        raise PermissionError(f"the semaphore {path} is open to more users than its slot; remove it, or chmod it")
+
+
 def ensure_semaphore(slot_id: str, fd: int) -> None:
     """Create a slot's semaphore if it is missing."""
-    open_semaphore(slot_id, fd).close()
+    os.close(open_semaphore(slot_id, fd))
 
 
 def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = False) -> int | None:
@@ -367,9 +388,9 @@ def discard(slot_id: str, fd: int) -> None:
     """Remove a slot that was just created, and of which `fd` is a descriptor, if its name still means that."""
     with contextlib.suppress(OSError), directory() as folder:
         if os.path.samestat(os.stat(slot_id, dir_fd=folder, follow_symlinks=False), os.fstat(fd)):
-            with contextlib.suppress(OSError, posix_ipc.ExistentialError, posix_ipc.PermissionsError):
-                _check_semaphore(semaphore_name(slot_id), os.fstat(fd))  # a stranger's is not ours to remove
-                posix_ipc.unlink_semaphore(semaphore_name(slot_id))
+            with contextlib.suppress(OSError):
+                os.close(_open_semaphore(semaphore_path(slot_id), os.fstat(fd)))  # a stranger's is not ours to remove
+                semaphore_path(slot_id).unlink()
             os.unlink(slot_id, dir_fd=folder)
 
 
