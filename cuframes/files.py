@@ -9,10 +9,15 @@ import fcntl
 import os
 import stat
 import struct
+import time
+from collections.abc import Iterator
 
 from cuframes.errors import ProtocolError
 
-__all__ = ["is_locked", "lock", "open_regular", "same_file", "unlock"]
+__all__ = ["heir_moments", "is_locked", "lock", "open_regular", "same_file", "unlock"]
+
+# A process that was killed while it started a child may leave its locks to it, until the child runs its program.
+HEIR_SECONDS = 0.25
 
 # A link, a socket or FIFO, a directory, a device, a file on which somebody has a lease.
 _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EAGAIN)
@@ -64,6 +69,15 @@ def lock(fd: int, start: int = 0, length: int = 0) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def heir_moments() -> Iterator[None]:
+    """When to try for a lock that somebody holds: at once, and again until an heir would have let it go."""
+    deadline = time.monotonic() + HEIR_SECONDS
+    yield
+    while time.monotonic() < deadline:
+        time.sleep(0.002)
+        yield
 
 
 def unlock(fd: int, start: int, length: int) -> None:

@@ -24,6 +24,7 @@ from harness import Worker, compile_program, descriptors, eventually, in_namespa
 
 import cuframes
 from cuframes import AlreadyExists, Disconnected, NotFound, ProtocolError, Timeout
+from cuframes.files import lock
 from cuframes.formats import FORMATS, FrameShape
 from cuframes.framecache import SlotReader, SlotWriter, create_slot, find_slot, list_slots, remove_slot
 from cuframes.framecache.parameters import CODES
@@ -247,6 +248,18 @@ def test_one_writer_at_a_time_and_the_next_one_goes_on(slot_id):
     with SlotReader(slot_id, start="oldest") as reader, SlotWriter(slot_id) as second:
         assert second.write(numbered(5)) == 5
         assert [reader.read(5).seq for _ in range(6)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_lock_that_a_killed_writer_has_just_left_is_waited_for(slots, slot_id, monkeypatch):
+    """A child that it was just starting has a copy of it, until it runs its program."""
+    monkeypatch.setattr("cuframes.files.HEIR_SECONDS", 30)
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    heir = os.open(slots / slot_id, os.O_RDWR | os.O_CLOEXEC)
+    assert lock(heir)
+    timer = threading.Timer(0.05, os.close, (heir,))
+    timer.start()
+    SlotWriter(slot_id).close()
+    timer.join()
 
 
 @pytest.mark.parametrize("tries", [True, False])

@@ -8,6 +8,7 @@ from cuframes import lifetime
 from cuframes._cache import SEMAPHORE_BYTES, CacheWriter, WritableSlotFrame
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
+from cuframes.files import heir_moments
 from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
 from cuframes.framecache.slots import (
@@ -120,7 +121,7 @@ class SlotWriter(lifetime.Closing):
         if made is None:
             lock = lifetime.own(open_slot(self.slot_id, writable=True))
             undo.callback(lifetime.close_owned, lock)
-            if not lock_owner(lock):
+            if not any(lock_owner(lock) for _ in heir_moments()):
                 raise AlreadyExists(
                     f"the slot {self.slot_id!r} has a writer (pid {found.writer_pid}); a slot has only one"
                 )

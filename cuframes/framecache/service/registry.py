@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory
+from cuframes.files import heir_moments
 from cuframes.framecache.parameters import REGISTRY, SlotParameters
 from cuframes.framecache.slots import (
     NO_DESCRIPTORS,
@@ -131,6 +132,10 @@ class Registry:
             There is one with a living writer, or with other parameters, or a file that is no slot.
         OutOfSharedMemory, PermissionError
         """
+        # Whoever starts a killed writer anew comes at once, when an heir may still hold that one's lock.
+        for _ in heir_moments():
+            if not _has_writer(wanted.slot_id):
+                break
         with self._creating:
             for _ in range(3):  # a writer may be faster, and somebody else remove what it made
                 try:
@@ -197,6 +202,13 @@ class Registry:
         except OSError as problem:
             return {"slots": 0, "bytes_used": 0, "bytes_free": 0, "problem": f"the slots cannot be listed: {problem}"}
         return summary | {"problem": self._unwritten}
+
+
+def _has_writer(slot_id: str) -> bool:
+    try:
+        return find_slot(slot_id).writer_pid is not None
+    except (CuframesError, OSError):
+        return False
 
 
 def _replace(content: bytes) -> None:
