@@ -250,6 +250,22 @@ def test_one_writer_at_a_time_and_the_next_one_goes_on(slot_id):
         assert [reader.read(5).seq for _ in range(6)] == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_writer_that_has_not_said_its_pid_is_named_as_well_as_can_be(slots, slot_id, monkeypatch):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    with open(slots / slot_id, "r+b") as holder:
+
+        def moments():  # by the first one somebody is faster than we are
+            assert lock(holder.fileno())
+            yield
+
+        monkeypatch.setattr("cuframes.framecache.writer.heir_moments", moments)
+        with pytest.raises(AlreadyExists, match=r"has a writer \(pid unknown\)"):
+            SlotWriter(slot_id)
+        poke(slots, slot_id, 152, 4711, code="Q")
+        with pytest.raises(AlreadyExists, match=r"\(pid 4711\)"):
+            SlotWriter(slot_id)
+
+
 def test_a_lock_that_a_killed_writer_has_just_left_is_waited_for(slots, slot_id, monkeypatch):
     """A child that it was just starting has a copy of it, until it runs its program."""
     monkeypatch.setattr("cuframes.files.HEIR_SECONDS", 30)

@@ -82,8 +82,8 @@ class SlotInfo(NamedTuple):
     last_frame_age_s : float or None
         Seconds since the newest frame was captured; None when that is unknown.
     writer_pid : int or None
-        The writer, a pid of its own namespace; None when no process holds the slot's lock. (A C program that knows no
-        lock may be writing all the same: look at ``last_frame_age_s``.)
+        The writer, a pid of its own namespace, 0 when that is unknown; None when no process holds the slot's lock. (A C
+        program that knows no lock may be writing all the same: look at ``last_frame_age_s``.)
     dropped_frames : int
         Frames that the source lost, as the writer counts them.
     """

@@ -122,9 +122,8 @@ class SlotWriter(lifetime.Closing):
             lock = lifetime.own(open_slot(self.slot_id, writable=True))
             undo.callback(lifetime.close_owned, lock)
             if not any(lock_owner(lock) for _ in heir_moments()):
-                raise AlreadyExists(
-                    f"the slot {self.slot_id!r} has a writer (pid {found.writer_pid}); a slot has only one"
-                )
+                pid = info(self.slot_id, ring).writer_pid or "unknown"  # by now it has had the time to say so
+                raise AlreadyExists(f"the slot {self.slot_id!r} has a writer (pid {pid}); a slot has only one")
         else:
             lock = made
         if os.fstat(lock).st_size < found.size:

@@ -154,8 +154,8 @@ class Registry:
                 compare(there, wanted._asdict())
                 if there.writer_pid is not None:
                     raise AlreadyExists(
-                        f"the slot {wanted.slot_id!r} has a writer (pid {there.writer_pid}); stop it first, or use "
-                        "another slot_id"
+                        f"the slot {wanted.slot_id!r} has a writer (pid {there.writer_pid or 'unknown'}); stop it "
+                        "first, or use another slot_id"
                     )
                 return there, False
             reason = self._refused.get(wanted.slot_id, "it comes and goes")
