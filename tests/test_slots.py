@@ -209,6 +209,27 @@ def test_other_things_in_the_directory_are_refused_and_left_alone(slots, slot_id
     assert [slot.slot_id for slot in list_slots()] == [slot_id]
 
 
+@pytest.mark.parametrize("content", [b"hello", b"x" * 8192, bytes(100)], ids=["text", "large", "few zeros"])
+def test_a_file_that_is_no_slot_is_not_removed(slots, slot_id, content):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    (slots / "notes").write_bytes(content)
+    with pytest.raises(NotFound, match=f"{slots}/notes is a file of {len(content)} bytes that.*by hand"):
+        remove_slot("notes")
+    assert (slots / "notes").read_bytes() == content
+
+
+def test_a_damaged_or_unfinished_slot_is_removed(slots, slot_id):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    whole = (slots / slot_id).read_bytes()
+    broken = (whole[:4], whole[:4] + bytes(5000), whole[:4] + b"\xff" * len(whole), whole[:-1])
+    for content in (b"", bytes(4096), bytes(len(whole)), *broken):
+        (slots / slot_id).write_bytes(content)
+        with pytest.raises(ProtocolError):
+            find_slot(slot_id)
+        remove_slot(slot_id)
+        assert not (slots / slot_id).exists()
+
+
 def test_a_directory_that_is_a_link_is_not_followed(slots, slot_id, tmp_path):
     slots.symlink_to(tmp_path)
     with pytest.raises(PermissionError, match="no directory of its own"):
@@ -1162,11 +1183,18 @@ def test_nothing_in_the_directory_stops_those_who_look(slots, slot_id):
         with SlotWriter("huge") as writer, SlotReader("huge") as reader:
             writer.write(numbered(1))
             assert (reader.read(5).data == numbered(1)).all()
-        remove_slot("huge")
-        for name in ("zeros", "pipe", "dangling", "socket"):
+        for name in ("huge", "zeros"):
             remove_slot(name)
-        with pytest.raises(NotFound, match="directory"):
-            remove_slot("folder")
+        for name, what in {
+            "pipe": "FIFO",
+            "dangling": "link",
+            "socket": "socket",
+            "folder": "directory",
+            "leased": "leased",
+        }.items():
+            with pytest.raises(NotFound, match=rf"{slots / name} is a.* {what}.*by hand"):
+                remove_slot(name)
+            assert os.path.lexists(slots / name)
     finally:
         os.close(leased)
         os.close(folder)

@@ -19,6 +19,7 @@ import posix_ipc
 from cuframes._cache import (
     DEFAULT_DEPTH,
     HEADER_BYTES,
+    MAGIC,
     SEMAPHORE_BYTES,
     START_NEXT,
     CacheRing,
@@ -46,6 +47,7 @@ MEASURED_SECONDS = 2  # fps is that of the last so many seconds
 # What opening a path says when something else than a file of ours is there: a link, a directory, a socket, a device, a
 # file whose owner holds a lease on it.
 NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN)
+KINDS = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
@@ -493,34 +495,62 @@ def list_slots() -> list[SlotInfo]:
 
 def remove_slot(slot_id: str) -> None:
     """Remove a slot and its semaphore, without the service. Its writer gets Disconnected with the next frame, and
-    readers when they have read what is there.
+    readers when they have read what is there. One that is damaged, or was never finished, is removed as well.
 
     Raises
     ------
-    NotFound, PermissionError
+    NotFound
+        There is no such slot. What else has the name stays.
+    PermissionError
     """
-    check_slot_id(slot_id)
+    path = slots_dir() / check_slot_id(slot_id)
     with directory() as folder:
         try:
-            owner = os.stat(slot_id, dir_fd=folder, follow_symlinks=False).st_uid
+            there = os.stat(slot_id, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         not_ours = PermissionError(
-            f"the slot {slot_id!r} belongs to uid {owner}, and {slots_dir()} is not ours to write; remove it as that "
+            f"the slot {path} belongs to uid {there.st_uid}, and its directory is not ours to write; remove it as that "
             "user, as root, or through the service"
         )
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True):
             raise not_ours
+        try:
+            what = _what_else(slot_id, folder, there)
+        except PermissionError:
+            raise PermissionError(
+                f"{path} belongs to uid {there.st_uid}, and is not ours to read, so it may be no slot; remove it as "
+                "that user or as root"
+            ) from None
+        if what is not None:
+            raise NotFound(
+                f"there is no slot {slot_id!r} on this host: {path} is {what}; if nobody needs it, remove it by hand"
+            )
         # In this order: a slot without its semaphore gets it back from whoever comes next. A stranger's stays.
-        with contextlib.suppress(posix_ipc.ExistentialError, posix_ipc.PermissionsError, PermissionError):
-            posix_ipc.unlink_semaphore(semaphore_name(slot_id))
+        with contextlib.suppress(OSError):
+            semaphore_path(slot_id).unlink()
         try:
             os.unlink(slot_id, dir_fd=folder)
         except FileNotFoundError:
             raise NotFound(f"the slot {slot_id!r} was just removed by somebody else") from None
-        except IsADirectoryError:
-            raise NotFound(
-                f"there is no slot {slot_id!r} on this host; {slots_dir() / slot_id} is a directory"
-            ) from None
         except PermissionError:
             raise not_ours from None
+
+
+def _what_else(slot_id: str, folder: int, there: os.stat_result) -> str | None:
+    """What has the name of a slot and is none; None: a slot. It begins with the magic number, whatever comes behind; or
+    nobody has finished it: it is empty, or zeros where that number comes last.
+    """
+    if not stat.S_ISREG(there.st_mode):
+        return KINDS.get(stat.S_IFMT(there.st_mode), "a device")
+    try:
+        fd = os.open(slot_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except BlockingIOError:
+        return "a file that is leased to another process"
+    try:
+        size, magic = os.fstat(fd).st_size, int.from_bytes(os.pread(fd, 4, 0), "little")
+    finally:
+        os.close(fd)
+    if magic == MAGIC or size == 0 or (magic == 0 and size >= HEADER_BYTES):
+        return None
+    return f"a file of {size} bytes that does not begin as a slot does"
