@@ -4,6 +4,7 @@ The locks are open-file-description locks. Such a lock belongs to an open file: 
 descriptor and the last mapping of that open file are gone, which is when its process has died.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -12,9 +13,9 @@ import struct
 import time
 from collections.abc import Iterator
 
-from cuframes.errors import ProtocolError
+from cuframes.errors import CuframesError, ProtocolError
 
-__all__ = ["heir_moments", "is_locked", "lock", "open_regular", "same_file", "unlock"]
+__all__ = ["heir_moments", "is_locked", "lock", "naming", "open_regular", "same_file", "unlock"]
 
 # A process that was killed while it started a child may leave its locks to it, until the child runs its program.
 HEIR_SECONDS = 0.25
@@ -45,6 +46,17 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
     raise ProtocolError(
         f"{os.fspath(path)} is not a regular file, or leased to another process; remove it or use another key"
     )
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of the kernel name this file, which is used by a descriptor, or by its name in a directory."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno is None or isinstance(problem, CuframesError):  # one of ours, which says more
+            raise
+        raise OSError(problem.errno, problem.strerror, os.fspath(path)) from None
 
 
 def same_file(path: str | os.PathLike[str], fd: int) -> bool:

@@ -347,6 +347,63 @@ def test_a_member_of_the_group_writes_a_slot_that_another_user_created(slots, sl
     assert find_slot(slot_id).write_cursor == 1
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_what_is_not_ours_is_named_by_its_path(slots, slot_id):
+    user, group = 61002, 61003
+    create_slot(slot_id, 64, 48, ring_depth=4)
+
+    def refusal(call, *arguments, **options):
+        """What a user who is no more than a member of the group is told."""
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setgid(group)
+                os.setuid(user)
+                call(*arguments, **options)
+            except PermissionError as problem:
+                os.write(write_end, str(problem).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(write_end)
+        with open(read_end, "rb") as pipe:
+            return pipe.read().decode()
+
+    path, semaphore = slots / slot_id, semaphore_path(slot_id)
+    assert f"{slots} belongs to uid 0" in refusal(create_slot, "other", 64, 48)
+    for call in (SlotReader, SlotWriter, find_slot):
+        assert f"{path} belongs to another user" in refusal(call, slot_id)
+    assert f"{path} belongs to uid 0" in refusal(remove_slot, slot_id)
+    os.chown(path, 0, group)
+    os.chmod(path, 0o660)
+    assert f"{semaphore} belongs to uid 0, and is not ours to use" in refusal(SlotWriter, slot_id)
+    os.chown(slots, user, group)
+    assert f"{slots}/other cannot be given to group 61004" in refusal(create_slot, "other", 64, 48, group=61004)
+    os.chmod(path, 0o600)
+    assert f"{path} belongs to uid 0" in refusal(remove_slot, slot_id)
+    assert list_slots()[0].slot_id == slot_id
+
+
+@pytest.mark.parametrize("what", [OSError(errno.EMFILE, "no descriptors"), PermissionError(errno.EACCES, "no")])
+def test_errors_of_the_kernel_name_the_slot(slots, slot_id, monkeypatch, what):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    real = os.open
+
+    def by_descriptor(path, *arguments, **options):
+        if "dir_fd" in options or str(path).startswith("/proc/self/fd"):
+            raise what
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", by_descriptor)
+    for call in (find_slot, SlotWriter, remove_slot):
+        with pytest.raises(type(what), match=f"{slots}/{slot_id}"):
+            call(slot_id)
+    with pytest.raises(type(what), match=str(slots)):
+        create_slot("other", 64, 48)
+
+
 def test_a_killed_writer_leaves_whole_frames_only(slot_id):
     """Whatever it was doing: what readers get is whole, and the next writer goes on."""
     create_slot(slot_id, 640, 360, ring_depth=3)

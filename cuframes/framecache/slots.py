@@ -29,6 +29,7 @@ from cuframes._cache import (
 from cuframes._frame import FrameLayout
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
+from cuframes.files import naming
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
 from cuframes.names import SEGMENT_DIR, group_id
@@ -157,22 +158,23 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
     ------
     NotFound, ProtocolError, PermissionError
     """
-    check_slot_id(slot_id)
+    path = slots_dir() / check_slot_id(slot_id)
     with directory() as folder:
         mode = os.O_RDWR if writable else os.O_RDONLY
         try:
-            fd = os.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            with naming(path):
+                fd = os.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         except PermissionError:
-            raise PermissionError(f"the slot {slot_id!r} belongs to another user; create it with group=") from None
+            raise PermissionError(f"the slot {path} belongs to another user; create it with group=") from None
         except OSError as problem:
             if problem.errno not in NO_PLAIN_FILE:
                 raise
-            raise ProtocolError(f"{slots_dir() / slot_id} is no regular file; remove it") from None
+            raise ProtocolError(f"{path} is no regular file; remove it") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ProtocolError(f"{slots_dir() / slot_id} is no regular file; remove it")
+        raise ProtocolError(f"{path} is no regular file; remove it")
     return fd
 
 
@@ -184,15 +186,17 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> Ca
     NotFound, ProtocolError, PermissionError
     """
     fd = open_slot(slot_id)
+    path = slots_dir() / slot_id
     try:
         # Read before anything is mapped, and mapped no further than the slot goes: the file may have any size.
         size = os.fstat(fd).st_size
         if size == 0:
-            raise ProtocolError(f"{slots_dir() / slot_id} is empty, so it is no framecache slot; remove it")
-        ring = CacheRing(fd, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
+            raise ProtocolError(f"{path} is empty, so it is no framecache slot; remove it")
+        with naming(path):
+            ring = CacheRing(fd, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
     except OverflowError:
         os.close(fd)
-        raise ProtocolError(f"{slots_dir() / slot_id} is larger than any memory; remove it") from None
+        raise ProtocolError(f"{path} is larger than any memory; remove it") from None
     except BaseException:
         os.close(fd)
         raise
@@ -253,7 +257,8 @@ def open_semaphore(slot_id: str, fd: int) -> int:
             return _open_semaphore(path, like)
         # What creating it gives is subject to umask, and to who we are: it is looked at as if it had been there.
         try:
-            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0).close()
+            with naming(path):
+                posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0).close()
         except posix_ipc.ExistentialError:
             continue
         except posix_ipc.PermissionsError:
@@ -263,8 +268,8 @@ def open_semaphore(slot_id: str, fd: int) -> int:
         except OSError as problem:
             if problem.errno not in NO_ROOM:
                 raise
-            raise OutOfSharedMemory(f"there is no room in {SEGMENT_DIR} for the semaphore {name}") from None
-    raise AlreadyExists(f"others keep creating and removing the semaphore {name}")
+            raise OutOfSharedMemory(f"there is no room for the semaphore {path}") from None
+    raise AlreadyExists(f"others keep creating and removing the semaphore {path}")
 
 
 def _open_semaphore(path: Path, like: os.stat_result) -> int:
@@ -272,17 +277,20 @@ def _open_semaphore(path: Path, like: os.stat_result) -> int:
     # No more than its place: neither a FIFO nor a link nor its mode can stop this.
     pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _check_semaphore(path, pin, like)
-        here = f"/proc/self/fd/{pin}"  # the file that was looked at, whatever has its name by now
-        return os.open(here, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as problem:
-        if problem.filename is None:
+        with naming(path):
+            _check_semaphore(path, pin, like)
+            # The file that was looked at, whatever has its name by now.
+            fd = os.open(f"/proc/self/fd/{pin}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError as problem:
+        if problem.errno is None:
             raise
-        raise OSError(
-            problem.errno, f"the semaphore is not ours to use ({problem.strerror}); remove it", str(path)
+        raise PermissionError(
+            f"the semaphore {path} belongs to uid {os.fstat(pin).st_uid}, and is not ours to use; remove it as that "
+            "user or as root"
         ) from None
     finally:
         os.close(pin)
+    return fd
 
 
 def _check_semaphore(path: Path, pin: int, like: os.stat_result) -> None:
@@ -322,6 +330,7 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
     OutOfSharedMemory, PermissionError
         Nothing was created.
     """
+    path = slots_dir() / wanted.slot_id
     # Before the directory is held to be ours: members of a slot's group may write it where another user creates.
     with contextlib.suppress(NotFound), directory() as folder:
         if os.access(wanted.slot_id, os.F_OK, dir_fd=folder, follow_symlinks=False):
@@ -331,14 +340,16 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
             # Nameless until it is complete; the kernel frees it if we die before.
             fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as problem:
-            raise _no_room(problem, wanted, folder) from None
+            raise _not_created(problem, wanted, folder) from None
         try:
             if gid is not None:
-                os.fchown(fd, -1, gid)
-            os.fchmod(fd, 0o600 if gid is None else 0o660)
-            reserve(fd, wanted.size, f"the slot {wanted.slot_id}")
+                _give(fd, gid, path)
+            with naming(path):
+                os.fchmod(fd, 0o600 if gid is None else 0o660)
+                reserve(fd, wanted.size, f"the slot {wanted.slot_id}")
+                header = Mapping(fd, HEADER_BYTES, writable=True)
             format_slot(
-                Mapping(fd, HEADER_BYTES, writable=True),
+                header,
                 width=wanted.width,
                 height=wanted.height,
                 fps_num=wanted.fps_num,
@@ -358,14 +369,14 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
                 os.close(fd)
                 return None
             except OSError as problem:
-                raise _no_room(problem, wanted, folder) from None
+                raise _not_created(problem, wanted, folder) from None
             try:
                 ensure_semaphore(wanted.slot_id, fd)
             except BaseException as problem:
                 discard(wanted.slot_id, fd)
                 if isinstance(problem, OutOfSharedMemory):
                     os.ftruncate(fd, 0)
-                    raise _no_room(problem, wanted, folder) from None
+                    raise _not_created(problem, wanted, folder) from None
                 raise
         except BaseException:
             os.close(fd)
@@ -373,10 +384,24 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
     return fd
 
 
-def _no_room(problem: OSError, wanted: SlotParameters, folder: int) -> OSError:
-    """The error for a slot that could not be created: the problem itself, unless it says that memory is full."""
+def _give(fd: int, gid: int, path: Path) -> None:
+    try:
+        os.fchown(fd, -1, gid)
+    except PermissionError:
+        raise PermissionError(
+            f"{path} cannot be given to group {gid}, which is none of ours; create it as a member or as root"
+        ) from None
+
+
+def _not_created(problem: OSError, wanted: SlotParameters, folder: int) -> OSError:
+    """The error for a slot that could not be created, because of `problem`."""
+    if problem.errno == errno.EACCES:
+        return PermissionError(
+            f"{slots_dir()} belongs to uid {os.fstat(folder).st_uid}, and is not ours to write; create slots as that "
+            "user or through the service, or set CUFRAMES_FRAMECACHE_DIR"
+        )
     if problem.errno not in NO_ROOM:
-        return problem
+        return OSError(problem.errno, f"no slot can be created: {problem.strerror}", str(slots_dir() / wanted.slot_id))
     needed = wanted.size + PAGE
     return OutOfSharedMemory(
         f"the slot {wanted.slot_id!r} and its semaphore need {needed} bytes of {slots_dir()}; remove slots, or use a "
@@ -469,7 +494,7 @@ def find_slot(slot_id: str) -> SlotInfo:
 def slot_names() -> list[str]:
     """Names of files that may be slots."""
     try:
-        with directory() as folder:
+        with directory() as folder, naming(slots_dir()):
             names = os.listdir(folder)
     except NotFound:
         return []
@@ -506,7 +531,8 @@ def remove_slot(slot_id: str) -> None:
     path = slots_dir() / check_slot_id(slot_id)
     with directory() as folder:
         try:
-            there = os.stat(slot_id, dir_fd=folder, follow_symlinks=False)
+            with naming(path):
+                there = os.stat(slot_id, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         not_ours = PermissionError(
@@ -516,7 +542,8 @@ def remove_slot(slot_id: str) -> None:
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True):
             raise not_ours
         try:
-            what = _what_else(slot_id, folder, there)
+            with naming(path):
+                what = _what_else(slot_id, folder, there)
         except PermissionError:
             raise PermissionError(
                 f"{path} belongs to uid {there.st_uid}, and is not ours to read, so it may be no slot; remove it as "
@@ -530,7 +557,8 @@ def remove_slot(slot_id: str) -> None:
         with contextlib.suppress(OSError):
             semaphore_path(slot_id).unlink()
         try:
-            os.unlink(slot_id, dir_fd=folder)
+            with naming(path):
+                os.unlink(slot_id, dir_fd=folder)
         except FileNotFoundError:
             raise NotFound(f"the slot {slot_id!r} was just removed by somebody else") from None
         except PermissionError:

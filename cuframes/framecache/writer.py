@@ -8,7 +8,7 @@ from cuframes import lifetime
 from cuframes._cache import SEMAPHORE_BYTES, CacheWriter, WritableSlotFrame
 from cuframes._mapped import Mapping
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
-from cuframes.files import heir_moments
+from cuframes.files import heir_moments, naming
 from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
 from cuframes.framecache.slots import (
@@ -23,6 +23,7 @@ from cuframes.framecache.slots import (
     open_semaphore,
     open_slot,
     semaphore_path,
+    slots_dir,
 )
 from cuframes.names import group_id
 from cuframes.segment import lock_owner
@@ -130,9 +131,11 @@ class SlotWriter(lifetime.Closing):
             raise ProtocolError(f"the slot {self.slot_id!r} was cut off; remove it")
         if os.fstat(lock).st_nlink == 0 or not ring.check()[0]:
             raise NotFound(f"the slot {self.slot_id!r} was just removed; try again")
-        mapping = _map(os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC), found.size, populate=True)
-        semaphore = _map(open_semaphore(self.slot_id, lock), SEMAPHORE_BYTES)
+        with naming(slots_dir() / self.slot_id):
+            mapping = _map(os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC), found.size, populate=True)
         path = str(semaphore_path(self.slot_id))
+        with naming(path):
+            semaphore = _map(open_semaphore(self.slot_id, lock), SEMAPHORE_BYTES)
         self._writer = CacheWriter(mapping, lock, layout_of(found), os.getpid(), semaphore, path)
 
     def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:

@@ -21,6 +21,7 @@ from cuframes.framecache.slots import (
     open_slot,
     remove_slot,
     slot_names,
+    slots_dir,
 )
 from cuframes.names import group_id
 from cuframes.segment import free_bytes
@@ -107,7 +108,7 @@ class Registry:
         try:
             _replace(content)
         except OSError as problem:
-            reason = f"{REGISTRY} cannot be written: {problem.strerror or problem}"
+            reason = f"{slots_dir() / REGISTRY} cannot be written: {problem.strerror or problem}"
             if self._unwritten is None:  # once, and not with every request
                 log.warning("list not written", extra={"reason": reason})
             self._written, self._unwritten = None, reason
