@@ -26,6 +26,7 @@ import numpy
 
 from cuframes.errors import Disconnected, ProtocolError
 from cuframes.lifetime import refusal
+from cuframes.names import printable
 
 
 log = logging.getLogger("cuframes")
@@ -129,14 +130,9 @@ def describe_slot(Mapping mapping not None):
         # Whole even where a copy of bytes could be torn.
         "write_cursor": cf_load_acquire(&(<cf_cache_header*>mapping.address).write_cursor),
         "dropped_frames": cf_load_acquire(&(<cf_cache_header*>mapping.address).dropped_frames),
-        "source_type": printable((<bytes>h.source_type[:32]).split(b"\0")[0]),
+        "source_type": printable((<bytes>h.source_type[:32]).split(b"\0")[0].decode("utf-8", "replace")),
         "writer_pid": cf_load_acquire(&(<cf_cache_header*>mapping.address).writer_pid),
     }
-
-
-cdef str printable(bytes text):
-    """Text for people to see, of which nothing moves a cursor or begins a line."""
-    return "".join([c if c.isprintable() else "\ufffd" for c in text.decode("utf-8", "replace")])
 
 
 cdef uint64_t microseconds_of(object value) except? 0:
