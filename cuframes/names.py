@@ -1,4 +1,5 @@
-"""What things are called on this host, and whom to trust there: keys, segments, sockets, the runtime directory, groups.
+"""What things are called on this host, and whom to trust there: keys, segments, sockets, the runtime directory, groups,
+texts.
 
 A publisher's socket is where a subscriber looks for it, so whoever can put files there can pose as a publisher. The
 rules: a runtime directory is used only if no stranger can replace what is in it (:func:`check_directory`), a publisher
@@ -28,6 +29,7 @@ __all__ = [
     "packets_name",
     "peer_credentials",
     "peer_groups",
+    "printable",
     "runtime_dir",
     "runtime_dirs",
     "segment_name",
@@ -65,6 +67,11 @@ def check_key(key: str) -> str:
 def is_name(name: str) -> bool:
     """Whether a publisher's files can be called that: a key, or a key and the suffix of packet rings."""
     return _NAME.fullmatch(name) is not None
+
+
+def printable(text: str) -> str:
+    """What somebody else has written, for a terminal or a log: nothing in it moves the cursor or begins a line."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def segment_name(key: str) -> str:

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from cuframes.errors import ProtocolError
+from cuframes.names import printable
 
 __all__ = ["ErrorCode", "Hello", "Message", "MessageType", "Parser", "Subscribed", "Welcome", "error", "pack"]
 
@@ -76,12 +77,11 @@ def error(code: ErrorCode, text: str) -> bytes:
 
 
 def error_text(payload: bytes) -> tuple[int, str]:
-    """Code and text of an ERROR message. Nothing in the text moves a terminal's cursor."""
+    """Code and text of an ERROR message."""
     if len(payload) < _ERROR.size:
         return 0, "no reason given"
     code, length = _ERROR.unpack_from(payload)
-    text = payload[_ERROR.size : _ERROR.size + length].decode("utf-8", "replace")
-    return code, "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return code, printable(payload[_ERROR.size : _ERROR.size + length].decode("utf-8", "replace"))
 
 
 # socket.send_fds and recv_fds would be the obvious choice, but Python 3.11 drops the flags that they are given.
