@@ -25,7 +25,7 @@ from cuframes._packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAG
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.files import is_locked as is_owned
 from cuframes.files import lock as lock_owner
-from cuframes.files import open_regular, same_file, unlink_stale
+from cuframes.files import heir_moments, open_regular, same_file, unlink_stale
 from cuframes.keylock import KeyLock
 from cuframes.names import SEGMENT_DIR, SEGMENT_PREFIX
 
@@ -208,7 +208,11 @@ def remove_dead(name: str) -> bool:
     except ProtocolError:
         return False
     try:
-        if (not lock_owner(fd) and is_owned(fd)) or inspect(fd).state != "dead":
+        for _ in heir_moments():
+            held = not lock_owner(fd) and is_owned(fd)
+            if not held:
+                break
+        if held or inspect(fd).state != "dead":
             return False
         if same_file(segment_path(name), fd):
             unlink_stale(segment_path(name))
