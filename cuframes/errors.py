@@ -136,3 +136,8 @@ def refusal(thing: object, remedy: str) -> TypeError:
         f"a {type(thing).__name__} cannot be copied or pickled, since it stands for this process's part in a ring; "
         f"{remedy}"
     )
+
+
+def printable(text: str) -> str:
+    """What somebody else has written, for a terminal or a log: nothing in it moves the cursor or begins a line."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -75,6 +75,8 @@ def test_the_same_without_a_service(slots, slot_id):
     run("framecache", "rm", slot_id, "--local")
     assert "no slots" in run("framecache", "ls", "--local").stdout
     run("framecache", "rm", slot_id, "--local", expect=3)
+    (slots / "notes").write_text("hello")
+    assert "notes is a file of 5 bytes" in run("framecache", "rm", "notes", "--local", expect=3).stderr
     run("framecache", "create", "../x", "--size", "64x48", "--local", expect=2)
     run("framecache", "create", slot_id, "--size", "wide", "--local", expect=2)
 

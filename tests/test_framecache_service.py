@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from harness import Service, Worker, eventually, in_namespace
 
 from cuframes import AlreadyExists, Disconnected, NotFound, OutOfSharedMemory
 from cuframes.framecache import Client, SlotReader, SlotWriter, create_slot, find_slot, remove_slot
+from cuframes.framecache.parameters import SlotParameters
 from cuframes.framecache.slots import semaphore_name
+from cuframes.host.files import lock
 
 pytest.importorskip("fastapi")
 
@@ -120,6 +123,21 @@ def test_creating_twice(service, client, slot_id):
         with pytest.raises(AlreadyExists):
             client.create(slot_id, 64, 48, ring_depth=4, source_type="test")
     assert request(service, "POST", "/slots", body)[0] == 200
+
+
+def test_a_lock_that_a_killed_writer_has_just_left_is_no_conflict(slots, slot_id, monkeypatch):
+    from cuframes.framecache.service import Registry
+
+    monkeypatch.setattr("cuframes.host.files.HEIR_SECONDS", 30)
+    registry, wanted = Registry(), SlotParameters(slot_id, 64, 48, 25, 1, "uyvy422", "", 2)
+    registry.create(wanted)
+    heir = os.open(slots / slot_id, os.O_RDWR | os.O_CLOEXEC)
+    assert lock(heir)
+    timer = threading.Timer(0.05, os.close, (heir,))
+    timer.start()
+    found, is_new = registry.create(wanted)
+    timer.join()
+    assert (found.writer_pid, is_new) == (None, False)
 
 
 def test_pixel_formats_go_by_name_or_number(service, slot_id):
@@ -262,6 +280,9 @@ def test_requests_that_are_refused(service, slots):
     (slots / "folder").mkdir()
     refused(404, "DELETE", "/slots/folder")
     (slots / "folder").rmdir()
+    (slots / "notes").write_text("hello")
+    refused(404, "DELETE", "/slots/notes")
+    (slots / "notes").unlink()
     refused(404, "GET", "/slots/..%2fregistry.json")
     refused(422, "GET", "/slots/..")
     refused(422, "DELETE", "/slots/.registry.json.1")

@@ -27,7 +27,8 @@ from cuframes import AlreadyExists, Disconnected, NotFound, ProtocolError, Timeo
 from cuframes.formats import FORMATS, FrameShape
 from cuframes.framecache import SlotReader, SlotWriter, create_slot, find_slot, list_slots, remove_slot
 from cuframes.framecache.parameters import CODES
-from cuframes.framecache.slots import semaphore_name, slots_dir
+from cuframes.framecache.slots import semaphore_name, semaphore_path, slots_dir
+from cuframes.host.files import lock
 
 ENTRY = struct.Struct("<QQII")
 
@@ -208,6 +209,27 @@ def test_other_things_in_the_directory_are_refused_and_left_alone(slots, slot_id
     assert [slot.slot_id for slot in list_slots()] == [slot_id]
 
 
+@pytest.mark.parametrize("content", [b"hello", b"x" * 8192, bytes(100)], ids=["text", "large", "few zeros"])
+def test_a_file_that_is_no_slot_is_not_removed(slots, slot_id, content):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    (slots / "notes").write_bytes(content)
+    with pytest.raises(NotFound, match=f"{slots}/notes is a file of {len(content)} bytes that.*by hand"):
+        remove_slot("notes")
+    assert (slots / "notes").read_bytes() == content
+
+
+def test_a_damaged_or_unfinished_slot_is_removed(slots, slot_id):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    whole = (slots / slot_id).read_bytes()
+    broken = (whole[:4], whole[:4] + bytes(5000), whole[:4] + b"\xff" * len(whole), whole[:-1])
+    for content in (b"", bytes(4096), bytes(len(whole)), *broken):
+        (slots / slot_id).write_bytes(content)
+        with pytest.raises(ProtocolError):
+            find_slot(slot_id)
+        remove_slot(slot_id)
+        assert not (slots / slot_id).exists()
+
+
 def test_a_directory_that_is_a_link_is_not_followed(slots, slot_id, tmp_path):
     slots.symlink_to(tmp_path)
     with pytest.raises(PermissionError, match="no directory of its own"):
@@ -247,6 +269,34 @@ def test_one_writer_at_a_time_and_the_next_one_goes_on(slot_id):
     with SlotReader(slot_id, start="oldest") as reader, SlotWriter(slot_id) as second:
         assert second.write(numbered(5)) == 5
         assert [reader.read(5).seq for _ in range(6)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_writer_that_has_not_said_its_pid_is_named_as_well_as_can_be(slots, slot_id, monkeypatch):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    with open(slots / slot_id, "r+b") as holder:
+
+        def moments():  # by the first one somebody is faster than we are
+            assert lock(holder.fileno())
+            yield
+
+        monkeypatch.setattr("cuframes.framecache.writer.heir_moments", moments)
+        with pytest.raises(AlreadyExists, match=r"has a writer \(pid unknown\)"):
+            SlotWriter(slot_id)
+        poke(slots, slot_id, 152, 4711, code="Q")
+        with pytest.raises(AlreadyExists, match=r"\(pid 4711\)"):
+            SlotWriter(slot_id)
+
+
+def test_a_lock_that_a_killed_writer_has_just_left_is_waited_for(slots, slot_id, monkeypatch):
+    """A child that it was just starting has a copy of it, until it runs its program."""
+    monkeypatch.setattr("cuframes.host.files.HEIR_SECONDS", 30)
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    heir = os.open(slots / slot_id, os.O_RDWR | os.O_CLOEXEC)
+    assert lock(heir)
+    timer = threading.Timer(0.05, os.close, (heir,))
+    timer.start()
+    SlotWriter(slot_id).close()
+    timer.join()
 
 
 @pytest.mark.parametrize("tries", [True, False])
@@ -295,6 +345,63 @@ def test_a_member_of_the_group_writes_a_slot_that_another_user_created(slots, sl
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert find_slot(slot_id).write_cursor == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_what_is_not_ours_is_named_by_its_path(slots, slot_id):
+    user, group = 61002, 61003
+    create_slot(slot_id, 64, 48, ring_depth=4)
+
+    def refusal(call, *arguments, **options):
+        """What a user who is no more than a member of the group is told."""
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setgid(group)
+                os.setuid(user)
+                call(*arguments, **options)
+            except PermissionError as problem:
+                os.write(write_end, str(problem).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(write_end)
+        with open(read_end, "rb") as pipe:
+            return pipe.read().decode()
+
+    path, semaphore = slots / slot_id, semaphore_path(slot_id)
+    assert f"{slots} belongs to uid 0" in refusal(create_slot, "other", 64, 48)
+    for call in (SlotReader, SlotWriter, find_slot):
+        assert f"{path} belongs to another user" in refusal(call, slot_id)
+    assert f"{path} belongs to uid 0" in refusal(remove_slot, slot_id)
+    os.chown(path, 0, group)
+    os.chmod(path, 0o660)
+    assert f"{semaphore} belongs to uid 0, and is not ours to use" in refusal(SlotWriter, slot_id)
+    os.chown(slots, user, group)
+    assert f"{slots}/other cannot be given to group 61004" in refusal(create_slot, "other", 64, 48, group=61004)
+    os.chmod(path, 0o600)
+    assert f"{path} belongs to uid 0" in refusal(remove_slot, slot_id)
+    assert list_slots()[0].slot_id == slot_id
+
+
+@pytest.mark.parametrize("what", [OSError(errno.EMFILE, "no descriptors"), PermissionError(errno.EACCES, "no")])
+def test_errors_of_the_kernel_name_the_slot(slots, slot_id, monkeypatch, what):
+    create_slot(slot_id, 64, 48, ring_depth=2)
+    real = os.open
+
+    def by_descriptor(path, *arguments, **options):
+        if "dir_fd" in options or str(path).startswith("/proc/self/fd"):
+            raise what
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", by_descriptor)
+    for call in (find_slot, SlotWriter, remove_slot):
+        with pytest.raises(type(what), match=f"{slots}/{slot_id}"):
+            call(slot_id)
+    with pytest.raises(type(what), match=str(slots)):
+        create_slot("other", 64, 48)
 
 
 def test_a_killed_writer_leaves_whole_frames_only(slot_id):
@@ -655,6 +762,51 @@ def test_the_semaphore_is_a_hint_and_does_not_climb(slot):
         assert semaphore.value == 1
     finally:
         semaphore.close()
+
+
+def test_each_frame_wakes_one_of_those_who_wait_in_the_c_library(slot):
+    """We post the semaphore ourselves; who waits on it does so in glibc's sem_wait."""
+    waiting = "import posix_ipc, sys; posix_ipc.Semaphore(sys.argv[1]).acquire()"
+    command = [sys.executable, "-c", waiting, semaphore_name(slot.slot_id)]
+    path = semaphore_path(slot.slot_id)
+    children = [subprocess.Popen(command) for _ in range(3)]
+    try:
+        for left in (3, 2, 1):
+            eventually(lambda left=left: struct.unpack_from("<II", path.read_bytes()) == (0, left), 30)
+            slot.write(numbered(0))
+            eventually(lambda left=left: [child.poll() for child in children].count(0) == 4 - left, 30)
+        assert struct.unpack_from("<II", path.read_bytes()) == (0, 0)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+@pytest.mark.parametrize("how", ["cut off", "and back", "overwritten", "of an unknown kind"])
+def test_a_semaphore_that_a_neighbour_ruins_ends_no_writer(slots, slot_id, how):
+    """Members of the slot's group may write it. The C library dies of what they can put there."""
+    ruin = {
+        "cut off": "os.truncate(path, 0)",
+        "and back": "os.truncate(path, 0), os.truncate(path, 32)",
+        "overwritten": "path.write_bytes(b'\\xff' * 32)",
+        "of an unknown kind": "path.write_bytes(struct.pack('<IIII', 0, 5, 77, 0) + bytes(16))",
+    }[how]
+    code = f"""
+import os, struct
+from cuframes.framecache import SlotReader, SlotWriter
+from cuframes.framecache.slots import semaphore_path
+path = semaphore_path({slot_id!r})
+with SlotWriter({slot_id!r}, 64, 48, ring_depth=8) as writer, SlotReader({slot_id!r}) as reader:
+    writer.write(bytes(6144))
+    {ruin}
+    for _ in range(6):
+        writer.write(bytes(6144))
+    print([reader.read(20).seq for _ in range(7)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "[0, 1, 2, 3, 4, 5, 6]"), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"{semaphore_path(slot_id)} was cut off or overwritten" in done.stderr
 
 
 @pytest.mark.parametrize("depth", [120, 4])
@@ -1088,11 +1240,18 @@ def test_nothing_in_the_directory_stops_those_who_look(slots, slot_id):
         with SlotWriter("huge") as writer, SlotReader("huge") as reader:
             writer.write(numbered(1))
             assert (reader.read(5).data == numbered(1)).all()
-        remove_slot("huge")
-        for name in ("zeros", "pipe", "dangling", "socket"):
+        for name in ("huge", "zeros"):
             remove_slot(name)
-        with pytest.raises(NotFound, match="directory"):
-            remove_slot("folder")
+        for name, what in {
+            "pipe": "FIFO",
+            "dangling": "link",
+            "socket": "socket",
+            "folder": "directory",
+            "leased": "leased",
+        }.items():
+            with pytest.raises(NotFound, match=rf"{slots / name} is a.* {what}.*by hand"):
+                remove_slot(name)
+            assert os.path.lexists(slots / name)
     finally:
         os.close(leased)
         os.close(folder)

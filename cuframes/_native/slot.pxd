@@ -30,6 +30,9 @@ cdef extern from "cuframes/shm.h" nogil:
         char[64] slot_id
         uint64_t writer_pid
 
+    ctypedef struct cf_semaphore:
+        uint64_t data
+
 
 cdef extern from "cuframes/slot_ring.h" nogil:
     enum:
@@ -78,6 +81,7 @@ cdef extern from "cuframes/slot_ring.h" nogil:
     void cf_cache_drop(cf_cache_writer* w, uint64_t count)
     void cf_cache_writer_leave(cf_cache_writer* w)
     bint cf_cache_revoke(cf_cache_writer* w)
+    bint cf_semaphore_post(cf_semaphore* s, uint32_t enough)
 
     int cf_cache_reader_init(cf_cache_reader* r, const void* segment, uint64_t size, int fd, int start)
     uint64_t cf_cache_cursor(const cf_cache_reader* r)
@@ -96,7 +100,9 @@ cdef class CacheWriter:
     cdef cf_cache_writer ring
     cdef Mapping mapping
     cdef FrameLayout layout
-    cdef object semaphore
+    cdef Mapping semaphore
+    cdef str semaphore_path
+    cdef bint semaphore_lost  # and said so
     cdef int fd  # or -1; ours to close
     cdef int generation
 

@@ -9,6 +9,7 @@ from cuframes._native.mapping import Mapping
 MAGIC: int
 VERSION: int
 HEADER_BYTES: int
+SEMAPHORE_BYTES: int
 DEFAULT_DEPTH: int
 MIN_DEPTH: int
 MAX_SOURCE_TYPE: int
@@ -35,7 +36,15 @@ def measure_slot(header: bytes, size: int) -> int: ...
 def describe_slot(mapping: Mapping) -> dict[str, Any]: ...
 
 class CacheWriter:
-    def __init__(self, mapping: Mapping, fd: int, layout: FrameLayout | None, pid: int, semaphore: Any) -> None: ...
+    def __init__(
+        self,
+        mapping: Mapping,
+        fd: int,
+        layout: FrameLayout | None,
+        pid: int,
+        semaphore: Mapping,
+        semaphore_path: str,
+    ) -> None: ...
     def write(self, src: Any, pts_us: int | None, wall_us: int | None) -> int: ...
     def drop(self, count: int) -> None: ...
     @property

@@ -24,7 +24,7 @@ import time
 
 import numpy
 
-from cuframes.errors import Disconnected, ProtocolError, refusal
+from cuframes.errors import Disconnected, ProtocolError, printable, refusal
 
 
 log = logging.getLogger("cuframes")
@@ -41,6 +41,7 @@ cdef extern from "cuframes/copy.h" nogil:
 MAGIC = CF_CACHE_MAGIC
 VERSION = CF_CACHE_VERSION
 HEADER_BYTES = sizeof(cf_cache_header)
+SEMAPHORE_BYTES = sizeof(cf_semaphore)
 DEFAULT_DEPTH = CF_CACHE_DEFAULT_DEPTH
 MIN_DEPTH = CF_CACHE_MIN_DEPTH
 MAX_SOURCE_TYPE = sizeof((<cf_cache_header*>NULL).source_type) - 1
@@ -53,7 +54,7 @@ cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GI
 cdef int LAPS = 3  # torn copies in one call, before it looks at its deadline
 # The semaphore only says "look": a few tokens are enough for C clients that wait, and a slot that none reads must not
 # collect millions for the next one to drain.
-cdef int TOKENS = 4
+cdef uint32_t TOKENS = 4
 
 
 def slot_size(uint32_t frame_size, uint32_t depth):
@@ -116,6 +117,7 @@ def describe_slot(Mapping mapping not None):
     """
     cdef cf_cache_header h = read_header(mapping)
     cdef cf_cache_shape shape
+    cdef bytes source_type = h.source_type[:sizeof(h.source_type)]
     check_whole(mapping.cut)
     if cf_cache_measure(&h, mapping.size, &shape) != CF_OK:
         raise wrong_header(h, mapping.size)
@@ -131,14 +133,9 @@ def describe_slot(Mapping mapping not None):
         # Whole even where a copy of bytes could be torn.
         "write_cursor": cf_load_acquire(&(<cf_cache_header*>mapping.address).write_cursor),
         "dropped_frames": cf_load_acquire(&(<cf_cache_header*>mapping.address).dropped_frames),
-        "source_type": printable((<bytes>h.source_type[:sizeof(h.source_type)]).split(b"\0")[0]),
+        "source_type": printable(source_type.split(b"\0")[0].decode("utf-8", "replace")),
         "writer_pid": cf_load_acquire(&(<cf_cache_header*>mapping.address).writer_pid),
     }
-
-
-cdef str printable(bytes text):
-    """Text for people to see, of which nothing moves a cursor or begins a line."""
-    return "".join([c if c.isprintable() else "\ufffd" for c in text.decode("utf-8", "replace")])
 
 
 cdef uint64_t microseconds_of(object value) except? 0:
@@ -177,20 +174,26 @@ cdef class CacheWriter:
     layout : FrameLayout or None
         None for pixel formats that are not known, whose frames are bytes.
     pid : int
-    semaphore : posix_ipc.Semaphore
-        Becomes ours.
+    semaphore : Mapping
+        The semaphore's file, writable.
+    semaphore_path : str
+        For people.
 
     Raises
     ------
     ProtocolError
-        It is no slot, or its entries are too small for its pictures. `fd` and `semaphore` stay the caller's.
+        It is no slot, or its entries are too small for its pictures. `fd` stays the caller's.
     """
 
-    def __cinit__(self, Mapping mapping not None, int fd, FrameLayout layout, uint64_t pid, semaphore):
+    def __cinit__(self, Mapping mapping not None, int fd, FrameLayout layout, uint64_t pid, Mapping semaphore not None,
+                  str semaphore_path not None):
         self.fd = -1
         self.mapping = mapping
         self.layout = layout
+        if semaphore.size < <Py_ssize_t>sizeof(cf_semaphore):
+            raise ValueError(f"a semaphore has {sizeof(cf_semaphore)} bytes, not {semaphore.size}")
         self.semaphore = semaphore
+        self.semaphore_path = semaphore_path
         self.generation = current_generation()
         if cf_cache_measure(mapping.address, mapping.size, &self.ring.shape) != CF_OK:
             raise corrupt(mapping)
@@ -239,8 +242,11 @@ cdef class CacheWriter:
             raise ValueError("the writer was closed before this frame was published")
         cf_cache_commit(&self.ring, <uint32_t>size, pts, wall)
         check_whole(self.mapping.cut)
-        if self.semaphore is not None and self.semaphore.value < TOKENS:
-            self.semaphore.release()
+        # No reader of ours needs it, so that it is lost is no reason to write no more.
+        if not cf_semaphore_post(<cf_semaphore*>self.semaphore.address, TOKENS) and not self.semaphore_lost:
+            self.semaphore_lost = True
+            log.warning("the semaphore %s was cut off or overwritten, so C programs that wait on it are not woken; "
+                        "frames are written all the same. Remove it, and start this writer anew", self.semaphore_path)
         return seq
 
     def write(self, src, pts_us, wall_us):
@@ -329,8 +335,7 @@ cdef class CacheWriter:
         cdef const uint32_t* word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
         cdef int status
         if is_inherited(self.generation):
-            if cf_gate_shut(&self.ring.gate):
-                self.semaphore.close()  # the lock is the parent's, and closed here since the fork
+            cf_gate_shut(&self.ring.gate)  # the lock is the parent's, and closed here since the fork
             return
         with nogil:
             status = shut(&self.ring.gate, word, -1)
@@ -340,10 +345,6 @@ cdef class CacheWriter:
     cdef void finish(self) noexcept:
         """Nobody writes any more, but perhaps somebody fills a frame."""
         cf_cache_writer_leave(&self.ring)
-        try:
-            self.semaphore.close()
-        except Exception:
-            log.exception("closing the semaphore of a slot failed")
         # If the mapping cannot be taken away, whoever fills it may still write to the slot, and the lock stays with us.
         if not cf_load_seq_cst_u32(&self.ring.busy) or cf_cache_revoke(&self.ring):
             if disown(self.fd):

@@ -106,7 +106,7 @@ def ls(url: Url = DEFAULT_URL, token_file: TokenFile = None, local: Local = Fals
             "-" if slot.last_frame_age_s is None else f"{slot.last_frame_age_s:.1f} s ago",
             str(slot.write_cursor),
             str(slot.dropped_frames),
-            "none" if slot.writer_pid is None else f"pid {slot.writer_pid}",
+            "none" if slot.writer_pid is None else f"pid {slot.writer_pid or 'unknown'}",
             f"{slot.ring_depth} frames, {slot.size / 1e6:.0f} MB",
         )
     print_table(table)

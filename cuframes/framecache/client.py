@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from cuframes._native.slot import DEFAULT_DEPTH
-from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
+from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError, printable
 from cuframes.framecache.parameters import Rate, check_slot_id, is_slot_id, rate
 from cuframes.framecache.slots import SlotInfo
 
@@ -189,8 +189,8 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _plain(text: str) -> str:
-    """Text for a terminal, of which nothing moves the cursor; not more than fits one."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:1000])
+    """Text for a terminal, and not more than fits one."""
+    return printable(text[:1000])
 
 
 def _split(url: str) -> Any:

@@ -18,10 +18,20 @@ import posix_ipc
 
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
-from cuframes._native.slot import DEFAULT_DEPTH, HEADER_BYTES, START_NEXT, CacheRing, format_slot, measure_slot
+from cuframes._native.slot import (
+    DEFAULT_DEPTH,
+    HEADER_BYTES,
+    MAGIC,
+    SEMAPHORE_BYTES,
+    START_NEXT,
+    CacheRing,
+    format_slot,
+    measure_slot,
+)
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
+from cuframes.host.files import naming
 from cuframes.host.names import SEGMENT_DIR, group_id
 from cuframes.host.segment import PAGE, free_bytes, lock_owner, reserve
 
@@ -35,10 +45,10 @@ __all__ = [
 ]
 
 MEASURED_SECONDS = 2  # fps is that of the last so many seconds
-SEMAPHORE_BYTES = 32  # sizeof(sem_t); less would end whoever uses it with SIGBUS
 # What opening a path says when something else than a file of ours is there: a link, a directory, a socket, a device, a
 # file whose owner holds a lease on it.
 NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN)
+KINDS = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
@@ -51,6 +61,11 @@ def slots_dir() -> Path:
 def semaphore_name(slot_id: str) -> str:
     """POSIX name of the semaphore that C programs wait on."""
     return f"/framecache-{check_slot_id(slot_id)}-write"
+
+
+def semaphore_path(slot_id: str) -> Path:
+    """The file that the C library keeps it in."""
+    return SEGMENT_DIR / f"sem.{semaphore_name(slot_id)[1:]}"
 
 
 class SlotInfo(NamedTuple):
@@ -70,8 +85,8 @@ class SlotInfo(NamedTuple):
     last_frame_age_s : float or None
         Seconds since the newest frame was captured; None when that is unknown.
     writer_pid : int or None
-        The writer, a pid of its own namespace; None when no process holds the slot's lock. (A C program that knows no
-        lock may be writing all the same: look at ``last_frame_age_s``.)
+        The writer, a pid of its own namespace, 0 when that is unknown; None when no process holds the slot's lock. (A C
+        program that knows no lock may be writing all the same: look at ``last_frame_age_s``.)
     dropped_frames : int
         Frames that the source lost, as the writer counts them.
     """
@@ -143,22 +158,23 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
     ------
     NotFound, ProtocolError, PermissionError
     """
-    check_slot_id(slot_id)
+    path = slots_dir() / check_slot_id(slot_id)
     with directory() as folder:
         mode = os.O_RDWR if writable else os.O_RDONLY
         try:
-            fd = os.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            with naming(path):
+                fd = os.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         except PermissionError:
-            raise PermissionError(f"the slot {slot_id!r} belongs to another user; create it with group=") from None
+            raise PermissionError(f"the slot {path} belongs to another user; create it with group=") from None
         except OSError as problem:
             if problem.errno not in NO_PLAIN_FILE:
                 raise
-            raise ProtocolError(f"{slots_dir() / slot_id} is no regular file; remove it") from None
+            raise ProtocolError(f"{path} is no regular file; remove it") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ProtocolError(f"{slots_dir() / slot_id} is no regular file; remove it")
+        raise ProtocolError(f"{path} is no regular file; remove it")
     return fd
 
 
@@ -170,15 +186,17 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> Ca
     NotFound, ProtocolError, PermissionError
     """
     fd = open_slot(slot_id)
+    path = slots_dir() / slot_id
     try:
         # Read before anything is mapped, and mapped no further than the slot goes: the file may have any size.
         size = os.fstat(fd).st_size
         if size == 0:
-            raise ProtocolError(f"{slots_dir() / slot_id} is empty, so it is no framecache slot; remove it")
-        ring = CacheRing(fd, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
+            raise ProtocolError(f"{path} is empty, so it is no framecache slot; remove it")
+        with naming(path):
+            ring = CacheRing(fd, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
     except OverflowError:
         os.close(fd)
-        raise ProtocolError(f"{slots_dir() / slot_id} is larger than any memory; remove it") from None
+        raise ProtocolError(f"{path} is larger than any memory; remove it") from None
     except BaseException:
         os.close(fd)
         raise
@@ -220,73 +238,86 @@ def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, fl
     return (0.0 if age > MEASURED_SECONDS else round(back * 1e6 / (newest[1] - older[1]), 2)), age
 
 
-def open_semaphore(slot_id: str, fd: int) -> posix_ipc.Semaphore:
-    """A slot's semaphore, created if need be, for the same users as its file, `fd`.
+def open_semaphore(slot_id: str, fd: int) -> int:
+    """A descriptor of the file of a slot's semaphore, created if need be, for the same users as the slot's file, `fd`.
+
+    It is mapped and posted by ourselves (_cache.h): the C library trusts what is in it.
 
     Raises
     ------
     PermissionError
-        It belongs to somebody who has no part in the slot: its owner could end us with SIGBUS by cutting it off.
-    OutOfSharedMemory
+        It belongs to somebody who has no part in the slot, or is no semaphore.
+    OutOfSharedMemory, OSError
     """
-    name = semaphore_name(slot_id)
+    name, path = semaphore_name(slot_id), semaphore_path(slot_id)
     like = os.fstat(fd)
     for _ in range(10):
         # Creating comes second: it needs room even where there is one already.
-        with contextlib.suppress(FileNotFoundError, posix_ipc.ExistentialError):
-            _check_semaphore(name, like)
-            return posix_ipc.Semaphore(name)
+        with contextlib.suppress(FileNotFoundError):
+            return _open_semaphore(path, like)
+        # What creating it gives is subject to umask, and to who we are: it is looked at as if it had been there.
         try:
-            semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0)
+            with naming(path):
+                posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0).close()
         except posix_ipc.ExistentialError:
             continue
+        except posix_ipc.PermissionsError:
+            raise PermissionError(
+                f"the semaphore {path} cannot be created: {SEGMENT_DIR} is not ours to write"
+            ) from None
         except OSError as problem:
             if problem.errno not in NO_ROOM:
                 raise
-            raise OutOfSharedMemory(f"there is no room in {SEGMENT_DIR} for the semaphore {name}") from None
-        try:
-            # What creating it gave is subject to umask, and to who we are.
-            with contextlib.suppress(FileNotFoundError):
-                _check_semaphore(name, like)
-        except BaseException:
-            semaphore.close()
-            raise
-        return semaphore
-    raise AlreadyExists(f"others keep creating and removing the semaphore {name}")
+            raise OutOfSharedMemory(f"there is no room for the semaphore {path}") from None
+    raise AlreadyExists(f"others keep creating and removing the semaphore {path}")
 
 
-def _check_semaphore(name: str, like: os.stat_result) -> None:
-    """Refuse a stranger's semaphore, and give ours to the users of the slot, which is `like` this."""
-    path = SEGMENT_DIR / f"sem.{name[1:]}"
+def _open_semaphore(path: Path, like: os.stat_result) -> int:
+    """Open one that is there. Refuse a stranger's, and give ours to the users of the slot, which is `like` this."""
     # No more than its place: neither a FIFO nor a link nor its mode can stop this.
     pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        there = os.fstat(pin)
-        of_group = like.st_mode & stat.S_IWGRP and there.st_gid == like.st_gid  # only a member can have given it that
-        if there.st_uid not in (0, os.geteuid(), like.st_uid) and not of_group:
-            raise PermissionError(
-                f"the semaphore {path} belongs to uid {there.st_uid}, who has no part in the slot; remove it as that "
-                "user or as root"
-            )
-        if not stat.S_ISREG(there.st_mode) or there.st_size < SEMAPHORE_BYTES:
-            raise PermissionError(f"{path} is no semaphore; remove it")
-        mode = stat.S_IMODE(like.st_mode)
-        here = f"/proc/self/fd/{pin}"
-        if os.geteuid() in (0, there.st_uid):
-            owner = like.st_uid if os.geteuid() == 0 else there.st_uid
-            if (there.st_uid, there.st_gid) != (owner, like.st_gid):
-                os.chown(here, owner, like.st_gid)
-            if stat.S_IMODE(there.st_mode) != mode:
-                os.chmod(here, mode)
-        elif stat.S_IMODE(there.st_mode) & ~mode:
-            raise PermissionError(f"the semaphore {path} is open to more users than its slot; remove it, or chmod it")
+        with naming(path):
+            _check_semaphore(path, pin, like)
+            # The file that was looked at, whatever has its name by now.
+            fd = os.open(f"/proc/self/fd/{pin}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError as problem:
+        if problem.errno is None:
+            raise
+        raise PermissionError(
+            f"the semaphore {path} belongs to uid {os.fstat(pin).st_uid}, and is not ours to use; remove it as that "
+            "user or as root"
+        ) from None
     finally:
         os.close(pin)
+    return fd
+
+
+def _check_semaphore(path: Path, pin: int, like: os.stat_result) -> None:
+    there = os.fstat(pin)
+    of_group = like.st_mode & stat.S_IWGRP and there.st_gid == like.st_gid  # only a member can have given it that
+    if there.st_uid not in (0, os.geteuid(), like.st_uid) and not of_group:
+        raise PermissionError(
+            f"the semaphore {path} belongs to uid {there.st_uid}, who has no part in the slot; remove it as that "
+            "user or as root"
+        )
+    if not stat.S_ISREG(there.st_mode) or there.st_size < SEMAPHORE_BYTES:
+        raise PermissionError(f"{path} is no semaphore; remove it")
+    mode = stat.S_IMODE(like.st_mode)
+    here = f"/proc/self/fd/{pin}"
+    if os.geteuid() in (0, there.st_uid):
+        owner = like.st_uid if os.geteuid() == 0 else there.st_uid
+        if (there.st_uid, there.st_gid) != (owner, like.st_gid):
+            os.chown(here, owner, like.st_gid)
+        if stat.S_IMODE(there.st_mode) != mode:
+            os.chmod(here, mode)
+    elif stat.S_IMODE(there.st_mode) & ~mode:
+        raise PermissionError(f"the semaphore {path} is open to more users than its slot; remove it, or chmod it")
 
 
 def ensure_semaphore(slot_id: str, fd: int) -> None:
     """Create a slot's semaphore if it is missing."""
-    open_semaphore(slot_id, fd).close()
+    os.close(open_semaphore(slot_id, fd))
 
 
 def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = False) -> int | None:
@@ -299,6 +330,7 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
     OutOfSharedMemory, PermissionError
         Nothing was created.
     """
+    path = slots_dir() / wanted.slot_id
     # Before the directory is held to be ours: members of a slot's group may write it where another user creates.
     with contextlib.suppress(NotFound), directory() as folder:
         if os.access(wanted.slot_id, os.F_OK, dir_fd=folder, follow_symlinks=False):
@@ -308,14 +340,16 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
             # Nameless until it is complete; the kernel frees it if we die before.
             fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as problem:
-            raise _no_room(problem, wanted, folder) from None
+            raise _not_created(problem, wanted, folder) from None
         try:
             if gid is not None:
-                os.fchown(fd, -1, gid)
-            os.fchmod(fd, 0o600 if gid is None else 0o660)
-            reserve(fd, wanted.size, f"the slot {wanted.slot_id}")
+                _give(fd, gid, path)
+            with naming(path):
+                os.fchmod(fd, 0o600 if gid is None else 0o660)
+                reserve(fd, wanted.size, f"the slot {wanted.slot_id}")
+                header = Mapping(fd, HEADER_BYTES, writable=True)
             format_slot(
-                Mapping(fd, HEADER_BYTES, writable=True),
+                header,
                 width=wanted.width,
                 height=wanted.height,
                 fps_num=wanted.fps_num,
@@ -335,14 +369,14 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
                 os.close(fd)
                 return None
             except OSError as problem:
-                raise _no_room(problem, wanted, folder) from None
+                raise _not_created(problem, wanted, folder) from None
             try:
                 ensure_semaphore(wanted.slot_id, fd)
             except BaseException as problem:
                 discard(wanted.slot_id, fd)
                 if isinstance(problem, OutOfSharedMemory):
                     os.ftruncate(fd, 0)
-                    raise _no_room(problem, wanted, folder) from None
+                    raise _not_created(problem, wanted, folder) from None
                 raise
         except BaseException:
             os.close(fd)
@@ -350,10 +384,24 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
     return fd
 
 
-def _no_room(problem: OSError, wanted: SlotParameters, folder: int) -> OSError:
-    """The error for a slot that could not be created: the problem itself, unless it says that memory is full."""
+def _give(fd: int, gid: int, path: Path) -> None:
+    try:
+        os.fchown(fd, -1, gid)
+    except PermissionError:
+        raise PermissionError(
+            f"{path} cannot be given to group {gid}, which is none of ours; create it as a member or as root"
+        ) from None
+
+
+def _not_created(problem: OSError, wanted: SlotParameters, folder: int) -> OSError:
+    """The error for a slot that could not be created, because of `problem`."""
+    if problem.errno == errno.EACCES:
+        return PermissionError(
+            f"{slots_dir()} belongs to uid {os.fstat(folder).st_uid}, and is not ours to write; create slots as that "
+            "user or through the service, or set CUFRAMES_FRAMECACHE_DIR"
+        )
     if problem.errno not in NO_ROOM:
-        return problem
+        return OSError(problem.errno, f"no slot can be created: {problem.strerror}", str(slots_dir() / wanted.slot_id))
     needed = wanted.size + PAGE
     return OutOfSharedMemory(
         f"the slot {wanted.slot_id!r} and its semaphore need {needed} bytes of {slots_dir()}; remove slots, or use a "
@@ -367,9 +415,9 @@ def discard(slot_id: str, fd: int) -> None:
     """Remove a slot that was just created, and of which `fd` is a descriptor, if its name still means that."""
     with contextlib.suppress(OSError), directory() as folder:
         if os.path.samestat(os.stat(slot_id, dir_fd=folder, follow_symlinks=False), os.fstat(fd)):
-            with contextlib.suppress(OSError, posix_ipc.ExistentialError, posix_ipc.PermissionsError):
-                _check_semaphore(semaphore_name(slot_id), os.fstat(fd))  # a stranger's is not ours to remove
-                posix_ipc.unlink_semaphore(semaphore_name(slot_id))
+            with contextlib.suppress(OSError):
+                os.close(_open_semaphore(semaphore_path(slot_id), os.fstat(fd)))  # a stranger's is not ours to remove
+                semaphore_path(slot_id).unlink()
             os.unlink(slot_id, dir_fd=folder)
 
 
@@ -446,7 +494,7 @@ def find_slot(slot_id: str) -> SlotInfo:
 def slot_names() -> list[str]:
     """Names of files that may be slots."""
     try:
-        with directory() as folder:
+        with directory() as folder, naming(slots_dir()):
             names = os.listdir(folder)
     except NotFound:
         return []
@@ -472,34 +520,65 @@ def list_slots() -> list[SlotInfo]:
 
 def remove_slot(slot_id: str) -> None:
     """Remove a slot and its semaphore, without the service. Its writer gets Disconnected with the next frame, and
-    readers when they have read what is there.
+    readers when they have read what is there. One that is damaged, or was never finished, is removed as well.
 
     Raises
     ------
-    NotFound, PermissionError
+    NotFound
+        There is no such slot. What else has the name stays.
+    PermissionError
     """
-    check_slot_id(slot_id)
+    path = slots_dir() / check_slot_id(slot_id)
     with directory() as folder:
         try:
-            owner = os.stat(slot_id, dir_fd=folder, follow_symlinks=False).st_uid
+            with naming(path):
+                there = os.stat(slot_id, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         not_ours = PermissionError(
-            f"the slot {slot_id!r} belongs to uid {owner}, and {slots_dir()} is not ours to write; remove it as that "
+            f"the slot {path} belongs to uid {there.st_uid}, and its directory is not ours to write; remove it as that "
             "user, as root, or through the service"
         )
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True):
             raise not_ours
-        # In this order: a slot without its semaphore gets it back from whoever comes next. A stranger's stays.
-        with contextlib.suppress(posix_ipc.ExistentialError, posix_ipc.PermissionsError, PermissionError):
-            posix_ipc.unlink_semaphore(semaphore_name(slot_id))
         try:
-            os.unlink(slot_id, dir_fd=folder)
+            with naming(path):
+                what = _what_else(slot_id, folder, there)
+        except PermissionError:
+            raise PermissionError(
+                f"{path} belongs to uid {there.st_uid}, and is not ours to read, so it may be no slot; remove it as "
+                "that user or as root"
+            ) from None
+        if what is not None:
+            raise NotFound(
+                f"there is no slot {slot_id!r} on this host: {path} is {what}; if nobody needs it, remove it by hand"
+            )
+        # In this order: a slot without its semaphore gets it back from whoever comes next. A stranger's stays.
+        with contextlib.suppress(OSError):
+            semaphore_path(slot_id).unlink()
+        try:
+            with naming(path):
+                os.unlink(slot_id, dir_fd=folder)
         except FileNotFoundError:
             raise NotFound(f"the slot {slot_id!r} was just removed by somebody else") from None
-        except IsADirectoryError:
-            raise NotFound(
-                f"there is no slot {slot_id!r} on this host; {slots_dir() / slot_id} is a directory"
-            ) from None
         except PermissionError:
             raise not_ours from None
+
+
+def _what_else(slot_id: str, folder: int, there: os.stat_result) -> str | None:
+    """What has the name of a slot and is none; None: a slot. It begins with the magic number, whatever comes behind; or
+    nobody has finished it: it is empty, or zeros where that number comes last.
+    """
+    if not stat.S_ISREG(there.st_mode):
+        return KINDS.get(stat.S_IFMT(there.st_mode), "a device")
+    try:
+        fd = os.open(slot_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except BlockingIOError:
+        return "a file that is leased to another process"
+    try:
+        size, magic = os.fstat(fd).st_size, int.from_bytes(os.pread(fd, 4, 0), "little")
+    finally:
+        os.close(fd)
+    if magic == MAGIC or size == 0 or (magic == 0 and size >= HEADER_BYTES):
+        return None
+    return f"a file of {size} bytes that does not begin as a slot does"

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from cuframes._native.mapping import Mapping
-from cuframes._native.slot import CacheWriter, WritableSlotFrame
+from cuframes._native.slot import SEMAPHORE_BYTES, CacheWriter, WritableSlotFrame
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
 from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
@@ -20,12 +20,23 @@ from cuframes.framecache.slots import (
     make_slot,
     open_semaphore,
     open_slot,
+    semaphore_path,
+    slots_dir,
 )
 from cuframes.host import lifetime
+from cuframes.host.files import heir_moments, naming
 from cuframes.host.names import group_id
 from cuframes.host.segment import lock_owner
 
 __all__ = ["SlotWriter"]
+
+
+def _map(fd: int, size: int, *, populate: bool = False) -> Mapping:
+    """A file's bytes, writable. Its descriptor is closed."""
+    try:
+        return Mapping(fd, size, writable=True, populate=populate)
+    finally:
+        os.close(fd)
 
 
 class SlotWriter(lifetime.Closing):
@@ -111,24 +122,21 @@ class SlotWriter(lifetime.Closing):
         if made is None:
             lock = lifetime.own(open_slot(self.slot_id, writable=True))
             undo.callback(lifetime.close_owned, lock)
-            if not lock_owner(lock):
-                raise AlreadyExists(
-                    f"the slot {self.slot_id!r} has a writer (pid {found.writer_pid}); a slot has only one"
-                )
+            if not any(lock_owner(lock) for _ in heir_moments()):
+                pid = info(self.slot_id, ring).writer_pid or "unknown"  # by now it has had the time to say so
+                raise AlreadyExists(f"the slot {self.slot_id!r} has a writer (pid {pid}); a slot has only one")
         else:
             lock = made
         if os.fstat(lock).st_size < found.size:
             raise ProtocolError(f"the slot {self.slot_id!r} was cut off; remove it")
         if os.fstat(lock).st_nlink == 0 or not ring.check()[0]:
             raise NotFound(f"the slot {self.slot_id!r} was just removed; try again")
-        fd = os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            mapping = Mapping(fd, found.size, writable=True, populate=True)
-        finally:
-            os.close(fd)
-        semaphore = open_semaphore(self.slot_id, lock)
-        undo.callback(semaphore.close)
-        self._writer = CacheWriter(mapping, lock, layout_of(found), os.getpid(), semaphore)
+        with naming(slots_dir() / self.slot_id):
+            mapping = _map(os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC), found.size, populate=True)
+        path = str(semaphore_path(self.slot_id))
+        with naming(path):
+            semaphore = _map(open_semaphore(self.slot_id, lock), SEMAPHORE_BYTES)
+        self._writer = CacheWriter(mapping, lock, layout_of(found), os.getpid(), semaphore, path)
 
     def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:
         """Copy one frame in and publish it. Waits for nobody; the copy runs without the GIL.

@@ -4,16 +4,22 @@ The locks are open-file-description locks. Such a lock belongs to an open file: 
 descriptor and the last mapping of that open file are gone, which is when its process has died.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
 import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from cuframes.errors import ProtocolError
+from cuframes.errors import CuframesError, ProtocolError
 
-__all__ = ["is_locked", "lock", "open_regular", "same_file", "unlink_stale", "unlock"]
+__all__ = ["heir_moments", "is_locked", "lock", "naming", "open_regular", "same_file", "unlink_stale", "unlock"]
+
+# A process that was killed while it started a child may leave its locks to it, until the child runs its program.
+HEIR_SECONDS = 0.25
 
 # A link, a socket or FIFO, a directory, a device, a file on which somebody has a lease.
 _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EAGAIN)
@@ -41,6 +47,17 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
     raise ProtocolError(
         f"{os.fspath(path)} is not a regular file, or leased to another process; remove it or use another key"
     )
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of the kernel name this file, which is used by a descriptor, or by its name in a directory."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno is None or isinstance(problem, CuframesError):  # one of ours, which says more
+            raise
+        raise OSError(problem.errno, problem.strerror, os.fspath(path)) from None
 
 
 def same_file(path: str | os.PathLike[str], fd: int) -> bool:
@@ -83,6 +100,15 @@ def lock(fd: int, start: int = 0, length: int = 0) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def heir_moments() -> Iterator[None]:
+    """When to try for a lock that somebody holds: at once, and again until an heir would have let it go."""
+    deadline = time.monotonic() + HEIR_SECONDS
+    yield
+    while time.monotonic() < deadline:
+        time.sleep(0.002)
+        yield
 
 
 def unlock(fd: int, start: int, length: int) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cuframes.errors import AlreadyExists, ProtocolError
 from cuframes.host import lifetime
-from cuframes.host.files import is_locked, lock, open_regular, same_file, unlink_stale, unlock
+from cuframes.host.files import HEIR_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
 from cuframes.host.names import make_directory
 
 __all__ = ["KeyLock", "cleaning", "lock_path", "owner_pid"]
@@ -29,8 +29,6 @@ log = logging.getLogger("cuframes")
 OWNER = (0, 1)
 MOMENT = (1, 1)
 MOMENT_SECONDS = 2.0  # whoever is stopped in its moment does not stop us for longer
-# A process that was killed while it started a child may leave the lock to that child, until the child runs its program.
-HEIR_SECONDS = 0.25
 
 
 def lock_path(directory: Path, name: str) -> Path:

@@ -1,4 +1,5 @@
-"""What things are called on this host, and whom to trust there: keys, segments, sockets, the runtime directory, groups.
+"""What things are called on this host, and whom to trust there: keys, segments, sockets, the runtime directory, groups,
+texts.
 
 A publisher's socket is where a subscriber looks for it, so whoever can put files there can pose as a publisher. The
 rules: a runtime directory is used only if no stranger can replace what is in it (:func:`check_directory`), a publisher

@@ -24,9 +24,9 @@ from cuframes._native.mapping import Mapping
 from cuframes._native.packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAGIC, describe_packets
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.host import lifetime
+from cuframes.host.files import heir_moments, open_regular, same_file, unlink_stale
 from cuframes.host.files import is_locked as is_owned
 from cuframes.host.files import lock as lock_owner
-from cuframes.host.files import open_regular, same_file, unlink_stale
 from cuframes.host.keylock import KeyLock
 from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX
 
@@ -209,7 +209,11 @@ def remove_dead(name: str) -> bool:
     except ProtocolError:
         return False
     try:
-        if (not lock_owner(fd) and is_owned(fd)) or inspect(fd).state != "dead":
+        for _ in heir_moments():
+            held = not lock_owner(fd) and is_owned(fd)
+            if not held:
+                break
+        if held or inspect(fd).state != "dead":
             return False
         if same_file(segment_path(name), fd):
             unlink_stale(segment_path(name))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cuframes._native import messages
 from cuframes._native.messages import MAX_DESCRIPTORS, MAX_NAME, MAX_PAYLOAD, META_BYTES
-from cuframes.errors import ProtocolError
+from cuframes.errors import ProtocolError, printable
 
 __all__ = [
     "MAX_DESCRIPTORS",
@@ -75,13 +75,12 @@ def error(code: ErrorCode, text: str) -> bytes:
 
 
 def error_text(payload: bytes) -> tuple[int, str]:
-    """Code and text of an ERROR message. Nothing in the text moves a terminal's cursor."""
+    """Code and text of an ERROR message."""
     try:
         code, raw = messages.unpack_error(payload)
     except ValueError:
         return 0, "no reason given"
-    text = raw.decode("utf-8", "replace")
-    return code, "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return code, printable(raw.decode("utf-8", "replace"))
 
 
 # socket.send_fds and recv_fds would be the obvious choice, but Python 3.11 drops the flags that they are given.

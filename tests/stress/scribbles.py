@@ -12,6 +12,7 @@ import random
 import time
 from pathlib import Path
 
+from cuframes.errors import NotFound
 from cuframes.framecache import remove_slot
 from cuframes.session.listing import collect_garbage
 from stress.actors import Actor, Board, guest, packet_guest, publisher, slot_guest, slot_writer
@@ -109,7 +110,10 @@ def slots(game: Round) -> None:
     _begin(game, source, guests)
     path = Path(os.environ["CUFRAMES_FRAMECACHE_DIR"]) / game.key
     scribble(game, source, guests, path, game.random.choice((152, 4096 + 24, 1 << 20)))
-    remove_slot(game.key)
+    with contextlib.suppress(NotFound):  # without its magic number it is no slot
+        remove_slot(game.key)
+    path.unlink(missing_ok=True)
+    Path(f"/dev/shm/sem.framecache-{game.key}-write").unlink(missing_ok=True)
 
 
 def _tidy(game: Round) -> None:

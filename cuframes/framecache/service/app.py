@@ -105,7 +105,7 @@ class Slot(BaseModel):
     write_cursor: Annotated[int, Field(description="Frames ever written")]
     fps: Annotated[float | None, Field(description="Measured over the last 2 s; null: not known")]
     last_frame_age_s: Annotated[float | None, Field(description="Seconds; null: not known")]
-    writer_pid: Annotated[int | None, Field(description="null: no process holds the slot's lock")]
+    writer_pid: Annotated[int | None, Field(description="0: unknown; null: no process holds the slot's lock")]
     dropped_frames: Annotated[int, Field(description="Frames that the source lost")]
 
 

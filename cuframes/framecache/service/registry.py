@@ -20,7 +20,9 @@ from cuframes.framecache.slots import (
     open_slot,
     remove_slot,
     slot_names,
+    slots_dir,
 )
+from cuframes.host.files import heir_moments
 from cuframes.host.names import group_id
 from cuframes.host.segment import free_bytes
 
@@ -106,7 +108,7 @@ class Registry:
         try:
             _replace(content)
         except OSError as problem:
-            reason = f"{REGISTRY} cannot be written: {problem.strerror or problem}"
+            reason = f"{slots_dir() / REGISTRY} cannot be written: {problem.strerror or problem}"
             if self._unwritten is None:  # once, and not with every request
                 log.warning("list not written", extra={"reason": reason})
             self._written, self._unwritten = None, reason
@@ -131,6 +133,10 @@ class Registry:
             There is one with a living writer, or with other parameters, or a file that is no slot.
         OutOfSharedMemory, PermissionError
         """
+        # Whoever starts a killed writer anew comes at once, when an heir may still hold that one's lock.
+        for _ in heir_moments():
+            if not _has_writer(wanted.slot_id):
+                break
         with self._creating:
             for _ in range(3):  # a writer may be faster, and somebody else remove what it made
                 try:
@@ -149,8 +155,8 @@ class Registry:
                 compare(there, wanted._asdict())
                 if there.writer_pid is not None:
                     raise AlreadyExists(
-                        f"the slot {wanted.slot_id!r} has a writer (pid {there.writer_pid}); stop it first, or use "
-                        "another slot_id"
+                        f"the slot {wanted.slot_id!r} has a writer (pid {there.writer_pid or 'unknown'}); stop it "
+                        "first, or use another slot_id"
                     )
                 return there, False
             reason = self._refused.get(wanted.slot_id, "it comes and goes")
@@ -197,6 +203,13 @@ class Registry:
         except OSError as problem:
             return {"slots": 0, "bytes_used": 0, "bytes_free": 0, "problem": f"the slots cannot be listed: {problem}"}
         return summary | {"problem": self._unwritten}
+
+
+def _has_writer(slot_id: str) -> bool:
+    try:
+        return find_slot(slot_id).writer_pid is not None
+    except (CuframesError, OSError):
+        return False
 
 
 def _replace(content: bytes) -> None:

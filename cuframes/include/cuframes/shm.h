@@ -258,6 +258,15 @@ typedef struct {
     uint32_t pad;
 } cf_cache_entry;
 
+/* The file of a slot's semaphore, as glibc's sem_open makes it on 64-bit machines. */
+#define CF_SEMAPHORE_SHARED 128u
+
+typedef struct {
+    uint64_t data;   /* atomic; low half: the value, which is the futex word; high half: how many wait */
+    uint32_t shared; /* CF_SEMAPHORE_SHARED: who waits may be in other processes */
+    uint8_t pad[20];
+} cf_semaphore;
+
 /* ---- every offset and size, asserted (name, type, field, offset, size) ------------------------------------------ */
 
 #define CF_LAYOUT_FIELDS(X)                                \
@@ -370,7 +379,9 @@ typedef struct {
     X(cf_cache_entry, pts_us, 0, 8)                        \
     X(cf_cache_entry, wall_us, 8, 8)                       \
     X(cf_cache_entry, size, 16, 4)                         \
-    X(cf_cache_entry, pad, 20, 4)
+    X(cf_cache_entry, pad, 20, 4)                          \
+    X(cf_semaphore, data, 0, 8)                            \
+    X(cf_semaphore, shared, 8, 4)
 
 #define CF_LAYOUT_SIZES(X)    \
     X(cf_frame_meta, 64)      \
@@ -384,7 +395,8 @@ typedef struct {
     X(cf_hello_resp_head, 84) \
     X(cf_subscribe_resp, 28)  \
     X(cf_cache_header, 4096)  \
-    X(cf_cache_entry, 24)
+    X(cf_cache_entry, 24)     \
+    X(cf_semaphore, 32)
 
 #define CF_ASSERT_FIELD(type, field, off, size)                                                    \
     _Static_assert(offsetof(type, field) == (off), #type "." #field " is not at byte " #off);       \
@@ -482,6 +494,8 @@ static inline int cf_futex_wait(const uint32_t *word, uint32_t expected, int64_t
 static inline void cf_futex_wake_all(const uint32_t *word) {
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
+
+static inline void cf_futex_wake_one(const uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
 
 /* Add 1 to an eventfd, without blocking: whoever shares it may have made it blocking, and full. */
 static inline void cf_event_signal(int fd) {

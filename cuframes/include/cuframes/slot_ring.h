@@ -147,6 +147,22 @@ static inline bool cf_cache_revoke(cf_cache_writer *w) {
     return mmap(w->shared, w->size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
 }
 
+/* ---- the semaphore ------------------------------------------------------------------------------------------------
+ *
+ * What sem_post does, but not by the C library: members of the slot's group may write the file, and what they put there
+ * makes that fail or abort. Here a nonsensical number of waiters costs a system call. */
+
+/* Post it, unless it has as much as is enough. False: it is no semaphore any more; one that was cut off is zeros. */
+static inline bool cf_semaphore_post(cf_semaphore *s, uint32_t enough) {
+    uint32_t value = cf_load_relaxed_u32(cf_low_half(&s->data));
+    if (value > INT_MAX || cf_load_relaxed_u32(&s->shared) != CF_SEMAPHORE_SHARED) return false;
+    if (value >= enough) return true;
+    /* Not by comparing and swapping, which a neighbour could keep from succeeding. PAIRS WITH: sem_wait */
+    uint64_t before = cf_fetch_add(&s->data, 1);
+    if (before >> 32) cf_futex_wake_one(cf_low_half(&s->data));
+    return true;
+}
+
 /* ---- the reader --------------------------------------------------------------------------------------------------- */
 
 enum { CF_CACHE_NEXT = 0, CF_CACHE_LATEST = 1, CF_CACHE_OLDEST = 2 };

@@ -75,7 +75,7 @@ function fill(card, slot) {
   say(".age", age(slot.last_frame_age_s));
   say(".frames", slot.write_cursor.toLocaleString());
   say(".dropped", slot.dropped_frames.toLocaleString());
-  say(".writer", slot.writer_pid === null ? "none" : `pid ${slot.writer_pid}`);
+  say(".writer", slot.writer_pid === null ? "none" : `pid ${slot.writer_pid || "unknown"}`);
   say(".ring", `${slot.ring_depth} frames, ${bytes(slot.size)}`);
   card.article.querySelector(".dropped").classList.toggle("bad", slot.dropped_frames > 0);
 }
