@@ -4,6 +4,7 @@ from cuframes._native.cuda cimport Device
 from cuframes._native.mapping cimport Mapping
 from cuframes._native.pending cimport Pending
 from cuframes._native.frame_ring cimport cf_reader, cf_taken, cf_writer
+from cuframes._native.ring_end cimport RingEnd
 from cuframes._native.slot_table cimport SlotTable
 from cuframes._shm cimport cf_frame_header
 
@@ -20,7 +21,7 @@ cdef class Owner:
     cdef SlotTable memory(self)
 
 
-cdef class FrameWriter:
+cdef class FrameWriter(RingEnd):
     cdef cf_writer ring
     cdef Mapping header
     cdef SlotTable slots
@@ -29,12 +30,8 @@ cdef class FrameWriter:
     cdef list sources
     cdef char* staging_base
     cdef Py_ssize_t staging_stride
-    cdef int generation
     cdef str failure
 
-    cdef int enter(self) except -1
-    cdef void leave_ring(self) noexcept
-    cdef void finish(self) noexcept
     cdef int check_usable(self) except -1
     cdef int announce(self, tuple exports) except -1
     cdef int begin(self, object timeout, int wanted, void* stream) except -1
@@ -56,7 +53,7 @@ cdef class WriteLease(Owner):
     cdef int gather(self) except -1
 
 
-cdef class FrameReader:
+cdef class FrameReader(RingEnd):
     cdef cf_reader ring
     cdef Mapping header
     cdef SlotTable slots
@@ -64,15 +61,11 @@ cdef class FrameReader:
     cdef readonly object connection
     cdef readonly object layout
     cdef readonly uint64_t epoch
-    cdef int generation
     cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (wait_any)
     cdef object stream_keeper
     cdef Pending pending  # None in host memory
     cdef bint warned
 
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
-    cdef void finish(self) noexcept
     cdef bint take(self, Hold hold, int64_t deadline) except -1
     cdef bint take_inside(self, Hold hold, int64_t deadline) except -1
     cdef bint is_pending(self) noexcept

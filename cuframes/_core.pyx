@@ -24,6 +24,7 @@ from cuframes._native.pending cimport collect, pending_of
 from cuframes._native.frame_ring cimport *
 from cuframes._native.slot_table cimport SlotTable
 from cuframes._shm cimport *
+from cuframes._native.ring_end cimport RingEnd, cf_gate_is_empty, cf_gate_is_shut, check_generation, is_inherited
 from cuframes._native.status cimport *
 
 import logging
@@ -103,7 +104,7 @@ cdef class Owner:
 
 
 @cython.no_gc_clear  # a writable frame that dies in the same cycle still gives its slot back through it
-cdef class FrameWriter:
+cdef class FrameWriter(RingEnd):
     """The publisher's end of a frame ring.
 
     One frame is written at a time. `header` and the memory of `slots` stay as long as this object lives.
@@ -126,7 +127,7 @@ cdef class FrameWriter:
         self.header = header
         self.slots = slots
         self.sources = [[] for _ in range(slots.count)]
-        self.generation = current_generation()
+        self.gate, self.what, self.word = &self.ring.gate, "publisher", &h.writer_wait
         h.proto_version = CF_PROTOCOL_V3
         h.lib_version_major, h.lib_version_minor, h.lib_version_patch = version
         h.ext_flags = ext_flags
@@ -159,20 +160,6 @@ cdef class FrameWriter:
                 pointer = pointers[k]
                 memcpy(h.slots[k].cuda_ptr_external, &pointer, sizeof(pointer))
         return 0
-
-    cdef int enter(self) except -1:
-        """The caller is about to use the ring; :meth:`leave_ring` follows. Raises ValueError when it is closed."""
-        cdef bint last
-        check_generation(self.generation)
-        if not enter(&self.ring.gate, &last):
-            if last:
-                self.finish()
-            raise ValueError("the publisher is closed")
-        return 0
-
-    cdef void leave_ring(self) noexcept:
-        if leave(&self.ring.gate):
-            self.finish()
 
     cdef int begin(self, object timeout, int wanted, void* stream) except -1:
         """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait). Inside only."""
@@ -332,11 +319,11 @@ cdef class FrameWriter:
             return None
         check(status)
         if is_cut(self.header.cut):
-            self.leave(bit)
+            self.remove(bit)
             check_whole(self.header.cut)
         return bit, seq, frame_no
 
-    def leave(self, uint32_t bit):
+    def remove(self, uint32_t bit):
         """Forget a subscriber: its pins, what it owed, its event."""
         with nogil:
             cf_writer_leave(&self.ring, bit)
@@ -356,23 +343,10 @@ cdef class FrameWriter:
             cf_writer_shutdown(&self.ring)
             cf_futex_wake_all(&header_of(self.header).writer_wait)
 
-    def close(self):
-        """Tell every subscriber that nothing will come. Frames they hold stay as they are.
-
-        A frame that another thread is publishing is waited for; one that it writes in place can no longer be published.
-        """
-        cdef const uint32_t* word = &header_of(self.header).writer_wait
-        cdef int status
-        if is_inherited(self.generation):
-            cf_gate_shut(&self.ring.gate)
-            return
-        with nogil:
-            status = shut(&self.ring.gate, word, -1)
-        if status == FINISH:
-            self.finish()
-
     cdef void finish(self) noexcept:
-        """Nobody uses the ring any more."""
+        """Tell every subscriber that nothing will come. Frames they hold stay as they are; one that is written in place
+        just now can no longer be published.
+        """
         cdef int k
         cf_writer_shutdown(&self.ring)
         if self.slots.device is not None:
@@ -382,12 +356,6 @@ cdef class FrameWriter:
                 if self.unfollowed:
                     self.slots.device.drain()
             self.sources = [[] for _ in range(self.slots.count)]
-        finished(&self.ring.gate)
-
-    @property
-    def closed(self):
-        """Whether close() has begun."""
-        return bool(cf_gate_is_shut(&self.ring.gate))
 
     @property
     def counters(self):
@@ -424,7 +392,7 @@ cdef class WriteLease(Owner):
 
 
 @cython.no_gc_clear  # holds that die in the same cycle still give their slots back through it
-cdef class FrameReader:
+cdef class FrameReader(RingEnd):
     """A subscriber's end of a frame ring, for one connection.
 
     On a GPU a frame goes back in two steps. When its last view dies, an event is recorded on every stream that used it,
@@ -461,7 +429,8 @@ cdef class FrameReader:
         self.connection = connection
         self.layout = layout
         self.epoch = self.ring.shared.epoch
-        self.generation = current_generation()
+        self.gate, self.what = &self.ring.gate, "subscriber"
+        self.word = cf_low_half(&self.ring.shared.global_seq)
         self.ring.ring_size = slots.count
         self.ring.bit, self.ring.max_held, ordered, self.ring.wait, *publisher = ring
         self.ring.pins, self.ring.wakes, self.ring.strict = publisher
@@ -482,20 +451,6 @@ cdef class FrameReader:
     def __dealloc__(self):
         if self.pending is not None:
             self.pending.end(is_inherited(self.generation))
-
-    cdef int enter(self) except -1:
-        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
-        cdef bint last
-        check_generation(self.generation)
-        if not enter(&self.ring.gate, &last):
-            if last:
-                self.finish()
-            raise ValueError("the subscriber is closed")
-        return 0
-
-    cdef void leave(self) noexcept:
-        if leave(&self.ring.gate):
-            self.finish()
 
     cdef bint take(self, Hold hold, int64_t deadline) except -1:
         """Let `hold` have the next frame, waiting without the GIL. False: none yet, but one is due any moment, so
@@ -635,28 +590,17 @@ cdef class FrameReader:
             return False
         return cf_reader_pick(&self.ring) == 0
 
-    def close(self):
-        """Take no more frames. The connection ends when the last held frame is released.
+    cdef int event(self) except? -1:
+        return self.connection.event_fd
 
-        Returns
-        -------
-        bool
-            Whether this call closed it, rather than an earlier one.
-        """
-        cdef const uint32_t* word = cf_low_half(&header_of(self.header).global_seq)
-        cdef int status, event = self.connection.event_fd
-        if is_inherited(self.generation):
-            if cf_gate_shut(&self.ring.gate):
-                self.connection.forget()
-            return False
-        with nogil:
-            status = shut(&self.ring.gate, word, event)
-        if status == FINISH:
-            self.finish()
-        return status != SHUT_BEFORE
+    cdef void forget(self) noexcept:
+        try:
+            self.connection.forget()
+        except BaseException as problem:
+            survive(problem)
 
     cdef void finish(self) noexcept:
-        """Nobody takes frames any more."""
+        """Nobody takes frames any more. The connection ends when the last held frame is released."""
         with nogil:
             self.reap()
         self.ring.event_fd = -1
@@ -665,12 +609,6 @@ cdef class FrameReader:
         except BaseException as problem:
             survive(problem)
         self.hang_up_if_idle()
-        finished(&self.ring.gate)
-
-    @property
-    def closed(self):
-        """Whether close() has begun."""
-        return bool(cf_gate_is_shut(&self.ring.gate))
 
     @property
     def counters(self):

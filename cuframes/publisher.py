@@ -22,7 +22,7 @@ from cuframes._native.control import (
 )
 from cuframes._native.frame import WritableFrame, publish
 from cuframes._native.layout import FrameLayout
-from cuframes._native.status import pause_at_exit
+from cuframes._native.ring_end import pause_at_exit
 from cuframes._version import __version__
 from cuframes.errors import AlreadyExists, CuframesError, NoPacketRing, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number

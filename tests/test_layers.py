@@ -20,7 +20,7 @@ LAYERS = [
         "_shm",
         *(
             f"_native.{name}"
-            for name in ("status", "mapping", "control", "messages", "layout", "source", "packets", "slot")
+            for name in ("status", "ring_end", "mapping", "control", "messages", "layout", "source", "packets", "slot")
         ),
         *(f"_native.{name}" for name in ("dlpack", "cuda", "frame_ring", "slot_table", "pending")),
     ],

@@ -10,7 +10,8 @@ from cuframes._native.frame_ring cimport cf_reader_valid
 from cuframes._native.device_source cimport device_source_of
 from cuframes._native.layout cimport FrameLayout, Geometry
 from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
-from cuframes._native.status cimport deadline_after, is_inherited, nanoseconds_of
+from cuframes._native.ring_end cimport is_inherited
+from cuframes._native.status cimport deadline_after, nanoseconds_of
 from cuframes._native.views cimport Plane, View
 
 from cuframes.errors import FrameDropped, Overwritten
@@ -228,7 +229,7 @@ cdef class WritableFrame(View):
         try:
             self.writer.begin(self.timeout, self.wanted, self.stream)
         finally:
-            self.writer.leave_ring()  # close() does not wait for the block: the frame can then not be published
+            self.writer.leave()  # close() does not wait for the block: the frame can then not be published
         self.begun = True
         try:
             self.slot = self.writer.slot()
@@ -269,7 +270,7 @@ cdef class WritableFrame(View):
                 raise
             self.seq = self.writer.commit(pts_ns, self.layout.nbytes, self.stream)
         finally:
-            self.writer.leave_ring()
+            self.writer.leave()
 
     cdef int check_begun(self) except -1:
         if not self.begun:
@@ -392,7 +393,7 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
     try:
         return publish_inside(writer, layout, src, pts_ns, stream, timeout)
     finally:
-        writer.leave_ring()
+        writer.leave()
 
 
 cdef object publish_inside(FrameWriter writer, FrameLayout layout, object src, object pts_ns, object stream,

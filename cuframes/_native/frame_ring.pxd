@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._shm cimport cf_frame_header
-from cuframes._native.status cimport cf_gate
+from cuframes._native.ring_end cimport cf_gate
 
 
 cdef extern from "cuframes/frame_ring.h" nogil:

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._native.mapping cimport Mapping
-from cuframes._native.status cimport cf_gate
+from cuframes._native.ring_end cimport ReaderEnd, RingEnd, cf_gate
 
 
 cdef extern from "cuframes/packet_ring.h" nogil:
@@ -88,32 +88,21 @@ cdef extern from "cuframes/packet_ring.h" nogil:
     uint32_t cf_packets_extradata(const cf_packet_reader* r, char* out)
 
 
-cdef class PacketWriter:
+cdef class PacketWriter(RingEnd):
     cdef cf_packet_writer ring
     cdef Mapping mapping
     cdef bytes next_extradata
-    cdef int generation
 
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
-    cdef void finish(self) noexcept
     cdef int write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except -1
 
 
-cdef class PacketRing:
+cdef class PacketRing(ReaderEnd):
     cdef cf_packet_reader ring
     cdef Mapping mapping
     cdef Packet ahead
-    cdef uint32_t busy
     cdef bint rejoined
-    cdef int fd  # or -1; ours to close
-    cdef bint has_event  # ring.event_fd is ours to close
-    cdef int generation
     cdef uint64_t polled_by  # as in FrameReader
 
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
-    cdef void finish(self) noexcept
     cdef int begin(self, int start) except -1
     cdef int refuse(self, int status) except -1
     cdef Packet take(self, int64_t deadline, bint copy, bint skip)

@@ -8,10 +8,10 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from posix.unistd cimport close as c_close
 
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
-from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_store_release_u32
+from cuframes._shm cimport cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
+from cuframes._native.ring_end cimport ReaderEnd, RingEnd, cf_gate_is_shut
 from cuframes._native.status cimport *
 
 from cuframes.errors import ProtocolError
@@ -74,31 +74,18 @@ def describe_packets(bytes raw not None, Py_ssize_t size):
     }
 
 
-cdef class PacketWriter:
+cdef class PacketWriter(RingEnd):
     """The publisher's end of a packet ring. `mapping` is writable, zero-filled, and of :func:`segment_size`."""
 
     def __cinit__(self, Mapping mapping not None, *, uint32_t slots, uint32_t data_size, uint32_t max_packet,
                   uint32_t codec_id, uint64_t pid, bytes extradata not None):
         self.mapping = mapping
-        self.generation = current_generation()
+        self.gate, self.what = &self.ring.gate, "publisher"
+        self.word = cf_low_half(&(<cf_packet_header*>mapping.address).global_seq)
         cf_packet_writer_init(&self.ring, mapping.address, slots, data_size, max_packet, codec_id, pid)
         cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
         cf_packet_writer_open(&self.ring)
         check_whole(mapping.cut)
-
-    cdef int enter(self) except -1:
-        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
-        cdef bint last
-        check_generation(self.generation)
-        if not enter(&self.ring.gate, &last):
-            if last:
-                self.finish()
-            raise ValueError("the publisher is closed")
-        return 0
-
-    cdef void leave(self) noexcept:
-        if leave(&self.ring.gate):
-            self.finish()
 
     def put(self, data, pts_ns, dts_ns, uint32_t flags):
         """Publish one packet; returns its sequence number. Waits for nobody."""
@@ -165,22 +152,9 @@ cdef class PacketWriter:
         finally:
             self.leave()
 
-    def close(self):
-        """Tell every reader that nothing will come. A packet that another thread is publishing is waited for."""
-        cdef const uint32_t* word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
-        cdef int status
-        if is_inherited(self.generation):
-            cf_gate_shut(&self.ring.gate)
-            return
-        with nogil:
-            status = shut(&self.ring.gate, word, -1)
-        if status == FINISH:
-            self.finish()
-
     cdef void finish(self) noexcept:
-        """Nobody uses the ring any more."""
+        """Tell every reader that nothing will come."""
         cf_packet_writer_shutdown(&self.ring)
-        finished(&self.ring.gate)
 
     @property
     def counters(self):
@@ -188,7 +162,7 @@ cdef class PacketWriter:
         return self.ring.seq, self.ring.offset
 
 
-cdef class PacketRing:
+cdef class PacketRing(ReaderEnd):
     """A reader's end of a packet ring, for as long as one publisher lives.
 
     Parameters
@@ -211,10 +185,10 @@ cdef class PacketRing:
     """
 
     def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint spin, bint rejoined):
-        self.fd = -1
-        self.generation = current_generation()
         self.rejoined = rejoined
         self.mapping = Mapping(fd, size)
+        self.gate, self.what, self.polled = &self.ring.gate, "reader", &self.ring.event_fd
+        self.word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
         if cf_packet_reader_init(&self.ring, self.mapping.address, size, fd) != CF_OK:
             raw = PyBytes_FromStringAndSize(self.mapping.address, min(size, PACKET_LOOK_BYTES))
             check_whole(self.mapping.cut)
@@ -227,26 +201,6 @@ cdef class PacketRing:
         self.begin(start)
         check_whole(self.mapping.cut)
         self.fd = fd
-
-    def __dealloc__(self):
-        if self.fd >= 0:
-            c_close(self.fd)
-        if self.has_event:
-            c_close(self.ring.event_fd)
-
-    cdef int enter(self) except -1:
-        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
-        cdef bint last
-        check_generation(self.generation)
-        if not enter(&self.ring.gate, &last):
-            if last:
-                self.finish()
-            raise ValueError("the reader is closed")
-        return 0
-
-    cdef void leave(self) noexcept:
-        if leave(&self.ring.gate):
-            self.finish()
 
     cdef int begin(self, int start) except -1:
         """Choose the first packet, and read it at once, before it can be overwritten."""
@@ -266,10 +220,7 @@ cdef class PacketRing:
         cdef cf_packet found
         cdef Packet packet
         cdef int status
-        self.enter()
-        if cf_exchange_u32(&self.busy, 1):
-            self.leave()
-            check(CF_BUSY, "another thread is taking a packet from this reader")
+        self.begin_take()
         try:
             if cf_gate_is_shut(&self.ring.gate):
                 self.refuse(CF_CLOSED)
@@ -289,8 +240,7 @@ cdef class PacketRing:
                     check(CF_OVERRUN, packet.lost)
             return packet
         finally:
-            cf_store_release_u32(&self.busy, 0)
-            self.leave()
+            self.end_take()
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CUT:
@@ -357,65 +307,16 @@ cdef class PacketRing:
             raise ProtocolError(f"the packet ring announces {size} bytes of extradata; the limit is {EXTRADATA_MAX}")
         return PyBytes_FromStringAndSize(out, size)
 
-    def set_event(self, int fd):
-        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
-        becomes the reader's.
-        """
-        try:
-            self.enter()
-        except ValueError:
-            c_close(fd)
-            return
-        if self.has_event:
-            c_close(fd)
-        else:
-            self.ring.event_fd = fd
-            self.has_event = True
-        self.leave()
-
-    def watch(self, int fd):
-        """Feed an eventfd whenever there is something to take, until the end. For a thread of its own."""
-        self.enter()
-        with nogil:
-            cf_packets_watch(&self.ring, fd)
-        self.leave()
-
-    def close(self):
-        """Take no more packets. Threads in :meth:`next` and :meth:`watch` return.
-
-        Returns
-        -------
-        bool
-            Whether this call closed it, rather than an earlier one.
-        """
-        cdef const uint32_t* word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
-        cdef int status
-        if is_inherited(self.generation):
-            if not cf_gate_is_shut(&self.ring.gate):
-                shut_inherited(&self.ring.gate)
-                self.finish()
-            return False
-        with nogil:
-            status = shut(&self.ring.gate, word, self.ring.event_fd)
-        if status == FINISH:
-            self.finish()
-        return status != SHUT_BEFORE
+    cdef void feed(self, int fd) noexcept nogil:
+        cf_packets_watch(&self.ring, fd)
 
     cdef void finish(self) noexcept:
-        """Nobody takes packets any more. The mapping stays as long as a packet lies in it."""
         self.ahead = None
-        if self.has_event:
-            c_close(self.ring.event_fd)
-        if self.fd >= 0:
-            c_close(self.fd)
-        self.fd = self.ring.fd = self.ring.event_fd = -1
-        self.has_event = False
-        finished(&self.ring.gate)
+        self.close_descriptors()
 
-    @property
-    def closed(self):
-        """Whether close() has begun."""
-        return bool(cf_gate_is_shut(&self.ring.gate))
+    cdef void close_descriptors(self) noexcept:
+        ReaderEnd.close_descriptors(self)
+        self.ring.fd = -1
 
     @property
     def abandoned(self):

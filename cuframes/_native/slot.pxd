@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from cuframes._native.layout cimport FrameLayout
 from cuframes._native.mapping cimport Mapping
 from cuframes._native.source cimport Rows
-from cuframes._native.status cimport cf_gate
+from cuframes._native.ring_end cimport ReaderEnd, RingEnd, cf_gate
 
 
 cdef extern from "cuframes/shm.h" nogil:
@@ -96,7 +96,7 @@ cdef extern from "cuframes/slot_ring.h" nogil:
     void cf_cache_watch(const cf_cache_reader* r, int event_fd)
 
 
-cdef class CacheWriter:
+cdef class CacheWriter(RingEnd):
     cdef cf_cache_writer ring
     cdef Mapping mapping
     cdef FrameLayout layout
@@ -104,29 +104,18 @@ cdef class CacheWriter:
     cdef str semaphore_path
     cdef bint semaphore_lost  # and said so
     cdef int fd  # or -1; ours to close
-    cdef int generation
 
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
-    cdef void finish(self) noexcept
     cdef int begin(self, char** pixels) except -1
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0
     cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us)
     cdef object write_bytes(self, Py_buffer* buffer, object pts_us, object wall_us)
 
 
-cdef class CacheRing:
+cdef class CacheRing(ReaderEnd):
     cdef cf_cache_reader ring
     cdef Mapping mapping
     cdef FrameLayout layout
-    cdef uint32_t busy
-    cdef int fd  # or -1; ours to close
-    cdef bint has_event  # ring.event_fd is ours to close
-    cdef int generation
 
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
-    cdef void finish(self) noexcept
     cdef SlotFrame take(self, int64_t deadline, bint copy, object out)
     cdef SlotFrame read(self, const cf_cache_frame* found, bint copy, object out)
     cdef int refuse(self, int status) except -1

@@ -12,10 +12,10 @@ from posix.unistd cimport close as c_close
 
 from cuframes._native.layout cimport FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
-from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
-from cuframes._shm cimport cf_now_ns, cf_store_release_u32
+from cuframes._shm cimport cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_now_ns
 from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_part
 from cuframes._native.source cimport plain_rows, source_of
+from cuframes._native.ring_end cimport ReaderEnd, RingEnd, cf_gate_is_shut, disown, own
 from cuframes._native.status cimport *
 
 import logging
@@ -162,7 +162,7 @@ cdef wrong_header(cf_cache_header found, uint64_t size):
                          f"{found.version}, {found.ring_depth} entries for {found.frame_size} bytes, file of {size}")
 
 
-cdef class CacheWriter:
+cdef class CacheWriter(RingEnd):
     """The writer's end of a slot. Closes what it was given.
 
     Parameters
@@ -194,7 +194,6 @@ cdef class CacheWriter:
             raise ValueError(f"a semaphore has {sizeof(cf_semaphore)} bytes, not {semaphore.size}")
         self.semaphore = semaphore
         self.semaphore_path = semaphore_path
-        self.generation = current_generation()
         if cf_cache_measure(mapping.address, mapping.size, &self.ring.shape) != CF_OK:
             raise corrupt(mapping)
         # Before the first byte: a picture is written without looking at frame_size again.
@@ -203,6 +202,8 @@ cdef class CacheWriter:
                 f"the slot is damaged: a {layout.format} frame of {layout.shape.width}x{layout.shape.height} has "
                 f"{layout.tight_bytes} bytes, its entries have room for {self.ring.shape.frame_size}; remove it and "
                 "create it anew")
+        self.gate, self.what = &self.ring.gate, "writer"
+        self.word = cf_low_half(&(<cf_cache_header*>mapping.address).write_cursor)
         if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, fd, pid) != CF_OK:
             raise corrupt(mapping)
         check_whole(mapping.cut)
@@ -211,20 +212,6 @@ cdef class CacheWriter:
     def __dealloc__(self):
         if self.fd >= 0 and disown(self.fd):
             c_close(self.fd)
-
-    cdef int enter(self) except -1:
-        """The caller is about to use the slot; :meth:`leave` follows. Raises ValueError when it is closed."""
-        cdef bint last
-        check_generation(self.generation)
-        if not enter(&self.ring.gate, &last):
-            if last:
-                self.finish()
-            raise ValueError("the writer is closed")
-        return 0
-
-    cdef void leave(self) noexcept:
-        if leave(&self.ring.gate):
-            self.finish()
 
     cdef int begin(self, char** pixels) except -1:
         """Begin a frame, until cf_cache_end. Inside only."""
@@ -321,36 +308,16 @@ cdef class CacheWriter:
         """Number of the next frame."""
         return self.ring.cursor
 
-    @property
-    def closed(self):
-        """Whether close() has begun."""
-        return bool(cf_gate_is_shut(&self.ring.gate))
-
-    def close(self):
-        """Write no more, and give up the lock.
-
-        A frame that another thread is copying in is waited for. One that is being filled in place is not, and cannot be
-        published any more: whoever fills it writes to memory that is not the slot's.
-        """
-        cdef const uint32_t* word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
-        cdef int status
-        if is_inherited(self.generation):
-            cf_gate_shut(&self.ring.gate)  # the lock is the parent's, and closed here since the fork
-            return
-        with nogil:
-            status = shut(&self.ring.gate, word, -1)
-        if status == FINISH:
-            self.finish()
-
     cdef void finish(self) noexcept:
-        """Nobody writes any more, but perhaps somebody fills a frame."""
+        """Nobody writes any more, but perhaps somebody fills a frame. That frame cannot be published, and whoever fills
+        it writes to memory that is not the slot's.
+        """
         cf_cache_writer_leave(&self.ring)
         # If the mapping cannot be taken away, whoever fills it may still write to the slot, and the lock stays with us.
         if not cf_load_seq_cst_u32(&self.ring.busy) or cf_cache_revoke(&self.ring):
             if disown(self.fd):
                 c_close(self.fd)
             self.fd = -1
-        finished(&self.ring.gate)
 
 
 @cython.no_gc_clear  # giving up needs the writer
@@ -467,7 +434,7 @@ cdef object planes_of(object data, FrameLayout layout):
     ])
 
 
-cdef class CacheRing:
+cdef class CacheRing(ReaderEnd):
     """A reader's end of a slot.
 
     Parameters
@@ -488,34 +455,14 @@ cdef class CacheRing:
     """
 
     def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint newest):
-        self.fd = -1
-        self.generation = current_generation()
         self.mapping = Mapping(fd, size)
+        self.gate, self.what, self.polled = &self.ring.gate, "reader", &self.ring.event_fd
+        self.word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
         if cf_cache_reader_init(&self.ring, self.mapping.address, size, fd, start) != CF_OK:
             raise corrupt(self.mapping)
         self.ring.newest = newest
         check_whole(self.mapping.cut)
         self.fd = fd
-
-    def __dealloc__(self):
-        if self.fd >= 0:
-            c_close(self.fd)
-        if self.has_event:
-            c_close(self.ring.event_fd)
-
-    cdef int enter(self) except -1:
-        """The caller is about to use the slot; :meth:`leave` follows. Raises ValueError when it is closed."""
-        cdef bint last
-        check_generation(self.generation)
-        if not enter(&self.ring.gate, &last):
-            if last:
-                self.finish()
-            raise ValueError("the reader is closed")
-        return 0
-
-    cdef void leave(self) noexcept:
-        if leave(&self.ring.gate):
-            self.finish()
 
     def set_layout(self, FrameLayout layout):
         """How the pixels lie in a whole frame; None: frames are bytes."""
@@ -526,10 +473,7 @@ cdef class CacheRing:
         cdef cf_cache_frame found
         cdef SlotFrame frame
         cdef int status, laps = 0
-        self.enter()
-        if cf_exchange_u32(&self.busy, 1):
-            self.leave()
-            check(CF_BUSY, "another thread is reading from this reader")
+        self.begin_take()
         try:
             while True:
                 if cf_gate_is_shut(&self.ring.gate):
@@ -552,8 +496,7 @@ cdef class CacheRing:
                 if status != CF_OK and status != CF_AGAIN:
                     self.refuse(status)
         finally:
-            cf_store_release_u32(&self.busy, 0)
-            self.leave()
+            self.end_take()
 
     cdef int refuse(self, int status) except -1:
         if status == CF_CUT:
@@ -626,64 +569,12 @@ cdef class CacheRing:
         self.leave()
         return status == CF_OK, not probe.unlocked
 
-    def set_event(self, int fd):
-        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
-        becomes the reader's.
-        """
-        try:
-            self.enter()
-        except ValueError:
-            c_close(fd)
-            return
-        if self.has_event:
-            c_close(fd)
-        else:
-            self.ring.event_fd = fd
-            self.has_event = True
-        self.leave()
+    cdef void feed(self, int fd) noexcept nogil:
+        cf_cache_watch(&self.ring, fd)
 
-    def watch(self, int fd):
-        """Feed an eventfd whenever there is something to read, until the end. For a thread of its own."""
-        self.enter()
-        with nogil:
-            cf_cache_watch(&self.ring, fd)
-        self.leave()
-
-    def close(self):
-        """Read no more. Threads in :meth:`next` and :meth:`watch` return.
-
-        Returns
-        -------
-        bool
-            Whether this call closed it, rather than an earlier one.
-        """
-        cdef const uint32_t* word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
-        cdef int status
-        if is_inherited(self.generation):
-            if not cf_gate_is_shut(&self.ring.gate):
-                shut_inherited(&self.ring.gate)
-                self.finish()
-            return False
-        with nogil:
-            status = shut(&self.ring.gate, word, self.ring.event_fd)
-        if status == FINISH:
-            self.finish()
-        return status != SHUT_BEFORE
-
-    cdef void finish(self) noexcept:
-        """Nobody reads any more. The mapping stays as long as a frame lies in it."""
-        if self.has_event:
-            c_close(self.ring.event_fd)
-        if self.fd >= 0:
-            c_close(self.fd)
-        self.fd = self.ring.fd = self.ring.event_fd = -1
-        self.has_event = False
-        finished(&self.ring.gate)
-
-    @property
-    def closed(self):
-        """Whether close() has begun."""
-        return bool(cf_gate_is_shut(&self.ring.gate))
+    cdef void close_descriptors(self) noexcept:
+        ReaderEnd.close_descriptors(self)
+        self.ring.fd = -1
 
     @property
     def abandoned(self):

@@ -8,6 +8,7 @@ from cuframes._native.mapping cimport is_cut
 from cuframes._native.packets cimport PacketRing, cf_packet_reader
 from cuframes._native.frame_ring cimport cf_reader, cf_reader_hangup
 from cuframes._shm cimport cf_now_ns
+from cuframes._native.ring_end cimport RingEnd
 from cuframes._native.status cimport *
 
 
@@ -62,10 +63,8 @@ def wait_rings(list receivers not None, list rings not None, timeout, poller):
         return found
     finally:
         for ring in inside:
-            if isinstance(ring, FrameReader):
-                (<FrameReader>ring).leave()
-            elif ring is not None:
-                (<PacketRing>ring).leave()
+            if ring is not None:
+                (<RingEnd>ring).leave()
         free(any)
 
 

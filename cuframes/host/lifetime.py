@@ -8,7 +8,7 @@ import weakref
 from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
-from cuframes._native import status
+from cuframes._native import ring_end
 from cuframes.errors import refusal
 
 __all__ = ["Closing", "close_owned", "own", "register", "unregister"]
@@ -59,7 +59,7 @@ def own(fd: int) -> int:
     For what tells others that this process lives: owner locks, and both ends of connections. A child that kept them
     would make its dead parent look alive. :func:`close_owned` closes it.
     """
-    return status.own(fd)
+    return ring_end.own(fd)
 
 
 def close_owned(thing: int | socket.socket) -> None:
@@ -67,11 +67,11 @@ def close_owned(thing: int | socket.socket) -> None:
     another's by now.
     """
     if isinstance(thing, int):
-        if status.disown(thing):
+        if ring_end.disown(thing):
             os.close(thing)
-    elif thing.fileno() < 0 or status.disown(thing.fileno()):
+    elif thing.fileno() < 0 or ring_end.disown(thing.fileno()):
         thing.close()
-    elif status.is_forked():
+    elif ring_end.is_forked():
         thing.detach()  # else another thread closes it just now
 
 
@@ -96,15 +96,15 @@ def _still_open() -> list[Closable]:
 
 @atexit.register
 def _close_all() -> None:
-    status.begin_exit()
+    ring_end.begin_exit()
     for thing in _still_open():
         with contextlib.suppress(Exception):  # one that fails must not keep the others open
             thing.close()
 
 
 def _forget_all() -> None:
-    # The rings themselves know that they were inherited, and owned descriptors are closed (status.pyx). What is left is
-    # to say so, and to close the rest.
+    # The rings themselves know that they were inherited, and owned descriptors are closed (ring_end.pyx). What is left
+    # is to say so, and to close the rest.
     for thing in _still_open():
         with contextlib.suppress(Exception):
             thing._forget()

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from cuframes._native.status import pause_at_exit
+from cuframes._native.ring_end import pause_at_exit
 from cuframes.errors import Disconnected, NoPlace, SegmentTruncated, Timeout
 from cuframes.host import lifetime
 from cuframes.host.steps import ANSWER_SECONDS, PASSING, POLL_SECONDS, Expired, Steps, deadline_after, repeat, run

@@ -454,7 +454,7 @@ class Server:
         with contextlib.suppress(KeyError):
             self._selector.unregister(peer.sock)
         if peer.state is State.ACTIVE:
-            self._writer.leave(peer.bit)
+            self._writer.remove(peer.bit)
             self._say(logging.INFO, "subscriber %r (pid %d) left", peer.name, peer.pid)
         if peer.event_fd >= 0:
             os.close(peer.event_fd)  # after leave: the writer no longer feeds it

@@ -1,0 +1,46 @@
+# What gate.h declares, and the ends of rings.
+from libc.stdint cimport uint32_t
+
+
+cdef extern from "cuframes/gate.h" nogil:
+    ctypedef struct cf_gate:
+        pass
+    bint cf_gate_is_shut(const cf_gate* gate)
+    bint cf_gate_is_empty(const cf_gate* gate)
+    bint cf_gate_shut(cf_gate* gate)
+    void cf_gate_done(cf_gate* gate)
+
+
+cpdef int pause_at_exit() except -1
+cpdef int own(int fd) except? -1
+cpdef bint disown(int fd) except? False
+
+cdef int current_generation() noexcept nogil
+cdef bint is_inherited(int generation) noexcept nogil
+cdef int check_generation(int generation) except -1
+
+
+cdef class RingEnd:
+    cdef cf_gate* gate
+    cdef const uint32_t* word
+    cdef str what
+    cdef int generation
+
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef void finish_close(self) noexcept
+    cdef void finish(self) noexcept
+    cdef void forget(self) noexcept
+    cdef int event(self) except? -1
+
+
+cdef class ReaderEnd(RingEnd):
+    cdef uint32_t busy
+    cdef int fd  # or -1; ours to close
+    cdef int event_fd  # or -1; ours to close
+    cdef int* polled
+
+    cdef void close_descriptors(self) noexcept
+    cdef int begin_take(self) except -1
+    cdef void end_take(self) noexcept
+    cdef void feed(self, int fd) noexcept nogil
