@@ -23,9 +23,9 @@ from cuframes import lifetime
 from cuframes._mapped import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, Mapping, describe
 from cuframes._packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAGIC, describe_packets
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
+from cuframes.files import heir_moments, open_regular, same_file, unlink_stale
 from cuframes.files import is_locked as is_owned
 from cuframes.files import lock as lock_owner
-from cuframes.files import heir_moments, open_regular, same_file, unlink_stale
 from cuframes.keylock import KeyLock
 from cuframes.names import SEGMENT_DIR, SEGMENT_PREFIX
 
