@@ -86,7 +86,7 @@ cdef class Mapping:
             self.cut = &(<cf_guard*>self.guard).cut
 
     cdef void cut_off(self) noexcept:
-        """The file was found to be shorter than what is mapped of it: every call raises SegmentTruncated from now on."""
+        """The file was found to be shorter than the mapping: every call raises SegmentTruncated from now on."""
         if self.guard != NULL:
             cf_guard_cut(<cf_guard*>self.guard)
 
