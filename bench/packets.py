@@ -31,7 +31,7 @@ def calls(size: int, rounds: int, batches: bool) -> dict[str, float]:
     key = f"bench-{os.getpid()}"
     data = bytes(size)
     into, out = [], []
-    with cuframes.PacketPublisher(key, "h264", **RING) as publisher, cuframes.PacketReader(key, "live") as reader:
+    with cuframes.PacketPublisher(key, "h264", **RING) as publisher, cuframes.PacketReader(key, "next") as reader:
         clock, batch = time.perf_counter_ns, [(data, 0, None, 0)] * BATCH
         for _ in range(rounds):
             a = clock()
@@ -55,7 +55,7 @@ def calls(size: int, rounds: int, batches: bool) -> dict[str, float]:
 
 RING_READER = """
 import sys, time, json, cuframes
-with cuframes.PacketReader(sys.argv[1], "live") as reader:
+with cuframes.PacketReader(sys.argv[1], "next") as reader:
     print('"ready"', flush=True)
     packets = iter(reader)
     first = next(packets)
@@ -136,7 +136,7 @@ def zmq_throughput(size: int, count: int) -> dict[str, float]:
 RING_WAITER = """
 import sys, json, cuframes
 from time import monotonic_ns
-with cuframes.PacketReader(sys.argv[1], "live", wait=sys.argv[2]) as reader:
+with cuframes.PacketReader(sys.argv[1], "next", wait=sys.argv[2]) as reader:
     print('"ready"', flush=True)
     print(json.dumps([monotonic_ns() - packet.pts_ns for packet in reader]))
 """

@@ -61,7 +61,6 @@ cdef class FrameReader(RingEnd):
     cdef readonly object connection
     cdef readonly object layout
     cdef readonly uint64_t epoch
-    cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (wait_any)
     cdef object stream_keeper
     cdef Pending pending  # None in host memory
     cdef bint warned

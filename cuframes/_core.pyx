@@ -128,6 +128,7 @@ cdef class FrameWriter(RingEnd):
         self.slots = slots
         self.sources = [[] for _ in range(slots.count)]
         self.gate, self.what, self.word = &self.ring.gate, "publisher", &h.writer_wait
+        self.cut = header.cut
         h.proto_version = CF_PROTOCOL_V3
         h.lib_version_major, h.lib_version_minor, h.lib_version_patch = version
         h.ext_flags = ext_flags
@@ -429,7 +430,7 @@ cdef class FrameReader(RingEnd):
         self.connection = connection
         self.layout = layout
         self.epoch = self.ring.shared.epoch
-        self.gate, self.what = &self.ring.gate, "subscriber"
+        self.gate, self.what, self.cut = &self.ring.gate, "subscriber", header.cut
         self.word = cf_low_half(&self.ring.shared.global_seq)
         self.ring.ring_size = slots.count
         self.ring.bit, self.ring.max_held, ordered, self.ring.wait, *publisher = ring

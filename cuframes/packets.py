@@ -11,7 +11,8 @@ from cuframes._native.packets import (
     EXTRADATA_MAX,
     MAX_SLOTS,
     START_KEYFRAME,
-    START_LIVE,
+    START_LATEST,
+    START_NEXT,
     START_OLDEST,
     Packet,
     PacketRing,
@@ -37,7 +38,13 @@ from cuframes.session import client
 
 __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketReaderStats"]
 
-STARTS = {"keyframe": START_KEYFRAME, "oldest": START_OLDEST, "live": START_LIVE}
+STARTS = {
+    "keyframe": START_KEYFRAME,
+    "oldest": START_OLDEST,
+    "next": START_NEXT,
+    "latest": START_LATEST,
+    "live": START_NEXT,  # the packet ring's own word
+}
 DATA_SIZE = 8 << 20
 MAX_PACKET_SIZE = 2 << 20
 LOOK_SECONDS = 0.5
@@ -251,9 +258,10 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
     Parameters
     ----------
     key : str
-    start : {"keyframe", "oldest", "live"}
-        The first packet: the newest keyframe that is still there (and then everything since), the oldest keyframe
-        that is still there (the seconds before an event), or the next packet to come, keyframe or not.
+    start : {"keyframe", "oldest", "next", "latest"}
+        The first packet: the newest keyframe that is still there (and then everything since); the oldest keyframe that
+        is still there (the seconds before an event); the next packet to come (also called ``live``), or the newest that
+        is there, keyframe or not.
     connect_timeout : float, optional
         Seconds to wait for a publisher to appear and to answer; None waits for ever. A publisher that is there gets
         0.2 s to answer, also when this is less.

@@ -355,7 +355,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
 
         Parameters
         ----------
-        start : {"keyframe", "oldest", "live"}
+        start : {"keyframe", "oldest", "next", "latest"}
             See :class:`PacketReader`. Packets and frames of one picture have the same ``pts_ns``.
         connect_timeout : float, optional
             Seconds to wait for the publisher to share packets, and to answer; None waits for ever. One that has just

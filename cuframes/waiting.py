@@ -1,4 +1,4 @@
-"""Waiting for several subscribers and packet readers at once."""
+"""Waiting for several subscribers, packet readers and slot readers at once."""
 
 import contextlib
 import itertools
@@ -7,27 +7,30 @@ import select
 import threading
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from cuframes._core import FrameReader
-from cuframes._native.packets import PacketRing
+from cuframes._native.ring_end import RingEnd
 from cuframes._native.wait_any import wait_rings
 from cuframes.errors import Timeout
 from cuframes.host.steps import POLL_SECONDS, deadline_after
 from cuframes.packets import PacketReader
 from cuframes.subscriber import Subscriber
 
+if TYPE_CHECKING:
+    from cuframes.framecache import SlotReader
+
 __all__ = ["wait_any"]
 
+Waitable: TypeAlias = Union[Subscriber, PacketReader, "SlotReader"]
 
-def wait_any(
-    receivers: Iterable[Subscriber | PacketReader], timeout: float | None = None
-) -> list[Subscriber | PacketReader]:
-    """Wait until one of several subscribers or packet readers has something, with one thread for all of them.
+
+def wait_any(receivers: Iterable[Waitable], timeout: float | None = None) -> list[Waitable]:
+    """Wait until one of several subscribers or readers has something, with one thread for all of them.
 
     Parameters
     ----------
-    receivers : iterable of Subscriber and PacketReader
+    receivers : iterable of Subscriber, PacketReader and framecache.SlotReader
     timeout : float, optional
         Seconds; 0 looks once, None waits as long as it takes.
 
@@ -41,7 +44,7 @@ def wait_any(
     Raises
     ------
     ValueError, TypeError
-        The list is empty, or all of it is closed, or something in it is neither a Subscriber nor a PacketReader.
+        The list is empty, or all of it is closed, or something in it is none of these.
 
     Notes
     -----
@@ -49,13 +52,14 @@ def wait_any(
     is returned once when its publisher ends; its ``next(timeout=0)`` raises Timeout then, and from there on
     ``wait_any`` itself looks for the next publisher.
 
-    Up to 16, and up to 128 with packet readers among them, are waited for with ``futex_waitv`` (Linux 5.16), for which
-    publishers pay no more than for one sleeping subscriber. More of them, or on an older kernel, are waited for through
-    eventfds: publishers then pay one system call per frame and such a subscriber, and a packet reader gets a thread.
+    Up to 16, and up to 128 with packet or slot readers among them, are waited for with ``futex_waitv`` (Linux 5.16),
+    for which publishers pay no more than for one sleeping subscriber. More of them, or on an older kernel, are waited
+    for through eventfds: publishers then pay one system call per frame and such a subscriber, and a packet or slot
+    reader gets a thread. A slot whose writer is a C program that wakes nobody is looked at every millisecond.
     """
     waiting = list(receivers)
     if not waiting:
-        raise ValueError("wait_any needs at least one subscriber or packet reader")
+        raise ValueError("wait_any needs at least one subscriber or reader")
     deadline = deadline_after(timeout)
     found = _wait(waiting, timeout)
     if len(found) == len(waiting) and all(receiver._ring is None for receiver in found):
@@ -64,14 +68,14 @@ def wait_any(
     return ready if ready or not found else _wait_rejoining(waiting, found, deadline)
 
 
-def _wait(receivers: list[Subscriber | PacketReader], timeout: float | None) -> list[Subscriber | PacketReader]:
+def _wait(receivers: list[Waitable], timeout: float | None) -> list[Waitable]:
     """Those whose ring has something, or its end to tell."""
     # An attribute rather than a method: with many receivers, asking them is what a call costs.
     rings: list[Any] = [getattr(receiver, "_ring", receiver) for receiver in receivers]
     return wait_rings(receivers, rings, timeout, _poller)
 
 
-def _is_lost(receiver: Subscriber | PacketReader) -> bool:
+def _is_lost(receiver: Waitable) -> bool:
     """Whether its publisher has ended, as its ``next`` has found, and there is not yet another one."""
     ring = receiver._ring
     try:
@@ -80,9 +84,7 @@ def _is_lost(receiver: Subscriber | PacketReader) -> bool:
         return False
 
 
-def _wait_rejoining(
-    waiting: list[Subscriber | PacketReader], lost: list[Subscriber | PacketReader], deadline: float | None
-) -> list[Subscriber | PacketReader]:
+def _wait_rejoining(waiting: list[Waitable], lost: list[Waitable], deadline: float | None) -> list[Waitable]:
     """The same, while some have no publisher: look for theirs in between."""
     while True:
         for receiver in lost:
@@ -119,10 +121,10 @@ class _Poller(threading.local):
             self._epoll, self.number = select.epoll(), next(self._numbers)
         return self._epoll.fileno()
 
-    def add(self, receiver: Subscriber | PacketReader, ring: FrameReader | PacketRing) -> bool:
+    def add(self, receiver: Waitable, ring: RingEnd) -> bool:
         """Whether the ring's eventfd is in the epoll; it is not as long as its publisher has not sent it."""
         with contextlib.suppress(ValueError):  # closed meanwhile, as the ring will say
-            if isinstance(ring, PacketRing):
+            if not isinstance(ring, FrameReader):
                 self._register(receiver.fileno())
                 return True
             # Its own news ends the sleep too: the answer, and the end.

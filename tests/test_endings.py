@@ -61,7 +61,7 @@ class Packets(Frames):
         self.writer = PacketPublisher(self.key, "h264")
 
     def reader(self, **options):
-        return PacketReader(self.key, "live", **options)
+        return PacketReader(self.key, "next", **options)
 
     def write(self):
         self.writer.publish_packet(b"x", pts_ns=0, keyframe=True)

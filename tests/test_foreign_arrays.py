@@ -425,7 +425,7 @@ def test_packets_are_the_bytes_that_a_file_would_get(packets, case):
 def packets():
     key = f"fa{os.getpid()}-packets"
     with PacketPublisher(key, "h264", data_size=2 * MAX_PACKET, max_packet_size=MAX_PACKET) as publisher:
-        with PacketReader(key, start="live") as reader:
+        with PacketReader(key, start="next") as reader:
             yield publisher, reader
 
 

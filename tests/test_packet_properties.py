@@ -39,7 +39,7 @@ class Expectation:
 
     def __init__(self, model, start):
         self.model = model
-        self.owed = start == "live"
+        self.owed = start == "next"
         self.wanted = model.newest + 1
         self.scanning = not self.owed  # for the first keyframe that comes
         self.seeking = False  # for the newest keyframe
@@ -95,7 +95,7 @@ class PacketRing(RuleBasedStateMachine):
             assert self.publisher.publish_packet(data, pts_ns=size, keyframe=at == key) == self.model.newest
 
     @precondition(lambda self: len(self.readers) < 4)
-    @rule(start=st.sampled_from(["keyframe", "oldest", "live"]))
+    @rule(start=st.sampled_from(["keyframe", "oldest", "next"]))
     def join(self, start):
         self.readers.append((PacketReader(self.key, start), Expectation(self.model, start)))
 

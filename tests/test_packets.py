@@ -50,7 +50,7 @@ def publisher(key):
 
 
 def test_what_goes_in_comes_out(publisher, key):
-    with PacketReader(key, "live") as reader:
+    with PacketReader(key, "next") as reader:
         sent = [
             (b"first", {"pts_ns": 1_000, "dts_ns": -500, "keyframe": True}),
             (bytearray(b"second"), {"pts_ns": 2_000}),
@@ -76,7 +76,7 @@ def test_what_goes_in_comes_out(publisher, key):
 
 
 def test_several_at_once(key):
-    with PacketPublisher(key, "h264", **SMALL) as publisher, PacketReader(key, "live") as reader:
+    with PacketPublisher(key, "h264", **SMALL) as publisher, PacketReader(key, "next") as reader:
         assert publisher.publish_packets([(b"a", 1, None, PacketFlags.KEY), (b"b", 2, 0, 0)]) == 2
         assert publisher.publish_packets(iter([])) == 2
         with pytest.raises(cuframes.PacketOversized):
@@ -102,7 +102,7 @@ def test_packets_can_be_pickled_and_shown(publisher, key):
 
 def test_where_reading_starts(publisher, key):
     numbered(publisher, 20, keys=(3, 9, 15))
-    with PacketReader(key) as newest, PacketReader(key, "oldest") as oldest, PacketReader(key, "live") as live:
+    with PacketReader(key) as newest, PacketReader(key, "oldest") as oldest, PacketReader(key, "next") as live:
         numbered(publisher, 2)
         assert numbers(newest) == list(range(15, 23))
         assert numbers(oldest) == list(range(3, 23))
@@ -120,7 +120,7 @@ def test_a_reader_waits_for_the_first_keyframe(publisher, key):
 
 
 def test_a_packet_over_the_limit_changes_nothing(key):
-    with PacketPublisher(key, "h264", **SMALL) as publisher, PacketReader(key, "live") as reader:
+    with PacketPublisher(key, "h264", **SMALL) as publisher, PacketReader(key, "next") as reader:
         publisher.publish_packet(b"a", pts_ns=1)
         with pytest.raises(
             cuframes.PacketOversized, match=r"49 bytes, more than the ring's limit of 48.*max_packet_size"
@@ -131,7 +131,7 @@ def test_a_packet_over_the_limit_changes_nothing(key):
 
 
 def test_an_overrun_is_reported_once_with_its_number_and_goes_on_at_the_newest_keyframe(key):
-    with PacketPublisher(key, "h264", slots=8, data_size=4096) as publisher, PacketReader(key, "live") as reader:
+    with PacketPublisher(key, "h264", slots=8, data_size=4096) as publisher, PacketReader(key, "next") as reader:
         numbered(publisher, 2)
         assert numbers(reader) == [1, 2]
         numbered(publisher, 20, keys=(4, 16, 19))
@@ -146,7 +146,7 @@ def test_an_overrun_is_reported_once_with_its_number_and_goes_on_at_the_newest_k
 
 
 def test_loops_go_on_after_an_overrun(key):
-    with PacketPublisher(key, "h264", slots=8, data_size=4096) as publisher, PacketReader(key, "live") as reader:
+    with PacketPublisher(key, "h264", slots=8, data_size=4096) as publisher, PacketReader(key, "next") as reader:
         numbered(publisher, 20, keys=(19,))
         publisher.close()
         found = list(reader)
@@ -156,7 +156,7 @@ def test_loops_go_on_after_an_overrun(key):
 
 
 def test_an_overrun_waits_for_a_keyframe_that_is_whole(key):
-    with PacketPublisher(key, "h264", slots=4, data_size=4096) as publisher, PacketReader(key, "live") as reader:
+    with PacketPublisher(key, "h264", slots=4, data_size=4096) as publisher, PacketReader(key, "next") as reader:
         numbered(publisher, 10, keys=(3,))
         with pytest.raises(cuframes.Timeout):
             reader.next(0)
@@ -168,7 +168,7 @@ def test_an_overrun_waits_for_a_keyframe_that_is_whole(key):
 
 
 def test_a_stream_that_never_had_a_keyframe_goes_on_at_its_newest_packet(key):
-    with PacketPublisher(key, "h264", slots=4, data_size=4096) as publisher, PacketReader(key, "live") as reader:
+    with PacketPublisher(key, "h264", slots=4, data_size=4096) as publisher, PacketReader(key, "next") as reader:
         numbered(publisher, 10)
         with pytest.raises(cuframes.PacketOverrun) as caught:
             reader.next(0)
@@ -178,7 +178,7 @@ def test_a_stream_that_never_had_a_keyframe_goes_on_at_its_newest_packet(key):
 
 def test_large_packets_lap_the_data_before_the_slots(key):
     with PacketPublisher(key, "h264", slots=64, data_size=100, max_packet_size=40) as publisher:
-        with PacketReader(key, "live") as reader:
+        with PacketReader(key, "next") as reader:
             numbered(publisher, 4, keys=(3,), size=40)  # the data of 1 and 2 are gone, their slots are not
             with pytest.raises(cuframes.PacketOverrun) as caught:
                 reader.next(0)
@@ -190,7 +190,7 @@ def test_large_packets_lap_the_data_before_the_slots(key):
 
 def test_a_view_without_a_copy_knows_when_it_was_overwritten(key):
     with PacketPublisher(key, "h264", slots=64, data_size=100, max_packet_size=40) as publisher:
-        with PacketReader(key, "live") as reader:
+        with PacketReader(key, "next") as reader:
             numbered(publisher, 1, size=40)
             packet = reader.next(0, copy=False)
             assert isinstance(packet.data, memoryview)
@@ -211,7 +211,7 @@ def test_a_view_without_a_copy_knows_when_it_was_overwritten(key):
 
 
 def test_extradata(key):
-    with PacketPublisher(key, "hevc") as publisher, PacketReader(key, "live") as reader:
+    with PacketPublisher(key, "hevc") as publisher, PacketReader(key, "next") as reader:
         with pytest.raises(cuframes.NoCodecParameters, match=r"without extradata.*set_extradata"):
             _ = reader.extradata
         publisher.set_extradata(b"one")
@@ -434,7 +434,7 @@ def test_async(key):
 
     async def main():
         with PacketPublisher(key, "h264") as publisher:
-            readers = [PacketReader(key, "live") for _ in range(3)]
+            readers = [PacketReader(key, "next") for _ in range(3)]
             tasks = [asyncio.create_task(read(reader)) for reader in readers]
             for _ in range(50):
                 numbered(publisher, 1)
@@ -479,7 +479,7 @@ def test_reconnecting(key):
 def test_reconnecting_in_an_event_loop(key):
     async def main():
         found = []
-        with PacketReader(key, "live", reconnect=True) as reader:
+        with PacketReader(key, "next", reconnect=True) as reader:
             async for packet in reader:
                 found.append(packet.seq)
                 if len(found) == 2:
@@ -541,7 +541,7 @@ def test_a_writer_that_knows_no_lock_lives_as_long_as_its_process(key):
     raw = segment()
     struct.pack_into("<Q", raw, 24, child.pid)
     path.write_bytes(raw)
-    with PacketReader(key, "live") as reader:
+    with PacketReader(key, "next") as reader:
         with pytest.raises(cuframes.Timeout):
             reader.next(0.2)
         child.kill()
@@ -679,7 +679,7 @@ def test_a_file_cut_off_while_somebody_waits_is_an_error(left, key):
 @pytest.mark.timeout(180)
 def test_small_rings_and_large_packets_between_processes(key):
     options = ["--slots", 32, "--largest", 20_000, "--data-size", 65_536, "--count", 150_000, "--wait"]
-    readers = [("--start", "live"), ("--delay", 0.002), ("--wait", "spin", "--without-copy"), ("--start", "keyframe")]
+    readers = [("--start", "next"), ("--delay", 0.002), ("--wait", "spin", "--without-copy"), ("--start", "keyframe")]
     with Worker("packet_producer.py", key, *options) as producer:
         workers = [Worker("packet_consumer.py", key, *arguments) for arguments in readers]
         producer.tell()
@@ -714,3 +714,17 @@ def test_a_stopped_reader_reports_exactly_what_it_missed(key):
         assert report["lost"] == report["overrun"] == newest_key - 2
         assert report["received"] == 1999 - report["lost"]
         assert report["torn"] == 0
+
+
+def test_where_a_reader_begins(key):
+    with PacketPublisher(key, "h264") as publisher:
+        with PacketReader(key, "latest") as early:
+            numbered(publisher, 9, keys={1, 5})
+            assert early.next(5).seq == 1  # nothing was there, so the first that came
+        begins = {"oldest": 1, "keyframe": 5, "latest": 9}
+        for start, seq in begins.items():
+            with PacketReader(key, start) as reader:
+                assert (reader.next(5).seq, reader.stats().lost) == (seq, 0)
+        with PacketReader(key, "next") as reader, PacketReader(key, "live") as same:
+            numbered(publisher, 1)
+            assert reader.next(5).seq == same.next(5).seq == 10

@@ -221,7 +221,7 @@ def test_pre_begins_before_the_event(key, encoded, tmp_path):
 
 def test_a_recording_survives_a_gap(key, encoded, tmp_path):
     source = Source(encoded("h264", ".mp4"))
-    with source.publisher(key, slots=16) as publisher, PacketReader(key, "live") as reader:
+    with source.publisher(key, slots=16) as publisher, PacketReader(key, "next") as reader:
         with Recording(tmp_path / "out.mp4", reader) as recording:
             source.publish(publisher, 0, 12)
             for _ in range(12):
@@ -259,7 +259,7 @@ def test_a_recording_survives_a_publisher_restart(key, encoded, tmp_path):
 def test_other_codec_parameters_begin_another_file(key, encoded, tmp_path):
     first, second = Source(encoded("h264", ".mp4")), Source(encoded("hevc", ".mp4"))
     with first.publisher(key) as publisher:
-        reader = PacketReader(key, "live", reconnect=True)
+        reader = PacketReader(key, "next", reconnect=True)
         first.publish(publisher, 0, 24)
         recording = Recording(tmp_path / "out.mp4", reader)
         for _ in range(24):

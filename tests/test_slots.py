@@ -473,8 +473,8 @@ def test_what_a_slow_reader_missed_is_counted_exactly(slot):
         # Frame 22 is in the entry that is being overwritten as soon as frame 30 is written.
         assert (frame.seq, frame.dropped) == (23, 23)
         assert [reader.read(5).seq for _ in range(6)] == [24, 25, 26, 27, 28, 29]
-        assert reader.stats() == (7, 23, 0)
-        assert (newest.read(5).seq, newest.stats()) == (29, (1, 29, 0))
+        assert reader.stats() == (7, 23, 0, 0)
+        assert (newest.read(5).seq, newest.stats()) == (29, (1, 0, 29, 0))
         with pytest.raises(Timeout):
             newest.read(0)
 
@@ -508,7 +508,7 @@ def test_reading_into_the_callers_buffer(slot):
         frame = reader.read(5, out=mine)
         assert frame.data is mine
         assert (mine == numbered(0)).all()
-        assert reader.stats() == (1, 0, 0)
+        assert reader.stats() == (1, 0, 0, 0)
 
 
 def test_readers_see_the_end_of_a_removed_slot(slot):
@@ -535,7 +535,7 @@ def test_reconnecting_to_the_next_slot_of_the_name(slot_id):
         frame = reader.read(5)
         assert frame.data.shape == (16, 32)
         assert (reader.format, reader.width) == ("gray8", 32)
-        assert reader.stats() == (2, 0, 0)
+        assert reader.stats() == (2, 0, 0, 0)
 
 
 def test_a_reader_waits_for_its_slot(slot_id):
@@ -560,7 +560,7 @@ def test_timeouts_and_closing_while_waiting(slot):
     with pytest.raises(ValueError, match="closed"):
         reader.read()
     closer.join()
-    assert reader.stats() == (0, 0, 0)
+    assert reader.stats() == (0, 0, 0, 0)
 
 
 def test_async_reading_and_polling(slot):
@@ -876,7 +876,7 @@ def test_a_writer_that_begins_the_slot_anew_is_followed(slots, slot_id):
         write_raw(file, 0, 1)
         frame = reader.read(5)
         assert (frame.seq, frame.dropped) == (0, 0)
-        assert reader.stats() == (6, 4, 0)
+        assert reader.stats() == (6, 4, 0, 0)
 
 
 def test_a_slot_goes_by_the_name_of_its_file(slots, slot_id):
@@ -1347,3 +1347,23 @@ def test_a_slot_that_is_there_needs_no_room(slot_id, monkeypatch):
     monkeypatch.setattr(posix_ipc, "Semaphore", full)
     with SlotWriter(slot_id) as writer:
         assert writer.write(numbered(0)) == 0
+
+
+def test_a_reader_speaks_as_the_others_do(slots, slot_id):
+    """next, lost, skipped, pts_ns, shape, arrays; read, dropped and pts_us are the format's own words for the same."""
+    with SlotWriter(slot_id, 64, 48, "gray8", ring_depth=4) as writer:
+        with SlotReader(slot_id) as reader, SlotReader(slot_id, mode="newest") as newest:
+            for number in range(6):
+                writer.write(numpy.full((48, 64), number, numpy.uint8), pts_us=10 * number)
+            frame = reader.next(5)
+            assert (frame.seq, frame.lost, frame.skipped, frame.dropped, frame.pts_ns) == (3, 3, 0, 3, 30_000)
+            assert (frame.shape, frame.width, frame.height, frame.format) == ((48, 64), 64, 48, "gray8")
+            assert (reader.stats().received, reader.stats().lost, reader.stats().skipped) == (1, 3, 0)
+            assert (reader.stats().read, reader.stats().dropped) == (1, 3)
+            frame = newest.next(5, copy=False)
+            assert (frame.seq, frame.lost, frame.skipped, frame.dropped) == (5, 0, 5, 5)
+            assert (newest.stats().received, newest.stats().lost, newest.stats().skipped) == (1, 0, 5)
+            for array in (numpy.asarray(frame), numpy.from_dlpack(frame), numpy.asarray(memoryview(frame))):
+                assert (array == 5).all()
+                assert array.__array_interface__["data"] == frame.data.__array_interface__["data"]
+    remove_slot(slot_id)

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import mmap
 import os
+import struct
 import subprocess
 import threading
 import time
@@ -12,9 +14,10 @@ import pytest
 from harness import Worker, compile_program, eventually
 
 import cuframes
-from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any, waiting
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, framecache, wait_any, waiting
 from cuframes._native import wait_any as native
-from cuframes._native.control import FUTEX
+from cuframes._native.control import FUTEX, layout_rows
+from cuframes.framecache import SlotReader, SlotWriter, remove_slot
 from cuframes.session.listing import collect_garbage
 
 HERE = Path(__file__).parent
@@ -216,7 +219,7 @@ def test_a_killed_publisher_ends_a_wait_while_another_is_busy(key):
         Worker("producer.py", f"{key}-a", "--delay", 0.0005) as busy,
         Worker("packet_producer.py", f"{key}-b") as killed,
     ):
-        with Subscriber(f"{key}-a") as noise, PacketReader(f"{key}-b", "live") as reader:
+        with Subscriber(f"{key}-a") as noise, PacketReader(f"{key}-b", "next") as reader:
             killed.kill()
             ended = False
             end = time.monotonic() + 20
@@ -245,13 +248,55 @@ def test_what_was_read_ahead_is_there(key):
 
 
 def test_a_reader_that_looks_for_a_keyframe_does_not_keep_everybody_awake(key):
-    with PacketPublisher(key, "h264", slots=4, data_size=4096) as publisher, PacketReader(key, "live") as reader:
+    with PacketPublisher(key, "h264", slots=4, data_size=4096) as publisher, PacketReader(key, "next") as reader:
         publisher.publish_packet(b"", pts_ns=0, keyframe=True)
         for _ in range(10):
             publisher.publish_packet(b"", pts_ns=0)
         assert wait_any([reader], 0) == [reader]
         drain([reader])
         assert wait_any([reader], 0.01) == []
+
+
+def test_slots_are_waited_for_beside_rings(key, slots, slot_id, way):
+    with (
+        SlotWriter(slot_id, 64, 48, "gray8", ring_depth=4) as writer,
+        Publisher(key, 64, 48, "gray8") as publisher,
+        SlotReader(slot_id) as slot,
+        Subscriber(key) as subscriber,
+    ):
+        both = [slot, subscriber]
+        wait_any(both, 0)
+        drain(both)
+        assert wait_any(both, 0.05) == []
+        threading.Timer(0.05, writer.write, (FRAME,)).start()
+        assert wait_any(both, 10) == [slot]
+        assert slot.next(0).seq == 0
+        publisher.publish(FRAME)
+        assert wait_any(both, 10) == [subscriber]
+        drain([slot])
+        remove_slot(slot_id)
+        assert slot in eventually(lambda: [found for found in wait_any(both, 1) if found is slot])
+        with pytest.raises(cuframes.Disconnected):
+            slot.next(0)
+        slot.close()
+        subscriber.close()
+        with pytest.raises(ValueError, match="every receiver in the list is closed"):
+            wait_any(both, 0)
+
+
+def test_a_slot_whose_writer_wakes_nobody_is_looked_at(slots, slot_id, way, tmp_path):
+    framecache.create_slot(slot_id, 64, 48, "gray8", ring_depth=4)
+    with SlotReader(slot_id) as slot, open(slots / slot_id, "r+b") as file, mmap.mmap(file.fileno(), 0) as raw:
+        # What a writer in C does, as far as a sleeper sees it: the cursor grows, and that is all.
+        [at] = [row[2] for row in layout_rows() if row[:2] == ("cf_cache_header", "write_cursor")]
+        entry = struct.pack("QQI", 5, 6, 64 * 48)
+        raw[4096 : 4096 + len(entry)] = entry
+        timer = threading.Timer(0.05, raw.__setitem__, (slice(at, at + 8), struct.pack("Q", 1)))
+        timer.start()
+        assert wait_any([slot], 10) == [slot]
+        assert slot.next(0).pts_us == 5
+        timer.join()
+    remove_slot(slot_id)
 
 
 def test_bad_arguments(key):
@@ -268,7 +313,7 @@ def test_bad_arguments(key):
 
 def test_more_than_one_call_can_wait_for(key):
     with Publisher(key, 64, 48, "gray8") as publisher, PacketPublisher(key, "h264") as packets:
-        readers = [PacketReader(key, "live") for _ in range(140)]
+        readers = [PacketReader(key, "next") for _ in range(140)]
         with Subscriber(key) as subscriber:
             everybody = [*readers, subscriber]
             wait_any(everybody, 0)

@@ -16,7 +16,8 @@ cdef extern from "cuframes/packet_ring.h" nogil:
         CF_PKT_LAST_IN_ACCESS_UNIT
         CF_START_KEYFRAME
         CF_START_OLDEST
-        CF_START_LIVE
+        CF_START_NEXT
+        CF_START_LATEST
 
     ctypedef struct cf_packet_header:
         uint32_t magic
@@ -101,7 +102,6 @@ cdef class PacketRing(ReaderEnd):
     cdef Mapping mapping
     cdef Packet ahead
     cdef bint rejoined
-    cdef uint64_t polled_by  # as in FrameReader
 
     cdef int begin(self, int start) except -1
     cdef int refuse(self, int status) except -1

@@ -35,7 +35,8 @@ PACKET_HEADER_BYTES = sizeof(cf_packet_header)
 PACKET_LOOK_BYTES = sizeof(packet_look)
 START_KEYFRAME = CF_START_KEYFRAME
 START_OLDEST = CF_START_OLDEST
-START_LIVE = CF_START_LIVE
+START_NEXT = CF_START_NEXT
+START_LATEST = CF_START_LATEST
 
 cdef uint32_t ALL_FLAGS = 2 * CF_PKT_LAST_IN_ACCESS_UNIT - 1
 # Copies from here on are made without the GIL; getting it back can take a switch interval.
@@ -80,7 +81,7 @@ cdef class PacketWriter(RingEnd):
     def __cinit__(self, Mapping mapping not None, *, uint32_t slots, uint32_t data_size, uint32_t max_packet,
                   uint32_t codec_id, uint64_t pid, bytes extradata not None):
         self.mapping = mapping
-        self.gate, self.what = &self.ring.gate, "publisher"
+        self.gate, self.what, self.cut = &self.ring.gate, "publisher", mapping.cut
         self.word = cf_low_half(&(<cf_packet_header*>mapping.address).global_seq)
         cf_packet_writer_init(&self.ring, mapping.address, slots, data_size, max_packet, codec_id, pid)
         cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
@@ -172,7 +173,7 @@ cdef class PacketRing(ReaderEnd):
     size : int
         Bytes of the file.
     start : int
-        START_KEYFRAME, START_OLDEST or START_LIVE.
+        START_KEYFRAME, START_OLDEST, START_NEXT or START_LATEST.
     spin : bool
         Burn a core while waiting.
     rejoined : bool
@@ -188,6 +189,7 @@ cdef class PacketRing(ReaderEnd):
         self.rejoined = rejoined
         self.mapping = Mapping(fd, size)
         self.gate, self.what, self.polled = &self.ring.gate, "reader", &self.ring.event_fd
+        self.cut = self.mapping.cut
         self.word = cf_low_half(&(<cf_packet_header*>self.mapping.address).global_seq)
         if cf_packet_reader_init(&self.ring, self.mapping.address, size, fd) != CF_OK:
             raw = PyBytes_FromStringAndSize(self.mapping.address, min(size, PACKET_LOOK_BYTES))
@@ -206,7 +208,7 @@ cdef class PacketRing(ReaderEnd):
         """Choose the first packet, and read it at once, before it can be overwritten."""
         cdef cf_packet found
         cf_packets_start(&self.ring, start)
-        while start != CF_START_LIVE and cf_packets_find(&self.ring, &found) == CF_OK:
+        while start != CF_START_NEXT and cf_packets_find(&self.ring, &found) == CF_OK:
             self.ahead = self.read(&found, True)
             if self.ahead is not None:
                 break
@@ -306,6 +308,9 @@ cdef class PacketRing(ReaderEnd):
         if size > <uint32_t>CF_PKT_EXTRADATA_MAX:
             raise ProtocolError(f"the packet ring announces {size} bytes of extradata; the limit is {EXTRADATA_MAX}")
         return PyBytes_FromStringAndSize(out, size)
+
+    cdef bint has_ahead(self) noexcept:
+        return self.ahead is not None
 
     cdef void feed(self, int fd) noexcept nogil:
         cf_packets_watch(&self.ring, fd)

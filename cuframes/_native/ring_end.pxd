@@ -1,5 +1,5 @@
 # What gate.h declares, and the ends of rings.
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef extern from "cuframes/gate.h" nogil:
@@ -25,6 +25,8 @@ cdef class RingEnd:
     cdef const uint32_t* word
     cdef str what
     cdef int generation
+    cdef const uint32_t* cut  # as Mapping has it
+    cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (wait_any)
 
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
@@ -32,6 +34,7 @@ cdef class RingEnd:
     cdef void finish(self) noexcept
     cdef void forget(self) noexcept
     cdef int event(self) except? -1
+    cdef bint has_ahead(self) noexcept
 
 
 cdef class ReaderEnd(RingEnd):

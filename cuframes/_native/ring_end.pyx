@@ -153,8 +153,8 @@ cdef int shut(cf_gate* gate, const uint32_t* word, int event_fd) noexcept nogil:
 cdef class RingEnd:
     """One end of a ring. Every call that uses it is between :meth:`enter` and :meth:`leave`.
 
-    A subclass sets ``gate``, the futex ``word`` that those inside sleep on, and ``what`` it is for its users, and says
-    in :meth:`finish` what ends with it.
+    A subclass sets ``gate``, the futex ``word`` that those inside sleep on, the mark ``cut`` of its mapping, and
+    ``what`` it is for its users, and says in :meth:`finish` what ends with it.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -201,6 +201,10 @@ cdef class RingEnd:
     cdef int event(self) except? -1:
         """An eventfd that calls inside sleep on, or -1."""
         return -1
+
+    cdef bint has_ahead(self) noexcept:
+        """Whether the next thing was read already, so that the ring need not have it any more."""
+        return False
 
     def close(self):
         """Close it, wake those inside, and wait until they have gone; see gate.h.

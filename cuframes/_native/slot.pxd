@@ -127,6 +127,7 @@ cdef class SlotFrame:
     cdef FrameLayout layout
     cdef readonly object data
     cdef readonly uint64_t dropped
+    cdef bint newest
 
 
 cdef class WritableSlotFrame:

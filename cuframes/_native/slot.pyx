@@ -202,7 +202,7 @@ cdef class CacheWriter(RingEnd):
                 f"the slot is damaged: a {layout.format} frame of {layout.shape.width}x{layout.shape.height} has "
                 f"{layout.tight_bytes} bytes, its entries have room for {self.ring.shape.frame_size}; remove it and "
                 "create it anew")
-        self.gate, self.what = &self.ring.gate, "writer"
+        self.gate, self.what, self.cut = &self.ring.gate, "writer", mapping.cut
         self.word = cf_low_half(&(<cf_cache_header*>mapping.address).write_cursor)
         if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, fd, pid) != CF_OK:
             raise corrupt(mapping)
@@ -457,6 +457,7 @@ cdef class CacheRing(ReaderEnd):
     def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint newest):
         self.mapping = Mapping(fd, size)
         self.gate, self.what, self.polled = &self.ring.gate, "reader", &self.ring.event_fd
+        self.cut = self.mapping.cut
         self.word = cf_low_half(&(<cf_cache_header*>self.mapping.address).write_cursor)
         if cf_cache_reader_init(&self.ring, self.mapping.address, size, fd, start) != CF_OK:
             raise corrupt(self.mapping)
@@ -543,6 +544,7 @@ cdef class CacheRing(ReaderEnd):
                 return None
         frame.found = found[0]
         frame.dropped = cf_cache_took(&self.ring, found)
+        frame.newest = self.ring.newest
         return frame
 
     def next(self, timeout, bint copy, out):
@@ -592,8 +594,9 @@ cdef class CacheRing(ReaderEnd):
 
     @property
     def counters(self):
-        """(read, dropped, lapped)"""
-        return self.ring.received, self.ring.dropped, self.ring.lapped
+        """(received, lost, skipped, lapped)"""
+        cdef uint64_t skipped = self.ring.dropped if self.ring.newest else 0
+        return self.ring.received, self.ring.dropped - skipped, skipped, self.ring.lapped
 
 
 cdef class SlotFrame:
@@ -607,13 +610,34 @@ cdef class SlotFrame:
         Flat bytes if the frame is smaller than the format's, or the format is not known. With ``read(copy=False)`` it
         is read-only and the slot's own memory, which may be overwritten at any time; look at :attr:`valid` after use.
     dropped : int
-        Frames that were missed between this one and the one read before.
+        Frames that were missed between this one and the one read before: ``lost`` and ``skipped`` together, in the
+        slot format's own word.
+
+    Notes
+    -----
+    The frame itself is an array too, as a :class:`cuframes.Frame` is: buffer protocol, NumPy's array interface, and
+    DLPack give :attr:`data`, without another copy.
     """
 
     @property
     def seq(self):
         """Number of the frame in the slot's life, from 0."""
         return self.found.seq
+
+    @property
+    def lost(self):
+        """Frames between this one and the one before that were overwritten before they were read."""
+        return 0 if self.newest else self.dropped
+
+    @property
+    def skipped(self):
+        """Frames between this one and the one before that were passed over (mode ``newest``)."""
+        return self.dropped if self.newest else 0
+
+    @property
+    def pts_ns(self):
+        """Presentation time in nanoseconds; the slot has microseconds."""
+        return self.found.pts_us * 1000
 
     @property
     def pts_us(self):
@@ -624,6 +648,11 @@ cdef class SlotFrame:
     def wall_us(self):
         """When it was captured: microseconds since 1970 (CLOCK_REALTIME), as the writer gave it."""
         return self.found.wall_us
+
+    @property
+    def shape(self):
+        """Shape of :attr:`data`."""
+        return self.data.shape
 
     @property
     def format(self):
@@ -672,6 +701,19 @@ cdef class SlotFrame:
         if copy is None:  # as NumPy 1 has it, which knows no such argument
             return numpy.asarray(self.data, dtype)
         return numpy.array(self.data, dtype, copy=copy)
+
+    @property
+    def __array_interface__(self):
+        return self.data.__array_interface__
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyObject_GetBuffer(self.data, view, flags)
+
+    def __dlpack__(self, **asked):
+        return self.data.__dlpack__(**asked)
+
+    def __dlpack_device__(self):
+        return self.data.__dlpack_device__()
 
     def __repr__(self):
         return (f"<SlotFrame {self.seq}, {self.data.nbytes} bytes, pts_us={self.pts_us}"

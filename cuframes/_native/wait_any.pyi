@@ -1,7 +1,6 @@
 from typing import Protocol, TypeVar
 
-from cuframes._core import FrameReader
-from cuframes._native.packets import PacketRing
+from cuframes._native.ring_end import RingEnd
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -9,9 +8,9 @@ T_contra = TypeVar("T_contra", contravariant=True)
 class Poller(Protocol[T_contra]):
     number: int
     def fileno(self) -> int: ...
-    def add(self, receiver: T_contra, ring: FrameReader | PacketRing) -> bool: ...
+    def add(self, receiver: T_contra, ring: RingEnd) -> bool: ...
 
 def allow_waitv(allowed: bool) -> None: ...
 def wait_rings(
-    receivers: list[T], rings: list[FrameReader | PacketRing | None], timeout: float | None, poller: Poller[T]
+    receivers: list[T], rings: list[RingEnd | None], timeout: float | None, poller: Poller[T]
 ) -> list[T]: ...

@@ -1,4 +1,4 @@
-"""Waiting for the first of several subscribers and packet readers."""
+"""Waiting for the first of several rings: of frames, of packets, slots."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -6,6 +6,7 @@ from libc.stdlib cimport free, malloc
 from cuframes._core cimport FrameReader
 from cuframes._native.mapping cimport is_cut
 from cuframes._native.packets cimport PacketRing, cf_packet_reader
+from cuframes._native.slot cimport CacheRing, cf_cache_reader
 from cuframes._native.frame_ring cimport cf_reader, cf_reader_hangup
 from cuframes._shm cimport cf_now_ns
 from cuframes._native.ring_end cimport RingEnd
@@ -23,6 +24,7 @@ cdef extern from "cuframes/wait_any.h" nogil:
     ctypedef struct cf_any:
         cf_reader* frames
         cf_packet_reader* packets
+        cf_cache_reader* slots
     int cf_any_wait(const cf_any* rings, uint32_t count, int epoll, bint unanswered, int* ready, int64_t deadline)
 
 
@@ -37,8 +39,8 @@ def allow_waitv(bint allowed):
 
 
 def wait_rings(list receivers not None, list rings not None, timeout, poller):
-    """Those of the receivers whose ring has something; empty after `timeout` seconds. A ring is a FrameReader or a
-    PacketRing, or None where the receiver is closed; nothing else is known of receivers here.
+    """Those of the receivers whose ring has something; empty after `timeout` seconds. A ring is a FrameReader,
+    a PacketRing or a CacheRing, or None where the receiver is closed; nothing else is known of receivers here.
 
     Sleeps with futex_waitv, or on the poller's epoll: its ``fileno()`` gives that, ``number`` tells it from others, and
     ``add(receiver, ring)`` is called for receivers that are new to it, until it says that it has the publisher's
@@ -58,7 +60,7 @@ def wait_rings(list receivers not None, list rings not None, timeout, poller):
         wait_inside(receivers, inside, any, ready, deadline, poller)
         found = []
         for i in range(count):
-            if ready[i] or ring_cut(inside[i]) or any[i].packets != NULL and (<PacketRing>inside[i]).ahead is not None:
+            if ready[i] or ring_cut(inside[i]) or has_ahead(inside[i]):
                 found.append(receivers[i])
         return found
     finally:
@@ -77,10 +79,10 @@ cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_
     cdef bint asking
     cdef list unanswered = []
     for i in range(count):
-        if any[i].packets != NULL:
+        if any[i].frames == NULL:
             most = CF_ANY_MAX  # a descriptor would take a thread for each of those
-            if (<PacketRing>rings[i]).ahead is not None:
-                deadline = 0  # it has been read already, so there is nothing to wait for
+        if has_ahead(rings[i]):
+            deadline = 0  # it has been read already, so there is nothing to wait for
     while status == CF_AGAIN:
         if epoll < 0 and (count > most or not waitv_works):
             epoll, number = poller.fileno(), poller.number
@@ -117,13 +119,13 @@ cdef bint read_connections(uint32_t count, cf_any* any, list rings, int* ready) 
     return found
 
 
-cdef bint ring_cut(object ring):
+cdef bint ring_cut(RingEnd ring) noexcept:
     """Whether the ring's memory was cut off, which its receiver is to say."""
-    if ring is None:
-        return False
-    if isinstance(ring, FrameReader):
-        return is_cut((<FrameReader>ring).header.cut)
-    return is_cut((<PacketRing>ring).mapping.cut)
+    return ring is not None and is_cut(ring.cut)
+
+
+cdef bint has_ahead(RingEnd ring) noexcept:
+    return ring is not None and ring.has_ahead()
 
 
 cdef bint any_cut(list rings):
@@ -137,35 +139,32 @@ cdef object enter_ring(object ring, object receiver, cf_any* any):
     """The ring, entered, and where its memory is; None when it is closed, as its receiver's ``next()`` will say."""
     any.frames = NULL
     any.packets = NULL
-    try:
-        if isinstance(ring, FrameReader):
-            (<FrameReader>ring).enter()
-            any.frames = &(<FrameReader>ring).ring
-        elif isinstance(ring, PacketRing):
-            (<PacketRing>ring).enter()
-            any.packets = &(<PacketRing>ring).ring
-        elif ring is not None:
-            raise TypeError(f"wait_any waits for Subscriber and PacketReader, not {type(receiver).__name__}")
-    except ValueError:
-        return None
+    any.slots = NULL
+    if isinstance(ring, FrameReader):
+        any.frames = &(<FrameReader>ring).ring
+    elif isinstance(ring, PacketRing):
+        any.packets = &(<PacketRing>ring).ring
+    elif isinstance(ring, CacheRing):
+        any.slots = &(<CacheRing>ring).ring
+    elif ring is not None:
+        raise TypeError("wait_any waits for Subscriber, PacketReader and framecache.SlotReader, not "
+                        f"{type(receiver).__name__}")
+    if ring is not None:
+        try:
+            (<RingEnd>ring).enter()
+        except ValueError:
+            any.frames, any.packets, any.slots = NULL, NULL, NULL
+            ring = None
     return ring
 
 
-cdef int listen(object poller, uint64_t number, object receiver, object ring, list unanswered) except -1:
+cdef int listen(object poller, uint64_t number, object receiver, RingEnd ring, list unanswered) except -1:
     """Add the receiver to the poller, unless its ring is there already."""
-    cdef FrameReader frames
-    cdef PacketRing packets
-    if isinstance(ring, PacketRing):
-        packets = ring
-        if packets.polled_by != number and poller.add(receiver, ring):
-            packets.polled_by = number
-    elif ring is not None:
-        frames = ring
-        if frames.polled_by != number:
-            if poller.add(receiver, ring):
-                frames.polled_by = number
-            else:
-                unanswered.append((receiver, ring))
+    if ring is not None and ring.polled_by != number:
+        if poller.add(receiver, ring):
+            ring.polled_by = number
+        else:
+            unanswered.append((receiver, ring))
     return 0
 
 

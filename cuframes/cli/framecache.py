@@ -15,7 +15,7 @@ from cuframes.cli import EXIT_ERROR, fail, pixels, stop_on_signals
 from cuframes.cli.host import print_table
 from cuframes.cli.publish import parse_size
 from cuframes.cli.watch import Meter, follow
-from cuframes.framecache import Client, SlotFrame, SlotReader, create_slot, list_slots, remove_slot
+from cuframes.framecache import Client, SlotFrame, SlotReader, SlotReaderStats, create_slot, list_slots, remove_slot
 from cuframes.framecache.client import DEFAULT_PORT, DEFAULT_URL
 
 __all__ = ["app"]
@@ -163,15 +163,16 @@ class SlotMeter(Meter):
 
     def report(self, reader: Any, *, final: bool = False) -> dict[str, Any]:
         """Figures so far."""
-        counts: dict[str, Any] = reader.stats()._asdict()
-        return {"slot_id": reader.slot_id} | self.figures(final) | counts
+        counts: SlotReaderStats = reader.stats()
+        words = {"read": counts.read, "dropped": counts.dropped}  # the slot format's
+        return {"slot_id": reader.slot_id} | self.figures(final) | counts._asdict() | words
 
     @staticmethod
     def words(report: dict[str, Any]) -> tuple[str, str]:
         """A report's rate and counts, for people."""
         torn = f", torn {report['torn']}" if "torn" in report else ""
-        counts = f"read {report['read']}, dropped {report['dropped']}, lapped {report['lapped']}{torn}"
-        return f"{report['fps']:.2f} fps", counts
+        counts = ", ".join(f"{name} {report[name]}" for name in SlotReaderStats._fields)
+        return f"{report['fps']:.2f} fps", counts + torn
 
 
 @app.command()

@@ -15,18 +15,30 @@ STARTS = {"next": START_NEXT, "latest": START_LATEST, "oldest": START_OLDEST}
 
 
 class SlotReaderStats(NamedTuple):
-    """Frames ``read``, ``dropped`` because they were overwritten or passed over before they were read, and copies that
-    were ``lapped``: torn by the writer, thrown away, and made again. ``read`` and ``dropped`` add up to the frames that
-    went by; over all slots of the name with ``reconnect=True``.
+    """Frames ``received``, ``lost`` because they were overwritten before they were read (mode ``ordered``) and
+    ``skipped`` because they were passed over (mode ``newest``): the three add up to the frames that went by. ``lapped``
+    counts copies that the writer tore; they were thrown away and made again. Over all slots of the name with
+    ``reconnect=True``.
     """
 
-    read: int
-    dropped: int
+    received: int
+    lost: int
+    skipped: int
     lapped: int
+
+    @property
+    def read(self) -> int:
+        """``received``, in the slot format's own word."""
+        return self.received
+
+    @property
+    def dropped(self) -> int:
+        """``lost`` and ``skipped`` together, in the slot format's own word."""
+        return self.lost + self.skipped
 
     def plus(self, other: tuple[int, ...]) -> "SlotReaderStats":
         """These and other counters together."""
-        return SlotReaderStats(self.read + other[0], self.dropped + other[1], self.lapped + other[2])
+        return SlotReaderStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
@@ -39,8 +51,8 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         The first frame: the next one to be written, the newest that is there (if any), or the oldest that is still
         whole.
     mode : {"ordered", "newest"}
-        Every frame in order, as far as the slot still has them, or always the newest: what was passed over is counted
-        in ``dropped`` then, too.
+        Every frame in order, as far as the slot still has them, or always the newest: what was passed over is
+        ``skipped`` then.
     connect_timeout : float, optional
         Seconds to wait for the slot to appear; None waits for ever.
     reconnect : bool
@@ -68,7 +80,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
     Notes
     -----
     A reader leaves no trace in the slot, which it maps read-only; any number may read. ``for`` and ``async for`` end
-    when the slot is removed. A slot whose writer has gone is still a slot: :meth:`read` waits for the next writer.
+    when the slot is removed. A slot whose writer has gone is still a slot: :meth:`next` waits for the next writer.
     """
 
     _what = "reader"
@@ -88,7 +100,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
             raise ValueError(f"start must be one of {', '.join(STARTS)}; not {start!r}")
         if mode not in ("ordered", "newest"):
             raise ValueError(f"mode must be ordered or newest, not {mode!r}")
-        super().__init__(check_slot_id(slot_id), reconnect, SlotReaderStats(0, 0, 0))
+        super().__init__(check_slot_id(slot_id), reconnect, SlotReaderStats(0, 0, 0, 0))
         self.slot_id = self.key
         self._start = STARTS[start]
         self._newest = mode == "newest"
@@ -104,8 +116,8 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         self.fps = Fraction(slot.fps_num, slot.fps_den or 1)
         self.ring_depth = slot.ring_depth
 
-    def read(self, timeout: float | None = None, copy: bool = True, *, out: Any = None) -> SlotFrame:
-        """The next frame. Waits without the GIL.
+    def next(self, timeout: float | None = None, copy: bool = True, *, out: Any = None) -> SlotFrame:
+        """The next frame. Waits without the GIL. (:meth:`read` is the same, in the slot format's own word.)
 
         Parameters
         ----------
@@ -121,7 +133,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         Returns
         -------
         SlotFrame
-            ``dropped`` says how many were missed before it.
+            ``lost`` and ``skipped`` say how many were missed before it.
 
         Raises
         ------
@@ -137,6 +149,8 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         if out is not None and not copy:
             raise ValueError("out= is for copies; leave copy=False out")
         return self._next(lambda ring, left: ring.next(left, copy, out), timeout)
+
+    read = next
 
     def _take(self, ring: CacheRing, timeout: float | None) -> SlotFrame:
         return ring.next(timeout, True, None)

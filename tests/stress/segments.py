@@ -176,7 +176,7 @@ def rings(game: Round) -> None:
         ("ls", lambda: host.ls(json_=chance.random() < 0.5)),
         ("info", lambda: host.info(key, json_=chance.random() < 0.5)),
         ("gc, dry", lambda: collect_garbage([key], dry_run=True)),
-        ("PacketReader", lambda: _read_packets(key, chance.choice(("keyframe", "oldest", "live")))),
+        ("PacketReader", lambda: _read_packets(key, chance.choice(("keyframe", "oldest", "next")))),
     ]
     takes: list[tuple[str, Callable[[], object]]] = [
         ("gc", lambda: collect_garbage([key])),

@@ -9,7 +9,7 @@ import cuframes
 
 parser = argparse.ArgumentParser()
 parser.add_argument("key")
-parser.add_argument("--start", default="live")
+parser.add_argument("--start", default="next")
 parser.add_argument("--delay", type=float, default=0.0)
 parser.add_argument("--wait", default="block")
 parser.add_argument("--without-copy", action="store_true")

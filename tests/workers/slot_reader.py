@@ -36,7 +36,8 @@ with SlotReader(options.slot_id, start=options.start, mode=options.mode) as read
         last = frame.seq
         if options.delay:
             time.sleep(options.delay)
-    read, dropped, lapped = reader.stats()
+    stats = reader.stats()
+    read, dropped, lapped = stats.read, stats.dropped, stats.lapped
     print(json.dumps({
         "read": read, "dropped": dropped, "lapped": lapped, "reported": reported, "torn": torn, "invalid": invalid,
         "late": late, "first": first, "last": last,

@@ -131,7 +131,7 @@ static inline void cf_packet_writer_shutdown(cf_packet_writer *w) {
 
 /* ---- the reader --------------------------------------------------------------------------------------------------- */
 
-enum { CF_START_KEYFRAME = 0, CF_START_OLDEST = 1, CF_START_LIVE = 2 };
+enum { CF_START_KEYFRAME = 0, CF_START_OLDEST = 1, CF_START_NEXT = 2, CF_START_LATEST = 3 };
 
 typedef struct {
     const cf_packet_header *shared;
@@ -270,14 +270,15 @@ static inline uint64_t cf_packets_took(cf_packet_reader *r, const cf_packet *p) 
 /* What was found has been overwritten while it was read. */
 static inline void cf_packets_missed(cf_packet_reader *r) { r->seeking = true; }
 
-/* Where to begin: at the oldest or the newest keyframe that is still whole, else at the first that comes. If what was found
- * is overwritten before it was read, begin again. */
+/* Where to begin: at the oldest or the newest keyframe that is still whole, else at the first that comes; at the newest
+ * packet; or at the next one. If what was found is overwritten before it was read, begin again. */
 static inline void cf_packets_start(cf_packet_reader *r, int start) {
     uint64_t newest = cf_load_acquire(&r->shared->global_seq);
     uint64_t count = newest < r->ring_slots ? newest : r->ring_slots;
     r->at = newest + 1;
-    r->expected = start == CF_START_LIVE ? r->at : 0;
-    r->scanning = start != CF_START_LIVE;
+    if (start == CF_START_LATEST && newest) r->at = newest;
+    r->scanning = start == CF_START_KEYFRAME || start == CF_START_OLDEST;
+    r->expected = r->scanning ? 0 : r->at;
     r->seeking = false;
     for (uint64_t i = 1; r->scanning && i <= count; i++) {
         cf_packet p;

@@ -284,10 +284,15 @@ static inline int cf_cache_check(cf_cache_reader *r) {
     return file.st_nlink == 0 ? CF_ENDED : CF_OK;
 }
 
+/* Whether the writer wakes those who sleep on the cursor. One that was killed has left the flag behind, and the one after
+ * it may know nothing of it. PAIRS WITH: writer init */
+static inline bool cf_cache_wakes(const cf_cache_reader *r) {
+    return !r->unlocked && cf_load_acquire_u32(&r->shared->futex);
+}
+
 /* Sleep until the cursor is no longer `seen`, or for `patience`; `waited` is how long this wait has lasted. */
 static inline int cf_cache_sleep(const cf_cache_reader *r, uint64_t seen, int64_t patience, int64_t waited) {
-    /* A writer that was killed has left the flag behind, and the one after it may know nothing of it. */
-    if (r->unlocked || !cf_load_acquire_u32(&r->shared->futex)) { /* PAIRS WITH: writer init */
+    if (!cf_cache_wakes(r)) {
         int64_t look = cf_min_i64(waited / CF_CACHE_POLL_PART, CF_CACHE_POLL_MAX_NS);
         patience = cf_min_i64(patience, look < CF_CACHE_POLL_NS ? CF_CACHE_POLL_NS : look);
     }

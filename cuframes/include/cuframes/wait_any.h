@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 
 #include "packet_ring.h"
+#include "slot_ring.h"
 #include "frame_ring.h"
 
 #define CF_ANY_MAX 128 /* as many as futex_waitv takes */
@@ -31,14 +32,17 @@ typedef struct {
 #define SYS_epoll_pwait2 441 /* Linux 5.11 */
 #endif
 
-/* One of the rings: a frame reader or a packet reader; neither: a receiver that is closed. */
+/* One of the rings: of frames, of packets, a slot; none: a receiver that is closed. */
 typedef struct {
     cf_reader *frames;
     cf_packet_reader *packets;
+    cf_cache_reader *slots;
 } cf_any;
 
+/* The number that grows with everything that is published. */
 static inline const uint64_t *cf_any_seq(const cf_any *a) {
-    return a->frames ? &a->frames->shared->global_seq : &a->packets->shared->global_seq;
+    if (a->frames) return &a->frames->shared->global_seq;
+    return a->packets ? &a->packets->shared->global_seq : &a->slots->shared->write_cursor;
 }
 
 /* CF_ANY_READY: taking without waiting has something to say, a frame or packet, or the end. (A newer number alone is not
@@ -58,6 +62,15 @@ static inline int cf_any_ready(const cf_any *a, int64_t now_ns) {
         r->looked_ns = now_ns;
         return cf_reader_heard(r) ? CF_ANY_CONNECTION : CF_ANY_NOTHING;
     }
+    if (a->slots) {
+        cf_cache_reader *r = a->slots;
+        uint64_t cursor = cf_cache_cursor(r);
+        if (cursor > r->at || cf_gate_is_shut(&r->gate)) return CF_ANY_READY;
+        if (cursor < r->at) r->at = cursor; /* the slot was begun anew */
+        if (now_ns - r->looked_ns < CF_SLICE_NS) return CF_ANY_NOTHING;
+        r->looked_ns = now_ns;
+        return cf_cache_check(r) == CF_OK ? CF_ANY_NOTHING : CF_ANY_READY;
+    }
     cf_packet_reader *r = a->packets;
     if (!r || cf_load_acquire(&r->shared->global_seq) > r->seen) return CF_ANY_READY;
     if (cf_load_acquire(&r->shared->shutdown_flag) || cf_gate_is_shut(&r->gate)) return CF_ANY_READY;
@@ -76,7 +89,8 @@ static inline int cf_any_sleep(const cf_any *rings, uint32_t count, int64_t end,
         const cf_any *a = &rings[asleep];
         /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
         if (a->frames && a->frames->wakes) cf_fetch_add_u32(&a->frames->shared->waiters, 1);
-        if (a->frames && !a->frames->wakes) end = cf_min_i64(end, now + CF_LOOK_NS);
+        bool silent = a->frames ? !a->frames->wakes : a->slots && !cf_cache_wakes(a->slots);
+        if (silent) end = cf_min_i64(end, now + CF_LOOK_NS);
         uint64_t seen = cf_load_seq_cst(cf_any_seq(a));
         waits[asleep] = (cf_futex_waitv){
             .val = (uint32_t)seen, .uaddr = (uint64_t)(uintptr_t)cf_low_half(cf_any_seq(a)), .flags = CF_FUTEX_32};
