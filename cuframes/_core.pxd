@@ -13,7 +13,7 @@ from cuframes._shm cimport cf_frame_header
 cdef class Owner:
     cdef void* stream[4]
     cdef int streams
-    cdef bint anywhere
+    cdef bint stream_unknown
     cdef tuple keepers  # (those before, one): objects that keep the streams alive
 
     cdef int use(self, void* stream) except -1
@@ -48,7 +48,7 @@ cdef class FrameWriter(RingEnd):
 
 cdef class WriteLease(Owner):
     cdef FrameWriter writer
-    cdef void* main
+    cdef void* publish_stream
 
     cdef int gather(self) except -1
 
@@ -79,4 +79,4 @@ cdef class Hold(Owner):
     cdef cf_taken taken
     cdef bint live
 
-    cdef int give_back(self) noexcept
+    cdef int unpin(self) noexcept

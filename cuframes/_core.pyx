@@ -83,19 +83,19 @@ cdef class Owner:
         """
         cdef int i
         if stream == NULL or stream == <void*>CF_CUDA_STREAM_PER_THREAD:
-            self.anywhere = True
+            self.stream_unknown = True
             return
         if keeper is None and stream != <void*>CF_CUDA_STREAM_LEGACY:
             keeper = keeper_of(stream, ordinal)
             if keeper is None:
-                self.anywhere = True
+                self.stream_unknown = True
                 return
         with cython.critical_section(self):
             for i in range(self.streams):
                 if self.stream[i] == stream:
                     return
             if self.streams >= MAX_STREAMS:
-                self.anywhere = True
+                self.stream_unknown = True
                 return
             self.stream[self.streams] = stream
             self.streams += 1
@@ -245,7 +245,7 @@ cdef class FrameWriter(RingEnd):
                 check_driver(result, "recording the frame's event failed")
         now = cf_now_ns()
         pts = now if pts_ns is None else pts_ns
-        if cf_writer_quiet(&self.ring):
+        if cf_writer_has_no_sleepers(&self.ring):
             seq = cf_writer_commit(&self.ring, now, pts, written_bytes)
         else:
             with nogil:
@@ -365,17 +365,17 @@ cdef class FrameWriter(RingEnd):
 
 
 cdef class WriteLease(Owner):
-    """The begun slot of a writer, as the owner of views of it. `main` is the stream the frame is published on."""
+    """The begun slot of a writer, as the owner of views of it, and the stream that the frame is published on."""
 
     cdef SlotTable memory(self):
         return self.writer.slots
 
     cdef int use(self, void* stream) except -1:
         cdef Device device = self.writer.slots.device
-        if stream != NULL and stream != self.main:
+        if stream != NULL and stream != self.publish_stream:
             # What the main stream has queued for this slot so far, and what it waits for, comes first.
-            check_driver(device.wait_for(stream, self.main), "ordering two streams failed")
-        self.follow(stream, device.ordinal, self.writer if stream == self.main else None)
+            check_driver(device.wait_for(stream, self.publish_stream), "ordering two streams failed")
+        self.follow(stream, device.ordinal, self.writer if stream == self.publish_stream else None)
         return 0
 
     cdef int gather(self) except -1:
@@ -383,11 +383,11 @@ cdef class WriteLease(Owner):
         cdef Device device = self.writer.slots.device
         cdef int i, result = 0
         with nogil:
-            if self.anywhere:
-                result = device.wait_for_all(self.main)
+            if self.stream_unknown:
+                result = device.wait_for_all(self.publish_stream)
             for i in range(self.streams):
-                if not result and self.stream[i] != self.main:
-                    result = device.wait_for(self.main, self.stream[i])
+                if not result and self.stream[i] != self.publish_stream:
+                    result = device.wait_for(self.publish_stream, self.stream[i])
         check_driver(result, "ordering two streams failed")
         return 0
 
@@ -408,9 +408,9 @@ cdef class FrameReader(RingEnd):
     slots : SlotTable
         The frames.
     connection
-        Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``heard()`` is called when it
-        has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame
-        released, ``forget()`` instead in a forked child.
+        Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``read_messages()`` is called
+        when it has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last
+        frame released, ``forget()`` instead in a forked child.
     layout : FrameLayout
         Where the samples of a frame lie.
     ring : tuple
@@ -468,10 +468,10 @@ cdef class FrameReader(RingEnd):
         cdef int status = cf_reader_now(&self.ring, &hold.taken)
         while status != CF_OK:
             check_whole(self.header.cut)
-            if status == CF_PEER:
-                if self.connection.heard():
+            if status == CF_SOCKET:
+                if self.connection.read_messages():
                     cf_reader_hangup(&self.ring)
-            elif status == CF_SOON:
+            elif status == CF_WARM_UP:
                 return False
             elif status == CF_CORRUPT:
                 log.warning("the frame numbers went back: another process writes to the control segment, and the frame "
@@ -522,7 +522,7 @@ cdef class FrameReader(RingEnd):
     cdef void defer(self, Hold hold) noexcept:
         """The frame goes back when everything that used it is over."""
         cdef int result
-        result = self.pending.defer(hold.taken.slot, hold.taken.seq, hold.stream, hold.streams, hold.anywhere,
+        result = self.pending.defer(hold.taken.slot, hold.taken.seq, hold.stream, hold.streams, hold.stream_unknown,
                                     hold.keepers)
         if result and not self.warned:
             self.warned = True
@@ -560,11 +560,11 @@ cdef class FrameReader(RingEnd):
         """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
         self.ring.event_fd = fd
 
-    def heard(self):
+    def read_messages(self):
         """Read what the publisher has sent, without waiting. True: it is gone; what is valid can still be taken."""
         self.enter()
         try:
-            if self.connection.heard():
+            if self.connection.read_messages():
                 cf_reader_hangup(&self.ring)
             return bool(self.ring.gone)
         finally:
@@ -581,7 +581,7 @@ cdef class FrameReader(RingEnd):
     @property
     def abandoned(self):
         """Whether the publisher is gone, whatever it left."""
-        return self.heard()
+        return self.read_messages()
 
     @property
     def over(self):
@@ -640,7 +640,7 @@ cdef class Hold(Owner):
         self.follow(stream, slots.device.ordinal, self.reader if stream == self.reader.stream else None)
         return 0
 
-    cdef int give_back(self) noexcept:
+    cdef int unpin(self) noexcept:
         """Release the slot, once. The status says whether the frame was whole."""
         cdef int status = CF_OK
         if not self.live:
@@ -658,4 +658,4 @@ cdef class Hold(Owner):
         return status
 
     def __dealloc__(self):
-        self.give_back()
+        self.unpin()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import av
 
-__all__ = ["NS", "codec_id", "codec_name", "nanoseconds", "parameter_sets_filter"]
+__all__ = ["NANOSECOND", "codec_id", "codec_name", "nanoseconds", "parameter_sets_filter"]
 
-NS = Fraction(1, 1_000_000_000)
+NANOSECOND = Fraction(1, 1_000_000_000)
 FIXED = {"h264": 27, "hevc": 173}
 _START_CODES = (b"\0\0\1", b"\0\0\0\1")
 
@@ -71,7 +71,7 @@ def _codec(name: str) -> Any:
 
 def nanoseconds(ticks: int | None, time_base: Fraction | None) -> int | None:
     """A timestamp of FFmpeg's in nanoseconds; None stays None."""
-    return None if ticks is None or time_base is None else int(ticks * time_base / NS)
+    return None if ticks is None or time_base is None else int(ticks * time_base / NANOSECOND)
 
 
 def parameter_sets_filter(stream: "av.VideoStream") -> Any:

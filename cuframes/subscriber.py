@@ -240,20 +240,20 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         """
         ring = self._ring
         if ring is not None and not self.reconnect:  # the shortest way to a frame
-            return take(ring, timeout, _rehearse)
+            return take(ring, timeout, _warm_up)
         return self._next(self._take, timeout)
 
     def __next__(self) -> Frame:
         ring = self._ring
         if ring is not None:  # the shortest way; whatever else there is to do, the base class does
             try:
-                return take(ring, None, _rehearse)
+                return take(ring, None, _warm_up)
             except (Disconnected, SegmentTruncated, ValueError):
                 pass
         return super().__next__()
 
     def _take(self, ring: FrameReader, timeout: float | None) -> Frame:
-        return take(ring, timeout, _rehearse)
+        return take(ring, timeout, _warm_up)
 
     def _counted(self, ring: FrameReader) -> SubscriberStats:
         return super()._counted(ring)._replace(held=0)
@@ -277,7 +277,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         ring = self._joined()
         deadline = time.monotonic() + ANSWER_SECONDS
         while ring.connection.event_fd < 0:
-            if ring.heard():
+            if ring.read_messages():
                 raise Disconnected("the publisher is gone")
             left = deadline - time.monotonic()
             if left <= 0:
@@ -416,7 +416,7 @@ def _ever_readable() -> int:
     return _readable_fd
 
 
-def _rehearse(frame: Frame) -> None:
+def _warm_up(frame: Frame) -> None:
     """Use a frame of nothing as a caller would, just before one is due, or now and then while spinning.
 
     Who has slept for some milliseconds, or only spun, finds neither code nor data in the processor's caches; fetching

@@ -346,7 +346,7 @@ def rings():
 PATHS = [(FrameRing, "publish"), (FrameRing, "copy_from"), (Slot, "write"), (Slot, "fill")]
 
 
-def is_part(path, src, frame_bytes):
+def is_short_frame(path, src, frame_bytes):
     """Slots take bytes of another size as they are."""
     try:
         view = memoryview(src)
@@ -371,7 +371,7 @@ def test_what_makes_no_frame_is_refused_and_nothing_is_published(rings, case, pa
     kind, name = path
     ring = rings(kind, case)
     shape = FrameShape(FORMATS[case.format], *case.size, align=1)
-    if is_part(name, case.src, shape.nbytes):
+    if is_short_frame(name, case.src, shape.nbytes):
         return
     with pytest.raises(REFUSALS):
         getattr(ring, name)(case.src)

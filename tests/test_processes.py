@@ -99,8 +99,8 @@ def test_200_subscribers_killed_in_a_row(key):
 
         thread = threading.Thread(target=produce)
         thread.start()
-        with Worker("nursery.py", key, 200, 7) as nursery:
-            assert nursery.result(timeout=240) == "done"
+        with Worker("kill_children.py", key, 200, 7) as killer:
+            assert killer.result(timeout=240) == "done"
         # Their places and their holds are back.
         eventually(lambda: len(publisher.subscribers) == 1)
         stop.set()

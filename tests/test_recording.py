@@ -23,7 +23,7 @@ pytest.importorskip("typer")
 from cuframes.codecs import codec_id, codec_name, nanoseconds, parameter_sets_filter  # noqa: E402
 from cuframes.media.recording import Recording, Timeline, backlog  # noqa: E402
 
-NS = 1_000_000_000
+SECOND_NS = 1_000_000_000
 
 
 class Source:

@@ -362,9 +362,9 @@ def test_predictive_waiting_takes_every_frame(key):
 
 
 @pytest.mark.parametrize("wait", ["predictive", "spin"])
-def test_a_frame_is_rehearsed_and_the_rehearsal_holds_nothing(key, monkeypatch, wait):
-    rehearsed, found = [], []
-    monkeypatch.setattr("cuframes.subscriber._rehearse", lambda frame: rehearsed.append((frame.width, frame.seq)))
+def test_a_frame_is_warmed_up_for_and_that_holds_nothing(key, monkeypatch, wait):
+    warmed, found = [], []
+    monkeypatch.setattr("cuframes.subscriber._warm_up", lambda frame: warmed.append((frame.width, frame.seq)))
     with (
         Publisher(key, 64, 48, "gray8", policy="strict_wait") as publisher,
         Subscriber(key, mode="ordered", wait=wait) as subscriber,
@@ -372,7 +372,7 @@ def test_a_frame_is_rehearsed_and_the_rehearsal_holds_nothing(key, monkeypatch, 
         thread = threading.Thread(target=lambda: found.extend(frame.frame_no for frame in subscriber))
         thread.start()
         begin = time.monotonic()
-        while not rehearsed and (waited := time.monotonic() - begin) < 60:
+        while not warmed and (waited := time.monotonic() - begin) < 60:
             publisher.publish(FRAME)
             time.sleep(0.05 if waited < 10 else 0.5)  # a busy machine is steady only by comparison
         for _ in range(20):  # more than the ring holds
@@ -381,15 +381,15 @@ def test_a_frame_is_rehearsed_and_the_rehearsal_holds_nothing(key, monkeypatch, 
         published = publisher.stats().published
         publisher.close()
         thread.join(20)
-    if not rehearsed and wait == "predictive":
+    if not warmed and wait == "predictive":
         pytest.skip("no frame came at steady intervals: this machine is too busy")
-    assert rehearsed[0] == (64, 0)  # of the right shape, and no frame of the ring
+    assert warmed[0] == (64, 0)  # of the right shape, and no frame of the ring
     assert found == list(range(1, published + 1))
     assert subscriber.stats().held == 0
 
 
-def test_what_is_done_with_a_frame_that_came_during_the_rehearsal_is_not_lateness(tmp_path):
-    program = compile_program("lookout", tmp_path, f"-I{cuframes.get_include()}")
+def test_what_is_done_with_a_frame_that_came_during_the_warm_up_is_not_lateness(tmp_path):
+    program = compile_program("warm_up", tmp_path, f"-I{cuframes.get_include()}")
     assert subprocess.run([program], timeout=30, check=False).returncode == 0
 
 

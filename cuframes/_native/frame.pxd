@@ -11,7 +11,7 @@ cdef class Frame(View):
     cdef tuple cached_planes
 
     cdef int check_held(self) except -1
-    cdef int let_go(self) except -1
+    cdef int release_views(self) except -1
 
 
 cdef class WritableFrame(View):

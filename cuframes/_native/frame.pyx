@@ -17,7 +17,7 @@ from cuframes._native.views cimport Plane, View
 from cuframes.errors import FrameDropped, Overwritten
 
 
-cdef int aim(View view, FrameLayout layout, char* address, bint readonly, Owner owner) except -1:
+cdef int set_view(View view, FrameLayout layout, char* address, bint readonly, Owner owner) except -1:
     """Make `view` the frame at `address` as one array."""
     cdef Geometry* g = &layout.matrix
     return view.set(address, g.ndim, g.extent, g.step, layout.item_bytes, readonly, owner)
@@ -139,9 +139,9 @@ cdef class Frame(View):
             handle = stream_of(stream)
             check_driver(self.gpu.usable(handle), "the frame cannot be released after this stream's work")
             self.share().follow(handle, self.gpu.ordinal, None if isinstance(stream, int) else stream)
-        self.let_go()
+        self.release_views()
 
-    cdef int let_go(self) except -1:
+    cdef int release_views(self) except -1:
         cdef bint whole, first
         whole = self.reader.ring.pins or cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
         with cython.critical_section(self):
@@ -157,27 +157,27 @@ cdef class Frame(View):
         return self
 
     def __exit__(self, exc_type, exc, traceback):
-        self.let_go()
+        self.release_views()
 
     def __repr__(self):
         return (f"<Frame {self.format} {self.width}x{self.height}, seq {self.seq}, pts {self.pts_ns} ns"
                 f"{', released' if self.dropped else ''}>")
 
 
-def take(FrameReader reader not None, timeout, rehearse):
+def take(FrameReader reader not None, timeout, warm_up):
     """The reader's next frame, read-only. Blocks without the GIL; errors are those of ``Subscriber.next``.
 
-    ``rehearse`` is called with a frame of nothing: in predictive waiting shortly before a frame is due, in spinning now
+    ``warm_up`` is called with a frame of nothing: in predictive waiting shortly before a frame is due, in spinning now
     and then.
     """
     cdef int64_t deadline = deadline_after(timeout)
-    cdef Hold hold = nothing_held(reader)
+    cdef Hold hold = empty_hold(reader)
     while not reader.take(hold, deadline):
-        rehearse(frame_of(nothing_held(reader)))
+        warm_up(frame_of(empty_hold(reader)))
     return frame_of(hold)
 
 
-cdef Hold nothing_held(FrameReader reader):
+cdef Hold empty_hold(FrameReader reader):
     cdef Hold hold = Hold.__new__(Hold)
     hold.reader = reader
     return hold
@@ -190,7 +190,7 @@ cdef Frame frame_of(Hold hold):
     frame.layout = layout
     frame.reader = reader
     frame.taken = hold.taken
-    aim(frame, layout, reader.slots.address[hold.taken.slot], True, hold)
+    set_view(frame, layout, reader.slots.address[hold.taken.slot], True, hold)
     return frame
 
 
@@ -235,11 +235,11 @@ cdef class WritableFrame(View):
             self.slot = self.writer.slot()
             self.lease = WriteLease.__new__(WriteLease)
             self.lease.writer = self.writer
-            self.lease.main = self.stream
+            self.lease.publish_stream = self.stream
             if self.writer.slots.device is not None:
                 # Who takes the array interface is told to work after this stream.
                 self.lease.follow(self.stream, self.writer.slots.device.ordinal, self.stream_keeper or self.writer)
-            aim(self, self.layout, self.writer.begun(), False, self.lease)
+            set_view(self, self.layout, self.writer.begun(), False, self.lease)
         except BaseException:
             self.give_up()
             raise

@@ -25,7 +25,7 @@ cdef extern from "cuframes/frame_ring.h" nogil:
     int cf_writer_begin(cf_writer* w, int wanted, int64_t deadline)
     uint32_t cf_writer_slot(const cf_writer* w)
     uint64_t cf_writer_commit(cf_writer* w, int64_t now_ns, int64_t pts_ns, uint64_t written_bytes)
-    bint cf_writer_quiet(const cf_writer* w)
+    bint cf_writer_has_no_sleepers(const cf_writer* w)
     void cf_writer_abandon(cf_writer* w)
     void cf_writer_drop(cf_writer* w)
     int cf_writer_join(cf_writer* w, const char* name, uint64_t pid, uint32_t* bit, uint64_t* seq, uint64_t* frame_no)

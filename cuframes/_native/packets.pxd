@@ -83,8 +83,8 @@ cdef extern from "cuframes/packet_ring.h" nogil:
     const char* cf_packet_bytes(const cf_packet_reader* r, const cf_packet* p)
     bint cf_packet_read(const cf_packet_reader* r, const cf_packet* p, char* out)
     bint cf_packet_whole(const cf_packet_reader* r, const cf_packet* p)
-    uint64_t cf_packets_took(cf_packet_reader* r, const cf_packet* p)
-    void cf_packets_missed(cf_packet_reader* r)
+    uint64_t cf_packets_advance(cf_packet_reader* r, const cf_packet* p)
+    void cf_packets_resync(cf_packet_reader* r)
     void cf_packets_watch(const cf_packet_reader* r, int event_fd)
     uint32_t cf_packets_extradata(const cf_packet_reader* r, char* out)
 

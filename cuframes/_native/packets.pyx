@@ -271,10 +271,10 @@ cdef class PacketRing(ReaderEnd):
                 with nogil:
                     whole = cf_packet_read(&self.ring, found, out)
             if not whole:
-                cf_packets_missed(&self.ring)
+                cf_packets_resync(&self.ring)
                 return None
         packet.found = found[0]
-        packet.lost = cf_packets_took(&self.ring, found)
+        packet.lost = cf_packets_advance(&self.ring, found)
         if packet.lost or self.rejoined:
             packet.found.flags |= CF_PKT_DISCONTINUITY
             self.rejoined = False

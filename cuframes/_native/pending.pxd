@@ -7,7 +7,8 @@ from cuframes._native.frame_ring cimport cf_reader
 cdef class Pending:
     cdef void* table
 
-    cdef int defer(self, uint32_t slot, uint64_t seq, void** streams, int count, bint anywhere, object keep) noexcept
+    cdef int defer(self, uint32_t slot, uint64_t seq, void** streams, int count, bint stream_unknown,
+                   object keep) noexcept
     cdef void reap(self) noexcept nogil
     cdef bint any(self) noexcept nogil
     cdef bint outlive(self, object what) noexcept

@@ -36,7 +36,7 @@ cdef extern from "cuframes/pending.h" nogil:
 
     void cf_pending_join(cf_pending* p)
     void cf_pending_leave(cf_pending* p)
-    int cf_pending_defer(cf_pending* p, uint32_t k, uint64_t seq, void** streams, int count, bint anywhere,
+    int cf_pending_defer(cf_pending* p, uint32_t k, uint64_t seq, void** streams, int count, bint stream_unknown,
                          void** keep, void** old)
     void cf_pending_look(cf_pending* p, bint may_block)
     bint cf_pending_outlive(cf_pending* p, void* what)
@@ -55,7 +55,8 @@ cdef class Pending:
     def __dealloc__(self):
         free(self.table)
 
-    cdef int defer(self, uint32_t slot, uint64_t seq, void** streams, int count, bint anywhere, object keep) noexcept:
+    cdef int defer(self, uint32_t slot, uint64_t seq, void** streams, int count, bint stream_unknown,
+                   object keep) noexcept:
         """A frame that these streams used goes back when their work is over, perhaps now. `keep` keeps the streams
         alive. Returns 0, or the driver's error if that could not be recorded yet: it is tried again until it can.
         """
@@ -64,7 +65,7 @@ cdef class Pending:
         cdef int result
         Py_INCREF(keep)
         with nogil:
-            result = cf_pending_defer(<cf_pending*>self.table, slot, seq, streams, count, anywhere, &kept, &old)
+            result = cf_pending_defer(<cf_pending*>self.table, slot, seq, streams, count, stream_unknown, &kept, &old)
         Py_XDECREF(<PyObject*>kept)
         Py_XDECREF(<PyObject*>old)
         return result

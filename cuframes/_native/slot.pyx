@@ -13,7 +13,7 @@ from posix.unistd cimport close as c_close
 from cuframes._native.layout cimport FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_now_ns
-from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_part
+from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_short_frame
 from cuframes._native.source cimport plain_rows, source_of
 from cuframes._native.ring_end cimport ReaderEnd, RingEnd, cf_gate_is_shut, disown, own
 from cuframes._native.status cimport *
@@ -250,7 +250,7 @@ cdef class CacheWriter(RingEnd):
                 return self.write_rows(rows, pts_us, wall_us)
             finally:
                 PyBuffer_Release(&buffer)
-        if self.layout is None or is_part(src, self.layout.tight_bytes):
+        if self.layout is None or is_short_frame(src, self.layout.tight_bytes):
             check_unmasked(src)
             PyObject_GetBuffer(src, &buffer, PyBUF_STRIDES)
             try:
@@ -540,10 +540,10 @@ cdef class CacheRing(ReaderEnd):
             finally:
                 PyBuffer_Release(&buffer)
             if not whole:
-                cf_cache_lapped(&self.ring)
+                cf_cache_resync(&self.ring)
                 return None
         frame.found = found[0]
-        frame.dropped = cf_cache_took(&self.ring, found)
+        frame.dropped = cf_cache_advance(&self.ring, found)
         frame.newest = self.ring.newest
         return frame
 

@@ -126,7 +126,7 @@ cdef inline bint has_shape(const Strided* a, int ndim, const Py_ssize_t* extent)
     return True
 
 
-cdef bint is_part(object src, Py_ssize_t frame_bytes) except -1:
+cdef bint is_short_frame(object src, Py_ssize_t frame_bytes) except -1:
     """Whether these are plain bytes that are not a whole frame."""
     cdef Py_buffer buffer
     cdef Strided found

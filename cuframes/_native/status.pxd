@@ -9,8 +9,8 @@ cdef extern from "cuframes/status.h" nogil:
         CF_HELD
         CF_TIMED_OUT
         CF_AGAIN
-        CF_SOON
-        CF_PEER
+        CF_WARM_UP
+        CF_SOCKET
         CF_ENDED
         CF_TOO_MANY
         CF_OVERWRITTEN

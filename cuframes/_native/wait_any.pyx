@@ -28,7 +28,7 @@ cdef extern from "cuframes/wait_any.h" nogil:
     int cf_any_wait(const cf_any* rings, uint32_t count, int epoll, bint unanswered, int* ready, int64_t deadline)
 
 
-cdef uint32_t FEW = 16  # up to here, queueing on every ring is cheaper than a write() in every publisher
+cdef uint32_t MAX_FUTEX_RINGS = 16  # up to here, queueing on every ring is cheaper than a write() in every publisher
 cdef bint waitv_works = True  # until the kernel says that it has none
 
 
@@ -73,7 +73,7 @@ def wait_rings(list receivers not None, list rings not None, timeout, poller):
 cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_t deadline, object poller) except -1:
     """Mark those that are ready. All rings stay as they are meanwhile: we are inside."""
     global waitv_works
-    cdef uint32_t i, count = len(rings), most = FEW
+    cdef uint32_t i, count = len(rings), most = MAX_FUTEX_RINGS
     cdef int status = CF_AGAIN, epoll = -1
     cdef uint64_t number = 0
     cdef bint asking
@@ -112,7 +112,7 @@ cdef bint read_connections(uint32_t count, cf_any* any, list rings, int* ready) 
     cdef uint32_t i
     for i in range(count):
         if ready[i] == CF_ANY_CONNECTION:
-            ready[i] = (<FrameReader>rings[i]).connection.heard()
+            ready[i] = (<FrameReader>rings[i]).connection.read_messages()
             if ready[i]:
                 cf_reader_hangup(any[i].frames)
         found = found or ready[i]
@@ -172,7 +172,7 @@ cdef list listen_again(object poller, uint64_t number, list unanswered):
     """Read what publishers have answered; those that have not."""
     cdef list left = []
     for receiver, ring in unanswered:
-        if (<FrameReader>ring).connection.heard():
+        if (<FrameReader>ring).connection.read_messages():
             cf_reader_hangup(&(<FrameReader>ring).ring)
         else:
             listen(poller, number, receiver, ring, left)

@@ -54,10 +54,10 @@ class Reporter:
         """Whether it ended with an error."""
         return self.process.poll() not in (None, 0)
 
-    def end(self, patience: float) -> None:
+    def end(self, timeout: float) -> None:
         """Wait for it, then insist."""
         try:
-            self.process.wait(patience)
+            self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.terminate()
             try:
@@ -120,7 +120,7 @@ def demo(
             for child in children:
                 child.process.terminate()
         for child in [publisher, *watchers, *([camera] if camera else [])]:
-            child.end(patience=10)
+            child.end(timeout=10)
     for child in [publisher, *watchers]:
         if child.failed:
             fail(EXIT_ERROR, child.complaint)

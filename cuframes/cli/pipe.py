@@ -19,7 +19,7 @@ from cuframes.subscriber import Subscriber
 
 __all__ = ["pipe"]
 
-NS = 1_000_000_000
+SECOND_NS = 1_000_000_000
 LOOK_SECONDS = 0.2  # so often, while no frame comes, whether the reader has gone
 # What YUV4MPEG2 can say: the colour space of its header, and FFmpeg's name of the planar format behind it.
 Y4M = {
@@ -117,7 +117,7 @@ def _measure(take: Callable[[], Any]) -> Fraction:
         between, elapsed_ns = frame.frame_no - first_no, frame.pts_ns - first_ns
     if elapsed_ns <= 0:
         return Fraction(25)
-    return Fraction(between * NS, elapsed_ns).limit_denominator(1001)
+    return Fraction(between * SECOND_NS, elapsed_ns).limit_denominator(1001)
 
 
 def _raw(out: BinaryIO, frame: Any) -> None:

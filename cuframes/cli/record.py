@@ -16,7 +16,7 @@ from cuframes.packets import PacketReader
 
 __all__ = ["record"]
 
-NS = 1_000_000_000
+SECOND_NS = 1_000_000_000
 
 
 def record(
@@ -43,8 +43,8 @@ def record(
         # The publisher ended, and did not come back in time; what is met meanwhile may be one that is just going.
         with contextlib.suppress(NotFound, NoPacketRing, Disconnected, Timeout):
             while _copy(reader, recording, end) == "ended":
-                patience = min(reconnect, max(0.0, end - time.monotonic()))
-                reader = PacketReader(key, "oldest", connect_timeout=patience)
+                timeout = min(reconnect, max(0.0, end - time.monotonic()))
+                reader = PacketReader(key, "oldest", connect_timeout=timeout)
                 recording.follow(reader)
     report = {
         "key": key,
@@ -52,7 +52,7 @@ def record(
         "packets": recording.packets,
         "bytes": recording.bytes,
         "lost": recording.lost,
-        "duration_s": round(recording.duration_ns / NS, 3),
+        "duration_s": round(recording.duration_ns / SECOND_NS, 3),
     }
     if json_:
         print(json.dumps(report))

@@ -19,7 +19,7 @@ __all__ = ["Source"]
 
 log = logging.getLogger("cuframes")
 
-NS = 1_000_000_000
+SECOND_NS = 1_000_000_000
 # What PyAV says when it, the driver or the GPU cannot decode a stream there.
 NO_NVDEC = (av.FFmpegError, OSError, ImportError, TypeError, ValueError, NotImplementedError, RuntimeError, DeviceError)
 # Read from a disk, these would run as fast as they decode; everything else comes at its own pace.
@@ -151,12 +151,12 @@ class Source:
                     start_ns, first_ns = time.monotonic_ns(), pts_ns
                 late = start_ns + pts_ns - first_ns - time.monotonic_ns()
                 if late > 0:
-                    time.sleep(late / NS)
+                    time.sleep(late / SECOND_NS)
             yield frame, pts_ns
 
     def _timed(self) -> Iterator[tuple[Any, int]]:
         """Converted frames with growing timestamps."""
-        step_ns = int(NS / self.rate)
+        step_ns = int(SECOND_NS / self.rate)
         last_ns = -step_ns
         count = 0
         while True:

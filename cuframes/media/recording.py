@@ -9,7 +9,7 @@ from typing import Any, Self
 import av
 
 from cuframes._native.status import monotonic_ns
-from cuframes.codecs import NS
+from cuframes.codecs import NANOSECOND
 from cuframes.errors import Disconnected, NoCodecParameters, PacketOverrun, Timeout
 from cuframes.packets import Packet, PacketFlags, PacketReader
 
@@ -115,7 +115,7 @@ class Recording:
                 self._open(parameters, packet)
         muxed = av.Packet(bytes(packet.data))
         muxed.pts, muxed.dts = self._timeline.place(packet)
-        muxed.time_base = NS
+        muxed.time_base = NANOSECOND
         muxed.is_keyframe = packet.keyframe
         muxed.stream = self._stream
         self._container.mux(muxed)

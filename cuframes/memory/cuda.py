@@ -47,7 +47,7 @@ class Resources:
         self._staging: tuple[int, int] | None = None
         self._staging_size = (0, 0)
 
-    def later(self, function: Any, *arguments: Any) -> None:
+    def add_finalizer(self, function: Any, *arguments: Any) -> None:
         """Call this at the end, before what was asked for earlier."""
         self._free.append((function, *arguments))
 
@@ -61,7 +61,7 @@ class Resources:
             stride, ring_size = self._staging_size
             with current(self.device) as driver:
                 address = call(driver.cuMemHostAlloc, stride * ring_size, 0, doing="reserving pinned host memory")
-            self.later(driver.cuMemFreeHost, address)
+            self.add_finalizer(driver.cuMemFreeHost, address)
             self._staging = int(address), stride
         return self._staging
 
@@ -112,7 +112,7 @@ class DevicePool:
             events = []
             for _ in range(ring_size + 1):
                 events.append(call(driver.cuEventCreate, flags, doing="creating an interprocess event"))
-                self.resources.later(driver.cuEventDestroy, events[-1])
+                self.resources.add_finalizer(driver.cuEventDestroy, events[-1])
             self.event_handles = [handle_bytes(call(driver.cuIpcGetEventHandle, event)) for event in events]
         self.events = [int(event) for event in events]
 
@@ -165,7 +165,7 @@ class CudaIpcPool(DevicePool):
         with pool.resources.building() as driver:
             for _ in range(ring_size):
                 address = call(driver.cuMemAlloc, size, doing=f"allocating {size} bytes of device memory")
-                pool.resources.later(driver.cuMemFree, address)
+                pool.resources.add_finalizer(driver.cuMemFree, address)
                 handle = call(driver.cuIpcGetMemHandle, address, doing="exporting device memory by legacy CUDA IPC")
                 pool.handles.append(handle_bytes(handle))
                 addresses.append(int(address))
@@ -198,7 +198,7 @@ class CudaPool(DevicePool):
                 size = _mapped_size(driver, properties, stride * ring_size)
                 doing = f"allocating {size} bytes of device memory"
                 handle = call(driver.cuMemCreate, size, properties, 0, doing=doing)
-                pool.resources.later(driver.cuMemRelease, handle)
+                pool.resources.add_finalizer(driver.cuMemRelease, handle)
                 doing = "exporting device memory by descriptor"
                 pool._fd = int(call(driver.cuMemExportToShareableHandle, handle, kind, 0, doing=doing))
                 base = _map(driver, pool.resources, handle, size, writable=True)
@@ -291,7 +291,7 @@ def open_pool(
         for _, _, raw in handles:
             handle = handle_of(driver.CUipcEventHandle, raw)
             event = call(driver.cuIpcOpenEventHandle, handle, doing="opening a frame's event")
-            resources.later(driver.cuEventDestroy, event)
+            resources.add_finalizer(driver.cuEventDestroy, event)
             events.append(int(event))
         return SlotTable(addresses, resources, device=device, events=events)
 
@@ -309,7 +309,7 @@ def _open_legacy(
             handle = handle_of(driver.CUipcMemHandle, raw)
             doing = "opening the publisher's memory (its process must be another one, with another pid)"
             base = call(driver.cuIpcOpenMemHandle, handle, flag, doing=doing)
-            resources.later(driver.cuIpcCloseMemHandle, base)
+            resources.add_finalizer(driver.cuIpcCloseMemHandle, base)
             start, size = call(driver.cuMemGetAddressRange, base, doing="asking for the size of the publisher's memory")
             bases[raw] = int(start), int(size)
         start, size = bases[raw]
@@ -327,7 +327,7 @@ def _open_descriptor(driver: Any, resources: Resources, descriptor: int, frame_b
     kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
     size = _mapped_size(driver, _properties(driver, resources.device, kind), stride * count)
     handle = call(driver.cuMemImportFromShareableHandle, descriptor, kind, doing="importing the publisher's memory")
-    resources.later(driver.cuMemRelease, handle)
+    resources.add_finalizer(driver.cuMemRelease, handle)
     base = _map(driver, resources, handle, size, writable=False)
     return [base + k * stride for k in range(count)]
 
@@ -363,9 +363,9 @@ def _mapped_size(driver: Any, properties: Any, size: int) -> int:
 
 def _map(driver: Any, resources: Resources, handle: Any, size: int, *, writable: bool) -> int:
     address = call(driver.cuMemAddressReserve, size, 0, 0, 0, doing="reserving device addresses")
-    resources.later(driver.cuMemAddressFree, address, size)
+    resources.add_finalizer(driver.cuMemAddressFree, address, size)
     call(driver.cuMemMap, address, size, 0, handle, 0, doing="mapping device memory")
-    resources.later(driver.cuMemUnmap, address, size)
+    resources.add_finalizer(driver.cuMemUnmap, address, size)
     access = driver.CUmemAccessDesc()
     access.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
     access.location.id = resources.device.ordinal

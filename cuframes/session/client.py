@@ -97,7 +97,7 @@ class Connection:
         """The socket, for polling."""
         return self.sock.fileno()
 
-    def heard(self) -> bool:
+    def read_messages(self) -> bool:
         """Read what the publisher has sent, without blocking. True: it is gone, or has said that it will be."""
         if not self._reading.acquire(blocking=False):
             return self._gone  # another thread reads, or the one that this signal handler has interrupted

@@ -37,10 +37,10 @@ static void *read_all(void *argument) {
         }
         if (rc != CF_OK) abort();
         if (!cf_cache_read(r, &f, (char *)copy)) {
-            cf_cache_lapped(r);
+            cf_cache_resync(r);
             continue;
         }
-        cf_cache_took(r, &f);
+        cf_cache_advance(r, &f);
         task->torn += f.size != frame_size || f.pts_us != f.seq || f.wall_us != word(f.seq, 0);
         for (uint32_t i = 0; i < frame_size / 8; i++) task->torn += copy[i] != word(f.seq, i);
         if (task->index % 2 && r->received % 1000 == 0) usleep(200);

@@ -120,21 +120,21 @@ static void join(cf_reader *r, int mode) {
         .last_frame_no = frame_no};
 }
 
-static int publish(int64_t patience) {
-    int rc = cf_writer_begin(writer, -1, cf_now_ns() + patience);
+static int publish(int64_t timeout) {
+    int rc = cf_writer_begin(writer, -1, cf_now_ns() + timeout);
     if (rc != CF_OK) return rc;
     fill(pixels[cf_writer_slot(writer)], writer->frames + 1, WORDS);
     cf_writer_commit(writer, cf_now_ns(), 0, sizeof pixels[0]);
     return CF_OK;
 }
 
-static int take(cf_reader *r, int64_t patience) {
+static int take(cf_reader *r, int64_t timeout) {
     cf_taken t;
     int rc, tries = 0;
     do {
         CHECK(tries++ < TRIES);
-        rc = cf_reader_next(r, cf_now_ns() + patience, &t);
-    } while (rc == CF_AGAIN || rc == CF_SOON);
+        rc = cf_reader_next(r, cf_now_ns() + timeout, &t);
+    } while (rc == CF_AGAIN || rc == CF_WARM_UP);
     if (rc != CF_OK) return rc;
     CHECK(whole(pixels[t.slot], t.frame_no, WORDS));
     CHECK(cf_reader_release(r, t.slot, t.seq) == CF_OK);
@@ -272,22 +272,22 @@ static void put(void) {
 }
 
 /* CF_OK: a whole packet; CF_OVERRUN: its copy was found to be torn. */
-static int read_packet(cf_packet_reader *r, int64_t patience) {
+static int read_packet(cf_packet_reader *r, int64_t timeout) {
     uint64_t copy[WORDS];
     cf_packet p;
     int rc, tries = 0;
     do {
         if (tries++ >= TRIES) return CF_CORRUPT;
-        rc = cf_packets_next(r, cf_now_ns() + patience, &p);
+        rc = cf_packets_next(r, cf_now_ns() + timeout, &p);
     } while (rc == CF_AGAIN);
     if (rc != CF_OK) return rc;
     if (p.size > sizeof copy) return CF_CORRUPT;
     if (!cf_packet_read(r, &p, (char *)copy)) {
-        cf_packets_missed(r);
+        cf_packets_resync(r);
         return CF_OVERRUN;
     }
     if (p.size != length(p.seq) * 8 || p.pts_ns != (int64_t)p.seq || !whole(copy, p.seq, length(p.seq))) return CF_CORRUPT;
-    cf_packets_took(r, &p);
+    cf_packets_advance(r, &p);
     return CF_OK;
 }
 
@@ -359,23 +359,23 @@ static void write_frame(void) {
     cf_cache_end(cache_writer);
 }
 
-static int read_frame(cf_cache_reader *r, int64_t patience) {
+static int read_frame(cf_cache_reader *r, int64_t timeout) {
     uint64_t copy[WORDS];
     cf_cache_frame f;
     for (int tries = 0; tries < TRIES; tries++) {
         int rc = cf_cache_find(r, &f);
         if (rc == CF_EMPTY) {
-            rc = cf_cache_wait(r, cf_now_ns() + patience);
+            rc = cf_cache_wait(r, cf_now_ns() + timeout);
             if (rc == CF_OK || rc == CF_AGAIN) continue;
             return rc;
         }
         if (rc == CF_AGAIN) continue;
         if (rc != CF_OK) return rc;
         if (!cf_cache_read(r, &f, (char *)copy)) {
-            cf_cache_lapped(r);
+            cf_cache_resync(r);
             continue;
         }
-        cf_cache_took(r, &f);
+        cf_cache_advance(r, &f);
         return f.size == sizeof copy && f.pts_us == f.seq && whole(copy, f.seq, WORDS) ? CF_OK : CF_CORRUPT;
     }
     return CF_CORRUPT;

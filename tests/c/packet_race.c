@@ -44,10 +44,10 @@ static void *read_all(void *argument) {
         if (rc != CF_OK || p.size > largest * 8) abort();
         if (!cf_packet_read(r, &p, (char *)copy)) {
             task->refused++;
-            cf_packets_missed(r);
+            cf_packets_resync(r);
             continue;
         }
-        task->overruns += cf_packets_took(r, &p) != 0;
+        task->overruns += cf_packets_advance(r, &p) != 0;
         task->torn += p.size != length(p.seq) * 8 || p.pts_ns != (int64_t)p.seq;
         for (uint32_t i = 0; i < p.size / 8; i++) task->torn += copy[i] != word(p.seq, i);
         if (!task->first) task->first = p.seq;

@@ -34,7 +34,7 @@ static void *read_all(void *argument) {
     uint32_t out = 0;
     for (;;) {
         int rc = cf_reader_next(r, INT64_MAX, &taken[out]);
-        if (rc == CF_AGAIN || rc == CF_SOON || rc == CF_PEER) continue;
+        if (rc == CF_AGAIN || rc == CF_WARM_UP || rc == CF_SOCKET) continue;
         if (rc == CF_ENDED) break;
         if (rc != CF_OK) abort();
         const uint64_t *p = pixels[taken[out].slot];

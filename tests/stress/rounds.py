@@ -89,9 +89,9 @@ class Round:
         os._exit(0)
 
 
-def eventually(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """What `condition` gives once that is true, or after `patience` seconds."""
-    end = time.monotonic() + patience
+def eventually(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
+    """What `condition` gives once that is true, or after `timeout` seconds."""
+    end = time.monotonic() + timeout
     while not (value := condition()) and time.monotonic() < end:
         time.sleep(0.005)
     return value
@@ -222,7 +222,7 @@ def watch(scenario: Scenario, seed: int, first: int, seconds: float, folder: Pat
         number += not again
 
 
-def _one_child(scenario: Scenario, arguments: list[Any], noise: Any, patience: float) -> tuple[list[Any], int | None]:
+def _one_child(scenario: Scenario, arguments: list[Any], noise: Any, timeout: float) -> tuple[list[Any], int | None]:
     """Run a child to its end; what it reported, and its status: None if it had to be killed."""
     reading, writing = os.pipe()
     options = ["--child", scenario.name, str(writing), *map(str, arguments)]
@@ -239,7 +239,7 @@ def _one_child(scenario: Scenario, arguments: list[Any], noise: Any, patience: f
     os.close(writing)
     report, killed = b"", False
     with os.fdopen(reading, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], patience)[0]:
+        while select.select([pipe], [], [], timeout)[0]:
             chunk = pipe.read(65536)
             if not chunk:
                 break

@@ -186,7 +186,7 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pt
 }
 
 /* Whether a commit now would wake nobody: it then makes no system call. A glance, not a promise. */
-static inline bool cf_writer_quiet(const cf_writer *w) {
+static inline bool cf_writer_has_no_sleepers(const cf_writer *w) {
     return !cf_load_seq_cst_u32(&w->shared->waiters) && !cf_load_relaxed(&w->event_mask);
 }
 
@@ -288,7 +288,7 @@ typedef struct {
     int64_t looked_ns;   /* when wait_any, or who spins, last asked whether the publisher is alive */
     cf_pace pace;        /* CF_PREDICT */
     int64_t warm_ns;     /* CF_SPIN; when the caller last got warm */
-    int64_t lookout_ns;  /* CF_PREDICT; when the sleep before the look-out was to end, until the look-out begins */
+    int64_t window_ns;  /* CF_PREDICT; when the sleep before the window was to end, until the window begins */
 } cf_reader;
 
 typedef struct {
@@ -305,7 +305,7 @@ typedef struct {
 static inline uint64_t cf_reader_mask(const cf_reader *r) { return 1ull << r->bit; }
 
 /* Wake a writer that waits for us (strict_wait). Read yours after store mine. PAIRS WITH: writer begin */
-static inline void cf_reader_let_go(cf_reader *r) {
+static inline void cf_reader_wake_writer(cf_reader *r) {
     uint32_t *word = &r->shared->writer_wait;
     if (cf_load_seq_cst_u32(word) && cf_exchange_u32(word, 0)) cf_futex_wake_all(word);
 }
@@ -349,7 +349,7 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
         if (cf_load_seq_cst(&slot->seq) == seq) break;
         if (r->pins) {
             cf_fetch_and(&slot->pin_bitmap, ~cf_reader_mask(r));
-            cf_reader_let_go(r);
+            cf_reader_wake_writer(r);
         }
     }
     if (!seq) {
@@ -374,7 +374,7 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
             uint64_t passed = cf_load_acquire(&r->shared->slots[k].seq);
             if (passed > r->last_seq && passed < seq) cf_fetch_or(&r->shared->slots[k].ack_bitmap, cf_reader_mask(r));
         }
-        cf_reader_let_go(r);
+        cf_reader_wake_writer(r);
     }
     if (r->wait == CF_PREDICT) cf_pace_note(&r->pace, t->published_ns ? t->published_ns : cf_now_ns(), t->frame_no);
     cf_store_relaxed(&r->last_seq, seq);
@@ -391,7 +391,7 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
     return CF_OK;
 }
 
-static inline bool cf_reader_heard(const cf_reader *r) {
+static inline bool cf_reader_socket_readable(const cf_reader *r) {
     struct pollfd p = {.fd = r->sock, .events = POLLIN | POLLRDHUP};
     return r->sock >= 0 && poll(&p, 1, 0) > 0;
 }
@@ -412,12 +412,12 @@ static inline int cf_reader_sleep(cf_reader *r, uint64_t seen, int64_t ns) {
     return rc;
 }
 
-/* We are back from a rehearsal, which made us as late as what the kernel did before it. Whoever looks at the ring next
+/* We are back from a warm-up, which made us as late as what the kernel did before it. Whoever looks at the ring next
  * says so, also if a frame is there by now: the time until a later look has nothing to do with it. */
-static inline void cf_reader_rehearsed(cf_reader *r) {
-    if (!r->lookout_ns) return;
-    cf_pace_woke(&r->pace, cf_now_ns() - r->lookout_ns);
-    r->lookout_ns = 0;
+static inline void cf_reader_warmed_up(cf_reader *r) {
+    if (!r->window_ns) return;
+    cf_pace_woke(&r->pace, cf_now_ns() - r->window_ns);
+    r->window_ns = 0;
 }
 
 static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
@@ -439,15 +439,15 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         }
         int64_t now = cf_now_ns();
         if (!slice_end) slice_end = now + CF_SLICE_NS;
-        if (now >= deadline) return cf_reader_heard(r) ? CF_PEER : CF_TIMED_OUT;
-        if (now >= slice_end) return cf_reader_heard(r) ? CF_PEER : CF_AGAIN;
+        if (now >= deadline) return cf_reader_socket_readable(r) ? CF_SOCKET : CF_TIMED_OUT;
+        if (now >= slice_end) return cf_reader_socket_readable(r) ? CF_SOCKET : CF_AGAIN;
         if (r->wait == CF_SPIN) {
             if (now - r->warm_ns >= CF_WARM_NS) {
                 r->warm_ns = now;
                 /* The caller comes back before a slice is over, so this is where the connection is looked at. */
-                if (now - r->looked_ns < CF_SLICE_NS) return CF_SOON;
+                if (now - r->looked_ns < CF_SLICE_NS) return CF_WARM_UP;
                 r->looked_ns = now;
-                return cf_reader_heard(r) ? CF_PEER : CF_SOON;
+                return cf_reader_socket_readable(r) ? CF_SOCKET : CF_WARM_UP;
             }
             cf_spin_yield();
             continue;
@@ -467,8 +467,8 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         if (rest == EINTR) return CF_AGAIN;
         if (until == due.from_ns) {
             if (rest == ETIMEDOUT) {
-                r->lookout_ns = until;
-                return CF_SOON;
+                r->window_ns = until;
+                return CF_WARM_UP;
             }
             /* Also when a frame woke us that came before we were to: had we been awake in time, we had seen it. */
             cf_pace_woke(&r->pace, cf_now_ns() - until);
@@ -476,12 +476,12 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
     }
 }
 
-/* Take the next frame, waiting for it until `deadline`. CF_AGAIN after a slice of waiting (call again), CF_SOON just
- * before a predicted frame or now and then while spinning (call again, at once or nearly so), CF_PEER when the socket
+/* Take the next frame, waiting for it until `deadline`. CF_AGAIN after a slice of waiting (call again), CF_WARM_UP just
+ * before a predicted frame or now and then while spinning (call again, at once or nearly so), CF_SOCKET when the socket
  * should be read first, CF_ENDED when the publisher is gone and nothing is left. */
 static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
-    cf_reader_rehearsed(r);
+    cf_reader_warmed_up(r);
     int rc = cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_wait(r, deadline, t);
     cf_store_seq_cst_u32(&r->busy, 0);
     return rc;
@@ -490,7 +490,7 @@ static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
 /* The same without waiting or a system call: a frame that is there, or CF_EMPTY. */
 static inline int cf_reader_now(cf_reader *r, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
-    cf_reader_rehearsed(r);
+    cf_reader_warmed_up(r);
     int rc = cf_gate_is_shut(&r->gate) ? CF_CLOSED
         : cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_try(r, t);
     cf_store_seq_cst_u32(&r->busy, 0);
@@ -515,7 +515,7 @@ static inline int cf_reader_release(cf_reader *r, uint32_t k, uint64_t seq) {
     cf_store_relaxed_i64(&me->last_ack_ns, cf_now_ns());
     /* With release: our reads of the frame are done. PAIRS WITH: writer claim, W2 */
     if (r->pins) cf_fetch_and(&slot->pin_bitmap, ~cf_reader_mask(r));
-    if (r->strict) cf_reader_let_go(r);
+    if (r->strict) cf_reader_wake_writer(r);
     cf_store_relaxed(&me->held, cf_load_seq_cst_u32(&r->held) - 1);
     /* Last: whoever finds nothing held after a close gives the bit up, and then it may be somebody else's. */
     cf_fetch_add_u32(&r->held, (uint32_t)-1);

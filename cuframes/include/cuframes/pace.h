@@ -8,7 +8,7 @@
  * the due time by a part of how far it was off, and the interval by a smaller one. The mean of how far frames are off
  * is the jitter (as TCP estimates round trips, Jacobson 1988). How late we look after a sleep is measured as well: what the
  * kernel takes to wake us, and what the caller does before it looks.
- * While the look-out before a frame is due would take more than 1/CF_PACE_SHARE of the time, the source counts as
+ * While the window before a frame is due would take more than 1/CF_PACE_SHARE of the time, the source counts as
  * irregular and there is no window: the caller sleeps as usual. */
 #ifndef CUFRAMES_PACE_H
 #define CUFRAMES_PACE_H

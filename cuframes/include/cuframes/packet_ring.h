@@ -257,7 +257,7 @@ static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
 }
 
 /* The packet was read whole: go on behind it. Returns how many were lost before it. */
-static inline uint64_t cf_packets_took(cf_packet_reader *r, const cf_packet *p) {
+static inline uint64_t cf_packets_advance(cf_packet_reader *r, const cf_packet *p) {
     uint64_t lost = r->expected ? p->seq - r->expected : 0;
     r->at = r->expected = p->seq + 1;
     r->seen = p->seq;
@@ -268,7 +268,7 @@ static inline uint64_t cf_packets_took(cf_packet_reader *r, const cf_packet *p) 
 }
 
 /* What was found has been overwritten while it was read. */
-static inline void cf_packets_missed(cf_packet_reader *r) { r->seeking = true; }
+static inline void cf_packets_resync(cf_packet_reader *r) { r->seeking = true; }
 
 /* Where to begin: at the oldest or the newest keyframe that is still whole, else at the first that comes; at the newest
  * packet; or at the next one. If what was found is overwritten before it was read, begin again. */
@@ -345,14 +345,14 @@ static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_pack
  * of its own. */
 static inline void cf_packets_watch(const cf_packet_reader *r, int event_fd) {
     const uint32_t *word = cf_low_half(&r->shared->global_seq);
-    uint64_t told = 0;
+    uint64_t signalled = 0;
     bool ended = false;
     while (!cf_gate_is_shut(&r->gate)) {
         uint64_t newest = cf_load_seq_cst(&r->shared->global_seq);
-        ended |= cf_load_acquire(&r->shared->shutdown_flag) || (newest == told && cf_packets_check(r) != CF_OK);
-        if (ended || newest != told) {
+        ended |= cf_load_acquire(&r->shared->shutdown_flag) || (newest == signalled && cf_packets_check(r) != CF_OK);
+        if (ended || newest != signalled) {
             cf_event_signal(event_fd);
-            told = newest;
+            signalled = newest;
         }
         if (ended) return;
         cf_futex_wait(word, (uint32_t)newest, CF_SLICE_NS);

@@ -278,18 +278,18 @@ static inline void cf_pending_leave(cf_pending *p) {
     for (int i = 0; i < p->spares; i++) p->gpu.calls->event_destroy(p->spare[i]);
 }
 
-/* A frame was released that these streams used (`anywhere`: or whatever else): it goes back at once if its work is over,
+/* A frame was released that these streams used (`stream_unknown`: or whatever else): it goes back at once if its work is over,
  * otherwise when it is. `*keep` keeps the streams alive; it comes back NULL when the table has kept it, and what the slot
  * had kept before comes back in `*old`. Returns 0, or the driver's error if something could not be recorded yet. */
 static inline int cf_pending_defer(cf_pending *p, uint32_t k, uint64_t seq, void *const *streams, int count,
-                                   bool anywhere, void **keep, void **old) {
-    cf_pending_frame f = {.seq = seq, .uses = anywhere ? 1 : count};
+                                   bool stream_unknown, void **keep, void **old) {
+    cf_pending_frame f = {.seq = seq, .uses = stream_unknown ? 1 : count};
     int result = CF_CUDA_SUCCESS;
     pthread_mutex_lock(&cf_table.lock);
     for (int i = 0; i < f.uses && p->spares; i++) f.use[i].event = p->spare[--p->spares];
     pthread_mutex_unlock(&cf_table.lock);
     for (int i = 0; i < f.uses; i++) {
-        f.use[i].stream = anywhere ? NULL : streams[i];
+        f.use[i].stream = stream_unknown ? NULL : streams[i];
         int one = cf_pending_record(p, &f, &f.use[i], cf_now_ns());
         if (one && !result) result = one;
     }

@@ -175,7 +175,7 @@ typedef struct {
     int fd;            /* the file */
     int event_fd;      /* or -1 */
     cf_gate gate;      /* closed by close() */
-    uint32_t hurry;    /* how far behind the oldest whole frame to go on: 0, or more after torn copies */
+    uint32_t skip_ahead;    /* how far behind the oldest whole frame to go on: 0, or more after torn copies */
     uint64_t at;       /* the frame wanted next */
     int64_t looked_ns; /* when the file was last looked at */
     int64_t since_ns;  /* when waiting for frame `waiting_for` began */
@@ -243,7 +243,7 @@ static inline int cf_cache_find(cf_cache_reader *r, cf_cache_frame *f) {
         if (cursor < r->at) r->at = cursor; /* the slot was begun anew */
         if (cursor == r->at) return CF_EMPTY;
         uint64_t seq = r->at, oldest = cf_cache_oldest(r, cursor);
-        if (seq < oldest + r->hurry) seq = oldest + r->hurry;
+        if (seq < oldest + r->skip_ahead) seq = oldest + r->skip_ahead;
         if (r->newest || seq >= cursor) seq = cursor - 1;
         int rc = cf_cache_look(r, seq, f);
         if (rc != CF_OVERRUN) return rc;
@@ -258,10 +258,10 @@ static inline bool cf_cache_read(const cf_cache_reader *r, const cf_cache_frame 
 }
 
 /* The frame was read whole: go on behind it. Returns how many were missed before it. */
-static inline uint64_t cf_cache_took(cf_cache_reader *r, const cf_cache_frame *f) {
+static inline uint64_t cf_cache_advance(cf_cache_reader *r, const cf_cache_frame *f) {
     uint64_t dropped = f->seq - r->at;
     r->at = f->seq + 1;
-    r->hurry = 0;
+    r->skip_ahead = 0;
     r->received += 1;
     r->dropped += dropped;
     return dropped;
@@ -269,9 +269,9 @@ static inline uint64_t cf_cache_took(cf_cache_reader *r, const cf_cache_frame *f
 
 /* The writer came round while the frame was copied. The oldest one is always about to be overwritten, so go on at a
  * later one each time. */
-static inline void cf_cache_lapped(cf_cache_reader *r) {
+static inline void cf_cache_resync(cf_cache_reader *r) {
     r->lapped += 1;
-    r->hurry = r->hurry * 2 + 1 < r->shape.depth ? r->hurry * 2 + 1 : r->shape.depth;
+    r->skip_ahead = r->skip_ahead * 2 + 1 < r->shape.depth ? r->skip_ahead * 2 + 1 : r->shape.depth;
 }
 
 /* CF_OK: there may be more. CF_ENDED: the slot was removed. CF_CUT: its file was cut off. */
@@ -290,13 +290,13 @@ static inline bool cf_cache_wakes(const cf_cache_reader *r) {
     return !r->unlocked && cf_load_acquire_u32(&r->shared->futex);
 }
 
-/* Sleep until the cursor is no longer `seen`, or for `patience`; `waited` is how long this wait has lasted. */
-static inline int cf_cache_sleep(const cf_cache_reader *r, uint64_t seen, int64_t patience, int64_t waited) {
+/* Sleep until the cursor is no longer `seen`, or for `timeout`; `waited` is how long this wait has lasted. */
+static inline int cf_cache_sleep(const cf_cache_reader *r, uint64_t seen, int64_t timeout, int64_t waited) {
     if (!cf_cache_wakes(r)) {
         int64_t look = cf_min_i64(waited / CF_CACHE_POLL_PART, CF_CACHE_POLL_MAX_NS);
-        patience = cf_min_i64(patience, look < CF_CACHE_POLL_NS ? CF_CACHE_POLL_NS : look);
+        timeout = cf_min_i64(timeout, look < CF_CACHE_POLL_NS ? CF_CACHE_POLL_NS : look);
     }
-    return cf_futex_wait(cf_low_half(&r->shared->write_cursor), (uint32_t)seen, patience);
+    return cf_futex_wait(cf_low_half(&r->shared->write_cursor), (uint32_t)seen, timeout);
 }
 
 /* Wait for a frame until `deadline`. CF_OK: look. CF_AGAIN after a slice of waiting: call again. CF_ENDED: the slot was
@@ -320,8 +320,8 @@ static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
             if (rc != CF_OK) return rc;
         }
         if (over) return now >= deadline ? CF_TIMED_OUT : CF_AGAIN;
-        int64_t patience = cf_min_i64(deadline - now, begin + CF_SLICE_NS - now);
-        if (cf_cache_sleep(r, cursor, patience, now - r->since_ns) == EINTR) return CF_AGAIN;
+        int64_t timeout = cf_min_i64(deadline - now, begin + CF_SLICE_NS - now);
+        if (cf_cache_sleep(r, cursor, timeout, now - r->since_ns) == EINTR) return CF_AGAIN;
     }
 }
 
@@ -329,7 +329,7 @@ static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
  * of its own, with a reader of its own. */
 static inline void cf_cache_watch(const cf_cache_reader *watched, int event_fd) {
     cf_cache_reader r = *watched;
-    uint64_t told = UINT64_MAX;
+    uint64_t signalled = UINT64_MAX;
     int64_t since = cf_now_ns();
     bool ended = false;
     while (!ended && !cf_gate_is_shut(&watched->gate)) {
@@ -339,9 +339,9 @@ static inline void cf_cache_watch(const cf_cache_reader *watched, int event_fd) 
             r.looked_ns = now;
             ended = cf_cache_check(&r) != CF_OK;
         }
-        if (ended || cursor != told) {
+        if (ended || cursor != signalled) {
             cf_event_signal(event_fd);
-            told = cursor;
+            signalled = cursor;
             since = now;
         }
         if (!ended) cf_cache_sleep(&r, cursor, CF_SLICE_NS, now - since);

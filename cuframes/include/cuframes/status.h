@@ -11,7 +11,7 @@ enum {
     CF_HELD = -2,        /* every slot is held by a reader */
     CF_TIMED_OUT = -3,   /* the caller's deadline has passed */
     CF_AGAIN = -4,       /* a slice of waiting is over: look at signals, then call again */
-    CF_PEER = -5,        /* the publisher's socket has something to say, or hung up */
+    CF_SOCKET = -5,        /* the publisher's socket has something to say, or hung up */
     CF_ENDED = -6,       /* the publisher is gone and everything valid was taken */
     CF_TOO_MANY = -7,    /* max_held frames are out */
     CF_OVERWRITTEN = -8, /* what was read changed meanwhile, and is worth nothing */
@@ -21,7 +21,7 @@ enum {
     CF_OVERSIZED = -12,  /* a packet larger than the ring's limit */
     CF_OVERRUN = -13,    /* packets were overwritten before they were read */
     CF_NO_WAITV = -15,   /* the kernel cannot wait for several futexes */
-    CF_SOON = -16,       /* nothing yet, but a frame is due or may be: get warm, then call again */
+    CF_WARM_UP = -16,       /* nothing yet, but a frame is due or may be: get warm, then call again */
     CF_CORRUPT = -14,    /* the segment holds what no writer would write */
     CF_CUT = -17,        /* the segment's file is shorter than what is mapped of it */
 };

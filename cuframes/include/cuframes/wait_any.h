@@ -60,7 +60,7 @@ static inline int cf_any_ready(const cf_any *a, int64_t now_ns) {
         if (cf_load_seq_cst_u32(&r->gone) || cf_gate_is_shut(&r->gate)) return CF_ANY_READY;
         if (now_ns - r->looked_ns < CF_SLICE_NS) return CF_ANY_NOTHING;
         r->looked_ns = now_ns;
-        return cf_reader_heard(r) ? CF_ANY_CONNECTION : CF_ANY_NOTHING;
+        return cf_reader_socket_readable(r) ? CF_ANY_CONNECTION : CF_ANY_NOTHING;
     }
     if (a->slots) {
         cf_cache_reader *r = a->slots;

@@ -34,7 +34,7 @@ int main(void) {
             if (publish(begin + n * interval) || cf_reader_now(&reader, &taken) != CF_OK) return 3;
             cf_reader_release(&reader, taken.slot, taken.seq);
         }
-        if (cf_reader_next(&reader, cf_now_ns() + interval, &taken) != CF_SOON) continue;
+        if (cf_reader_next(&reader, cf_now_ns() + interval, &taken) != CF_WARM_UP) continue;
         if (!reader.lookout_ns) return 3;
         if (publish(cf_now_ns()) || cf_reader_now(&reader, &taken) != CF_OK) return 3;
         printf("%s\n", reader.lookout_ns ? "open" : "closed");
