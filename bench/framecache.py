@@ -72,7 +72,8 @@ with SlotReader(slot_id) as reader:
         took.append(time.monotonic_ns() - frame.pts_us * 1000)
         assert frame.valid
         last = frame.seq
-    read, dropped, lapped = reader.stats()
+    stats = reader.stats()
+    read, dropped, lapped = stats.read, stats.dropped, stats.lapped
     print(json.dumps({"cpu_s": time.process_time() - cpu, "read": read, "dropped": dropped, "lapped": lapped}
                      | percentiles(took)))
 """
