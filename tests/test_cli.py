@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -359,3 +360,20 @@ def test_packets_of_a_failed_trial_on_the_gpu_come_once(clip, monkeypatch, caplo
     video.close()
     with real(clip) as container:
         assert seen == [(p.pts, p.dts) for p in container.demux(video=0) if p.size]
+
+
+def test_commands_without_a_standard_output_say_so_in_a_line(published):
+    for command in ("ls", f"pipe {published}"):
+        line = f"{sys.executable} -m cuframes {command} >&-"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_demo_that_is_stopped_ends_at_once(tmp_path):
+    command = [sys.executable, "-m", "cuframes", "demo", "--seconds", "60", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as demo:
+        time.sleep(1.5)
+        demo.terminate()
+        _, errors = demo.communicate(timeout=30)
+    assert "no reason given" not in errors
+    assert "Traceback" not in errors

@@ -4,8 +4,10 @@ not.
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
+import random
 import select
 import signal
 import socket
@@ -787,3 +789,58 @@ def test_a_handshake_that_is_given_up_leaves_nothing(runtime_dir, key):
         assert next(steps).fd >= 0
         steps.close()
         assert descriptors() == before
+
+
+@pytest.mark.parametrize("lacking", ["thread", "descriptor"])
+def test_a_descriptor_that_could_not_be_had_can_be_asked_for_again(key, monkeypatch, lacking):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread") if lacking == "thread" else OSError(errno.EMFILE, "no more")
+
+    with PacketPublisher(key, "h264") as publisher, PacketReader(key, "next") as reader:
+        before = descriptors()
+        with monkeypatch.context() as patched:
+            patched.setattr(*((threading.Thread, "start", refuse) if lacking == "thread" else (os, "dup", refuse)))
+            with pytest.raises((RuntimeError, OSError)):
+                reader.fileno()
+        assert descriptors() == before
+        fd = reader.fileno()
+        with contextlib.suppress(cuframes.Timeout):
+            reader.next(0)
+        publisher.publish_packet(b"x", pts_ns=0, keyframe=True)
+        assert select.select([fd], [], [], 10)[0] == [fd]
+        assert reader.next(0).data == b"x"
+
+
+def test_an_async_loop_that_waits_for_the_next_publisher_ends_with_close(key):
+    async def main():
+        publisher = PacketPublisher(key, "h264")
+        reader = PacketReader(key, reconnect=True)
+        publisher.close()
+        task = asyncio.create_task(anext(reader, "over"))
+        await asyncio.sleep(0.01 * random.random())
+        await asyncio.to_thread(reader.close)
+        assert await asyncio.wait_for(task, 10) == "over"
+
+    for _ in range(30):
+        asyncio.run(main())
+
+
+def test_a_daemon_thread_that_waits_for_its_publisher_prints_nothing_at_exit(key):
+    script = f"""
+        import threading, time
+        import cuframes
+        publisher = cuframes.Publisher("{key}", 64, 48, "gray8", memory="host")
+        away = cuframes.Publisher("{key}-b", 64, 48, "gray8", memory="host")
+        def loop(subscriber):
+            while True:
+                subscriber.next()
+        for subscriber in (cuframes.Subscriber("{key}"), cuframes.Subscriber("{key}-b", reconnect=True)):
+            threading.Thread(target=loop, args=(subscriber,), daemon=True).start()
+        away.close()
+        time.sleep(0.1)
+    """
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")

@@ -1367,3 +1367,26 @@ def test_a_reader_speaks_as_the_others_do(slots, slot_id):
                 assert (array == 5).all()
                 assert array.__array_interface__["data"] == frame.data.__array_interface__["data"]
     remove_slot(slot_id)
+
+
+def test_a_writer_that_runs_out_of_descriptors_leaves_no_slot(slots, slot_id):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    spare = [os.open("/", os.O_RDONLY) for _ in range(used)]  # no holes below the limit
+    try:
+        for room in range(8):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1 + room, limits[1]))
+            try:
+                SlotWriter(slot_id, 64, 48, "gray8", ring_depth=4).close()
+            except OSError:
+                assert not (slots / slot_id).exists()
+            else:
+                break
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in spare:
+            os.close(fd)
+    if (slots / slot_id).exists():
+        remove_slot(slot_id)

@@ -109,6 +109,11 @@ def begin_exit():
     exiting_thread = PyThread_get_thread_ident()
 
 
+def is_exiting():
+    """Whether everything is closed, by another thread than the caller's."""
+    return exiting_thread != 0 and PyThread_get_thread_ident() != exiting_thread
+
+
 cdef void wait_for_exit() noexcept:
     if not exiting_thread or cf_inside or PyThread_get_thread_ident() == exiting_thread:
         return
@@ -181,7 +186,7 @@ cdef class RingEnd:
             self.finish_close()  # which did not wait for us
             return
         cf_inside -= 1
-        if exiting_thread and cf_gate_is_shut(self.gate):
+        if exiting_thread:  # whatever this call has found, its publisher's end say, has nobody to tell
             wait_for_exit()
 
     cdef void finish_close(self) noexcept:

@@ -1,5 +1,6 @@
 """The ``cuframes`` command. One module per command; ``app`` puts them together."""
 
+import os
 import signal
 import sys
 from typing import Any, NoReturn
@@ -38,6 +39,8 @@ def fail(status: int, message: object) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry point. Errors are one line with cause and remedy; their exit status tells scripts which."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         import av  # noqa: F401
         import rich  # noqa: F401

@@ -114,7 +114,10 @@ def demo(
                     live.update(_table(watchers))
                 time.sleep(0.1)
     except Stopped:
-        publisher.process.terminate()
+        # Nothing is summed up: they may not have begun yet.
+        for child in [*children, *([camera] if camera else [])]:
+            child.process.terminate()
+        raise
     finally:
         if publisher.failed or any(child.failed for child in children):
             for child in children:

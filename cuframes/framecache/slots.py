@@ -413,12 +413,13 @@ def _not_created(problem: OSError, wanted: SlotParameters, folder: int) -> OSErr
 
 def discard(slot_id: str, fd: int) -> None:
     """Remove a slot that was just created, and of which `fd` is a descriptor, if its name still means that."""
-    with contextlib.suppress(OSError), directory() as folder:
-        if os.path.samestat(os.stat(slot_id, dir_fd=folder, follow_symlinks=False), os.fstat(fd)):
+    path = slots_dir() / slot_id  # not through a descriptor: perhaps there is none left
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(path), os.fstat(fd)):
             with contextlib.suppress(OSError):
                 os.close(_open_semaphore(semaphore_path(slot_id), os.fstat(fd)))  # a stranger's is not ours to remove
                 semaphore_path(slot_id).unlink()
-            os.unlink(slot_id, dir_fd=folder)
+            path.unlink()
 
 
 def compare(slot: SlotInfo, wanted: dict[str, Any]) -> None:

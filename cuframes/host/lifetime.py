@@ -81,6 +81,9 @@ _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
 def register(thing: Closable) -> None:
     """Close `thing` at interpreter exit, if it is still there by then, and make it harmless in a forked child."""
     _open.add(thing)
+    if ring_end.is_exiting():  # a daemon thread has opened it while everything else was closed
+        thing.close()
+        ring_end.pause_at_exit()
 
 
 def unregister(thing: Closable) -> None:

@@ -165,6 +165,9 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
                 try:
                     if self._ring is ended:
                         self._join_next(ended, deadline)
+                except ValueError:
+                    if not self._closed:  # else see below, without the lock
+                        raise
                 finally:
                     self._joining.release()
             elif deadline is not None and time.monotonic() >= deadline:
@@ -306,9 +309,15 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
 
         seconds = POLL_SECONDS / 16
         while self._ring is ended:
-            with contextlib.suppress(Timeout):
+            try:
                 self._rejoin(ended, 0.0)
                 return
+            except Timeout:
+                pass
+            except ValueError:
+                if self._closed:  # as the next turn will find
+                    return
+                raise
             await asyncio.sleep(seconds)  # short at first: publishers that are there answer at once
             seconds = min(2 * seconds, POLL_SECONDS)
 
@@ -394,7 +403,12 @@ class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
         with self._changing:
             if self._event_fd < 0 and not self._closed:
                 self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-                self._watch(ring)
+                try:
+                    self._watch(ring)
+                except BaseException:  # no descriptor or thread to be had: the next call tries again
+                    event, self._event_fd = self._event_fd, -1
+                    os.close(event)
+                    raise
             if self._closed:
                 raise self._is_closed()
             return self._event_fd
@@ -406,13 +420,21 @@ class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
             os.eventfd_write(self._event_fd, 1)  # for what is there already
             # Ring and thread have descriptors of their own, and no reference to us: we may be closed, and collected,
             # while they still use them.
-            event = os.dup(self._event_fd)
-            ring.set_event(os.dup(self._event_fd))
-        try:
-            threading.Thread(target=_feed, args=(ring, event), name=f"cuframes:{self.key}", daemon=True).start()
-        except RuntimeError:  # no thread to be had
-            os.close(event)
-            raise
+            with contextlib.ExitStack() as made:
+                event = os.dup(self._event_fd)
+                made.callback(os.close, event)
+                drained = os.dup(self._event_fd)
+                made.callback(os.close, drained)
+                thread = threading.Thread(target=_feed, args=(ring, event), name=f"cuframes:{self.key}", daemon=True)
+                try:
+                    thread.start()
+                except BaseException:
+                    if thread.ident is not None:  # it runs, and closes its own; a signal handler raised meanwhile
+                        made.pop_all()
+                        os.close(drained)
+                    raise
+                made.pop_all()
+            ring.set_event(drained)
 
     def _unwatch(self) -> None:
         with self._changing:
