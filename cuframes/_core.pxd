@@ -9,12 +9,12 @@ from cuframes._native.slot_table cimport SlotTable
 from cuframes._shm cimport cf_frame_header
 
 
-# Whatever keeps a frame's memory where it is. On a GPU it also knows the streams that the memory is used on.
+# Keeps a frame's memory alive. On a GPU it also records the streams on which that memory is used.
 cdef class Owner:
     cdef void* stream[4]
     cdef int streams
     cdef bint stream_unknown
-    cdef tuple keepers  # (those before, one): objects that keep the streams alive
+    cdef tuple keepers  # a linked list (earlier ones, newest) of objects that keep the streams alive
 
     cdef int use(self, void* stream) except -1
     cdef void follow(self, void* stream, int ordinal, object keeper) noexcept
@@ -25,7 +25,7 @@ cdef class FrameWriter(RingEnd):
     cdef cf_writer ring
     cdef Mapping header
     cdef SlotTable slots
-    cdef uint32_t unfollowed  # slots that may still be written, though their event does not say so
+    cdef uint32_t unfollowed  # bits of slots that the GPU may still be writing although their event does not cover it
     cdef int64_t deadline  # of the begun frame
     cdef list sources
     cdef char* staging_base

@@ -1,8 +1,8 @@
-"""The frame ring for Python: the writer's and the reader's end, and the hold on a taken frame.
+"""The frame ring for Python: the writer's end, the reader's end, and the hold on a taken frame.
 
-The algorithm is C (``frame_ring.h``) and runs without the GIL. This module owns its structures and ties lifetimes
-together: a :class:`Hold` keeps its :class:`FrameReader`, a reader keeps its mappings, so memory is unmapped when the
-last frame of it is gone.
+The algorithm is in C (``frame_ring.h``) and runs without the GIL. This module owns the C structures and ties lifetimes
+together: a :class:`Hold` keeps its :class:`FrameReader` alive, and a reader keeps its mappings. Memory is therefore
+unmapped when its last frame is gone.
 """
 
 cimport cython
@@ -47,15 +47,17 @@ BLOCK = CF_BLOCK
 SPIN = CF_SPIN
 PREDICT = CF_PREDICT
 
-# The GPU gives no sign when an event is over. Who has to wait for one looks soon at first, and then every millisecond.
+# The GPU does not signal that an event is over. A wait for one polls quickly at first, then every millisecond.
 cdef int64_t GPU_FIRST_NS = 50_000
 cdef int64_t GPU_POLL_NS = 1_000_000
 
 
 cdef void survive(object problem) noexcept:
-    """An end must be finished, whatever a signal handler raises meanwhile, or a collection has cleared already."""
+    """Swallow an exception, since closing must finish in spite of it. It may come from a signal handler, or from an
+    attribute that the garbage collector has cleared already.
+    """
     if isinstance(problem, KeyboardInterrupt):
-        PyErr_SetInterrupt()  # once more, when this is over
+        PyErr_SetInterrupt()  # raises it again later
     elif not isinstance(problem, AttributeError):
         log.error("closing a subscriber's connection failed: %r", problem)
 
@@ -63,23 +65,26 @@ cdef void survive(object problem) noexcept:
 cdef int MAX_STREAMS = 4  # the array in _core.pxd
 
 
-@cython.no_gc  # else holds, which are owners, would be collected: streams know nothing of frames, so there is no cycle
+@cython.no_gc  # holds are owners and must not be collected; there is no cycle, since streams do not refer to frames
 cdef class Owner:
-    """What keeps a frame's memory, and on a GPU the streams on which that memory is used."""
+    """Keeps a frame's memory alive. On a GPU it also records the streams on which that memory is used."""
 
     cdef SlotTable memory(self):
         return None
 
     cdef int use(self, void* stream) except -1:
-        """A consumer is about to use the memory on `stream`: order it, and remember it. NULL: it orders itself."""
+        """A consumer is about to use the memory on `stream`: order the stream after the frame, and remember it. NULL:
+        the consumer takes care of the order.
+        """
         return 0
 
     cdef void follow(self, void* stream, int ordinal, object keeper) noexcept:
         """Remember a consumer's stream, on which an event is recorded when the last view dies.
 
-        Until then `keeper` keeps it alive, if that is not known already: the driver crashes on the handle of a stream
-        that was destroyed. A stream that nobody is known to keep, a consumer that does not say where it works, or one
-        that works on "this thread's" stream is followed by an event behind all work of the context.
+        `keeper` keeps the stream alive until then (None: look for such an object), since the driver crashes when it is
+        given the handle of a destroyed stream. In three cases the event is recorded behind all work of the context
+        instead: no object is known to keep the stream alive, the consumer does not tell its stream, or the consumer
+        works on the per-thread default stream.
         """
         cdef int i
         if stream == NULL or stream == <void*>CF_CUDA_STREAM_PER_THREAD:
@@ -103,22 +108,22 @@ cdef class Owner:
                 self.keepers = (self.keepers, keeper)
 
 
-@cython.no_gc_clear  # a writable frame that dies in the same cycle still gives its slot back through it
+@cython.no_gc_clear  # a writable frame that is collected in the same cycle still needs it to give its slot back
 cdef class FrameWriter(RingEnd):
     """The publisher's end of a frame ring.
 
-    One frame is written at a time. `header` and the memory of `slots` stay as long as this object lives.
+    Only one frame is written at a time. This object keeps `header` and the memory of `slots` alive.
 
     Parameters
     ----------
     header : Mapping
-        The control segment, writable, zero-filled; it is initialised here.
+        The control segment, writable and zero-filled. It is initialised here.
     slots : SlotTable
     meta : tuple
         (format code, width, height, pitch_y, pitch_uv, bits per pixel, frame bytes)
     exports : tuple, optional
         For device memory: (memory handles or None, offsets, pointers to announce or None, event handles, handle of the
-        ring's event).
+        ring's own event).
     """
 
     def __cinit__(self, Mapping header not None, SlotTable slots not None, *, tuple meta, uint32_t policy,
@@ -163,14 +168,16 @@ cdef class FrameWriter(RingEnd):
         return 0
 
     cdef int begin(self, object timeout, int wanted, void* stream) except -1:
-        """Take a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait). Inside only."""
+        """Claim a slot for writing, or raise FrameDropped (drop_oldest) or Timeout (strict_wait). To be called inside
+        the gate only.
+        """
         cdef int64_t deadline = deadline_after(timeout)
         cdef int status = CF_AGAIN
         self.deadline = deadline
         if self.failure is not None:
             self.check_usable()
         if self.ring.policy == CF_POLICY_DROP_OLDEST:
-            status = cf_writer_begin(&self.ring, wanted, deadline)  # never waits: not worth giving the GIL up
+            status = cf_writer_begin(&self.ring, wanted, deadline)  # never waits, so it keeps the GIL
         while status == CF_AGAIN and not is_cut(self.header.cut):
             with nogil:
                 status = cf_writer_begin(&self.ring, wanted, deadline)
@@ -178,13 +185,13 @@ cdef class FrameWriter(RingEnd):
                 PyErr_CheckSignals()
                 self.check_usable()
         if is_cut(self.header.cut):
-            # The pins that were looked at may be zeros, and the slot may be somebody's: not a byte is written to it.
+            # The pins that were read may be zeros of our own, so a subscriber may hold the slot: do not write to it.
             if status == CF_OK:
                 cf_writer_abandon(&self.ring)
             check_whole(self.header.cut)
         if status == CF_TIMED_OUT:
             check(status, "a subscriber did not release the oldest frame in time (policy strict_wait)")
-        check(status, "another frame of this publisher is being written; a publisher is one writer")
+        check(status, "another frame of this publisher is being written; only one frame at a time can be written")
         if self.slots.device is not None:
             self.drop_finished_sources()
             try:
@@ -195,7 +202,7 @@ cdef class FrameWriter(RingEnd):
         return 0
 
     cdef int check_usable(self) except -1:
-        """Raise, if nothing may be published any more, although the caller is inside."""
+        """Raise if nothing may be published any more, although the caller is inside the gate."""
         if cf_gate_is_shut(&self.ring.gate):
             raise ValueError("the publisher was closed before the frame was published")
         if self.failure is not None:
@@ -203,16 +210,17 @@ cdef class FrameWriter(RingEnd):
         return 0
 
     cdef int order(self, void* stream) except -1:
-        """Make `stream` wait for what was queued for the slot before. Readers are done: they acknowledged.
+        """Make `stream` wait for the work that earlier frames queued for the slot. Readers have already released it.
 
-        Also on the same stream, where it costs nothing: a handle may belong to a new stream by now.
+        Done even if the stream's handle is the same as before: it costs nothing then, and the handle may by now belong
+        to a new stream.
         """
         cdef int k = self.slot()
         cdef int result
         if self.unfollowed >> k & 1:
             with nogil:
                 result = self.slots.device.drain()
-            check_driver(result, "waiting for what an earlier frame may still write to the slot failed")
+            check_driver(result, "waiting for writes of an earlier frame to the slot failed")
             self.unfollowed &= ~(<uint32_t>1 << k)
         check_driver(self.slots.device.wait(stream, self.slots.event[k]), "ordering two writers' streams failed")
         return 0
@@ -224,8 +232,8 @@ cdef class FrameWriter(RingEnd):
         return self.slots.address[self.slot()]
 
     cdef uint64_t commit(self, object pts_ns, uint64_t written_bytes, void* stream) except? 0:
-        """Publish the begun frame, or give it up and raise ValueError, if the publisher was closed meanwhile. Inside
-        only.
+        """Publish the begun frame. If the publisher was closed meanwhile, abandon the frame and raise ValueError. To be
+        called inside the gate only.
         """
         cdef int64_t now, pts
         cdef uint64_t seq
@@ -236,7 +244,7 @@ cdef class FrameWriter(RingEnd):
             self.abandon(stream)
             self.check_usable()
         if self.slots.device is not None:
-            # Before the sequence number: a subscriber that sees it must find the event recorded.
+            # Before the sequence number is stored: a subscriber that sees the number must find the event recorded.
             result = self.slots.device.record(self.slots.event[k], stream)
             if result == 0:
                 result = self.slots.device.record(self.slots.ring_event, stream)
@@ -257,27 +265,27 @@ cdef class FrameWriter(RingEnd):
         cdef int k = self.slot()
         if is_inherited(self.generation):
             return
-        # For the next writer of the slot. What cannot be recorded it waits for in another way.
+        # The event is for the next writer of the slot. If it cannot be recorded, that writer drains the context.
         if self.slots.device is not None and self.slots.device.record(self.slots.event[k], stream):
             self.unfollowed |= <uint32_t>1 << k
         cf_writer_abandon(&self.ring)
 
     cdef void drop(self) noexcept:
-        """Give the begun frame up and count it as dropped."""
+        """Abandon the begun frame and count it as dropped."""
         cf_writer_drop(&self.ring)
 
     cdef void keep_source(self, object source):
-        """Keep what a queued copy reads until the begun slot's event says that the copy is over.
+        """Keep the source of a queued copy alive until the begun slot's event shows that the copy is done.
 
-        Beside what earlier copies into the slot still read: the GPU may be more than a ring behind.
+        The sources of earlier copies into the same slot are kept too: the GPU may be more than ring_size frames behind.
         """
         self.sources[self.slot()].append(source)
 
     cdef char* staging(self) except? NULL:
         """Pinned host memory for an upload into the begun slot.
 
-        While the GPU is a whole ring behind, the last upload still reads that memory: then drop_oldest drops the frame,
-        and strict_wait waits, as long as begin() was told.
+        If the GPU is ring_size frames behind, an earlier upload still reads that memory. Then drop_oldest drops the
+        frame, and strict_wait waits until the deadline that begin() was given.
         """
         cdef int k = self.slot()
         cdef int64_t pause = GPU_FIRST_NS, now
@@ -287,12 +295,13 @@ cdef class FrameWriter(RingEnd):
             self.staging_base = <char*>base
         while not self.slots.device.finished(self.slots.event[k]):
             if self.ring.policy == CF_POLICY_DROP_OLDEST:
-                raise FrameDropped("the GPU has not finished the upload before the last ring_size frames; publish more "
+                raise FrameDropped("the GPU is still copying the frame uploaded ring_size frames ago; publish more "
                                    "slowly, or use a larger ring_size")
             self.check_usable()
             now = cf_now_ns()
             if now >= self.deadline:
-                raise Timeout("the GPU did not finish an earlier upload into the slot in time (policy strict_wait)")
+                raise Timeout("the GPU did not finish an earlier upload into the slot in time (policy strict_wait); "
+                              "publish more slowly, or use a larger ring_size")
             with nogil:
                 cf_sleep_ns(min(pause, self.deadline - now))
             pause = min(2 * pause, GPU_POLL_NS)
@@ -300,8 +309,8 @@ cdef class FrameWriter(RingEnd):
         return self.staging_base + k * self.staging_stride
 
     cdef void drop_finished_sources(self):
-        """Called before the begun slot has a copy of its own: until commit its event speaks of the earlier ones
-        only.
+        """Drop the sources of finished copies. To be called before a copy into the begun slot is queued: until commit
+        records the slot's event again, the event covers only the copies of earlier frames.
         """
         cdef int k
         for k in range(self.slots.count):
@@ -309,7 +318,7 @@ cdef class FrameWriter(RingEnd):
                 self.sources[k] = []
 
     def join(self, bytes name not None, uint64_t pid):
-        """Admit a subscriber: (bit, newest seq, its frame_no), or None when all 31 places are taken."""
+        """Admit a subscriber: returns (bit, newest seq, its frame_no), or None if all 31 places are taken."""
         cdef uint32_t bit
         cdef uint64_t seq, frame_no
         cdef const char* raw = name
@@ -325,19 +334,20 @@ cdef class FrameWriter(RingEnd):
         return bit, seq, frame_no
 
     def remove(self, uint32_t bit):
-        """Forget a subscriber: its pins, what it owed, its event."""
+        """Remove a subscriber: its pins, its outstanding acknowledgements and its eventfd."""
         with nogil:
             cf_writer_leave(&self.ring, bit)
 
     def feed(self, uint32_t bit, int fd):
-        """Add 1 to this eventfd at every publish, until the subscriber leaves or -1 is given. The caller closes it.
+        """Add 1 to this eventfd whenever a frame is published, until the subscriber leaves or `fd` is set to -1. The
+        caller closes the eventfd.
         """
         with nogil:
             cf_writer_feed(&self.ring, bit, fd)
 
     def fail(self, str reason not None):
-        """End the ring for everybody: subscribers drain it, and publishing raises CuframesError with this reason.
-        Called by the session thread when it can no longer tell the living from the dead.
+        """End the ring for everybody: subscribers take the remaining frames, and publishing raises CuframesError with
+        this reason. Called by the session thread when it can no longer tell which subscribers are alive.
         """
         self.failure = reason
         if not is_inherited(self.generation):
@@ -345,8 +355,8 @@ cdef class FrameWriter(RingEnd):
             cf_futex_wake_all(&header_of(self.header).writer_wait)
 
     cdef void finish(self) noexcept:
-        """Tell every subscriber that nothing will come. Frames they hold stay as they are; one that is written in place
-        just now can no longer be published.
+        """Tell every subscriber that no more frames will come. Held frames stay intact. A frame that is being written
+        in place can no longer be published.
         """
         cdef int k
         cf_writer_shutdown(&self.ring)
@@ -365,7 +375,7 @@ cdef class FrameWriter(RingEnd):
 
 
 cdef class WriteLease(Owner):
-    """The begun slot of a writer, as the owner of views of it, and the stream that the frame is published on."""
+    """Owner of the views of a writer's begun slot, with the stream on which the frame is published."""
 
     cdef SlotTable memory(self):
         return self.writer.slots
@@ -373,13 +383,13 @@ cdef class WriteLease(Owner):
     cdef int use(self, void* stream) except -1:
         cdef Device device = self.writer.slots.device
         if stream != NULL and stream != self.publish_stream:
-            # What the main stream has queued for this slot so far, and what it waits for, comes first.
+            # The publishing stream's work for this slot so far, and everything that stream waits for, comes first.
             check_driver(device.wait_for(stream, self.publish_stream), "ordering two streams failed")
         self.follow(stream, device.ordinal, self.writer if stream == self.publish_stream else None)
         return 0
 
     cdef int gather(self) except -1:
-        """Make the main stream wait for every other stream that may write to the frame."""
+        """Make the publishing stream wait for every other stream that may write to the frame."""
         cdef Device device = self.writer.slots.device
         cdef int i, result = 0
         with nogil:
@@ -392,32 +402,32 @@ cdef class WriteLease(Owner):
         return 0
 
 
-@cython.no_gc_clear  # holds that die in the same cycle still give their slots back through it
+@cython.no_gc_clear  # holds that are collected in the same cycle still need it to give their slots back
 cdef class FrameReader(RingEnd):
     """A subscriber's end of a frame ring, for one connection.
 
-    On a GPU a frame goes back in two steps. When its last view dies, an event is recorded on every stream that used it,
-    and the frame is *pending*; when the events are over its slot is given back (``pending.h``). The host waits for the
-    GPU only when every frame that may be held is pending, and in nothing else: a reader that is closed or dropped goes
-    when its last pending frame has gone back.
+    On a GPU a frame goes back in two steps. When its last view is gone, an event is recorded on every stream that used
+    the frame, and the frame is *pending*. When the events are over, the slot is given back (``pending.h``). The host
+    waits for the GPU only if all max_held frames are pending. Closing does not wait: a reader that is closed or dropped
+    goes away when its last pending frame has gone back.
 
     Parameters
     ----------
     header : Mapping
-        The control segment, writable (pins and counters are written there).
+        The control segment, writable: it contains the pins and counters.
     slots : SlotTable
         The frames.
     connection
-        Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``read_messages()`` is called
-        when it has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last
-        frame released, ``forget()`` instead in a forked child.
+        An object that keeps the reader's place in the ring. Its ``fileno()`` is watched while waiting, and
+        ``read_messages()`` is called when the descriptor is readable (true: the publisher is gone). ``close()`` is
+        called when the reader is closed and its last frame released; in a forked child, ``forget()`` instead.
     layout : FrameLayout
         Where the samples of a frame lie.
     ring : tuple
-        (bit, max_held, ordered, wait, pins, wakes, strict); wait is BLOCK, SPIN or PREDICT, the last three say what the
-        publisher does
+        (bit, max_held, ordered, wait, pins, wakes, strict). `wait` is BLOCK, SPIN or PREDICT; the last three describe
+        the publisher.
     position : tuple
-        (last seq, its frame_no or None when what lies before the first frame is not to be counted)
+        (last seq, its frame_no). frame_no is None if frames missing before the first one are not to be counted.
     stream
         The stream that waits for each frame, for device memory.
     """
@@ -443,10 +453,11 @@ cdef class FrameReader(RingEnd):
         self.ring.event_fd = -1
         if slots.device is not None:
             self.stream = stream_of(stream)
-            self.stream_keeper = stream  # a handle of a stream is the caller's to keep
+            self.stream_keeper = stream  # if it is a bare handle, the caller must keep the stream alive
             self.pending = pending_of(&self.ring, slots.device)
         if not 1 <= self.ring.bit < CF_MAX_SUBSCRIBERS:
-            raise ProtocolError(f"bit {self.ring.bit} is out of range")
+            raise ProtocolError(f"the publisher assigned bit {self.ring.bit}, which is not in 1 to "
+                                f"{CF_MAX_SUBSCRIBERS - 1}")
         check_whole(header.cut)
 
     def __dealloc__(self):
@@ -454,8 +465,8 @@ cdef class FrameReader(RingEnd):
             self.pending.end(is_inherited(self.generation))
 
     cdef bint take(self, Hold hold, int64_t deadline) except -1:
-        """Let `hold` have the next frame, waiting without the GIL. False: none yet, but one is due any moment, so
-        this is the time to get ready; then call again.
+        """Take the next frame into `hold`. Waits for it without the GIL. False: no frame yet, but one is due any
+        moment; the caller should warm up and call again.
         """
         self.enter()
         try:
@@ -464,7 +475,7 @@ cdef class FrameReader(RingEnd):
             self.leave()
 
     cdef bint take_inside(self, Hold hold, int64_t deadline) except -1:
-        # A frame that is there is not worth giving the GIL up for: getting it back can take a switch interval.
+        # First without releasing the GIL: getting it back can take a switch interval, too long for a waiting frame.
         cdef int status = cf_reader_now(&self.ring, &hold.taken)
         while status != CF_OK:
             check_whole(self.header.cut)
@@ -474,8 +485,8 @@ cdef class FrameReader(RingEnd):
             elif status == CF_WARM_UP:
                 return False
             elif status == CF_CORRUPT:
-                log.warning("the frame numbers went back: another process writes to the control segment, and the frame "
-                            "before was perhaps none; going on with the frames that come")
+                log.warning("the frame numbers went backwards: another process writes to the control segment, and the "
+                            "previous frame may have been invalid; continuing with the frames that follow")
             elif status != CF_AGAIN and status != CF_EMPTY and not (status == CF_TOO_MANY and self.is_pending()):
                 break
             PyErr_CheckSignals()
@@ -489,16 +500,16 @@ cdef class FrameReader(RingEnd):
             return True
         if status == CF_TOO_MANY:
             check(status, f"this subscriber holds {cf_reader_held(&self.ring)} of at most {self.ring.max_held} frames; "
-                          "release frames, and arrays or tensors made from them, or raise max_held")
+                          "release frames (and arrays or tensors made from them), or raise max_held")
         check(status, "another thread is taking a frame from this subscriber" if status == CF_BUSY
               else "the subscriber is closed" if status == CF_CLOSED else None)
 
     cdef bint is_pending(self) noexcept:
-        """Whether frames were released that the GPU may still read."""
+        """Whether the GPU may still read frames that were released."""
         return self.pending is not None and self.pending.any()
 
     cdef int wait(self, int64_t deadline, cf_taken* taken) noexcept nogil:
-        """cf_reader_next. If all that may be held is pending, that is not the caller's fault: wait for the GPU."""
+        """cf_reader_next. If pending frames use up max_held, the caller has none to release: wait for the GPU."""
         cdef int64_t pause = GPU_FIRST_NS, now, slice_end = 0
         cdef int status
         while True:
@@ -520,15 +531,15 @@ cdef class FrameReader(RingEnd):
             pause = min(2 * pause, GPU_POLL_NS)
 
     cdef void defer(self, Hold hold) noexcept:
-        """The frame goes back when everything that used it is over."""
+        """Give the frame back when all work that used it is over."""
         cdef int result
         result = self.pending.defer(hold.taken.slot, hold.taken.seq, hold.stream, hold.streams, hold.stream_unknown,
                                     hold.keepers)
         if result and not self.warned:
             self.warned = True
             try:
-                log.warning("a released frame is kept until its use on the GPU can be followed, which the driver "
-                            "refuses now: %s", driver_error(result))
+                log.warning("a released frame stays held, since the driver cannot record an event behind its use on "
+                            "the GPU now; this is tried again: %s", driver_error(result))
             except Exception:  # at interpreter exit
                 pass
 
@@ -538,30 +549,31 @@ cdef class FrameReader(RingEnd):
             self.pending.reap()
 
     cdef void hang_up_if_idle(self) noexcept:
-        """End the connection of a closed reader that holds nothing any more; if frames are pending, later."""
+        """End the connection of a closed reader if it holds nothing any more. If frames are pending, do it later."""
         if not cf_gate_is_empty(&self.ring.gate):
             return
-        # Asked again after the table: the last pending frame may have gone back in between.
+        # Ask once more after the table was asked: the last pending frame may have gone back in between.
         if cf_reader_held(&self.ring) and (self.pending is None or self.pending.outlive(self.given_back)
                                            or cf_reader_held(&self.ring)):
             return
         if self.pending is not None:
             self.pending.stay()
         try:
-            self.connection.close()  # which does nothing when it is done twice
+            self.connection.close()  # does nothing the second time
         except BaseException as problem:
             survive(problem)
 
     def given_back(self):
-        """The last pending frame of a closed reader is back in the ring."""
+        """Called when the last pending frame of a closed reader is back in the ring."""
         self.hang_up_if_idle()
 
     def set_event(self, int fd):
-        """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
+        """Set the eventfd that the publisher signals for this reader. The reader drains it when no frame is left."""
         self.ring.event_fd = fd
 
     def read_messages(self):
-        """Read what the publisher has sent, without waiting. True: it is gone; what is valid can still be taken."""
+        """Read the publisher's messages, without waiting. True: the publisher is gone; valid frames can still be taken.
+        """
         self.enter()
         try:
             if self.connection.read_messages():
@@ -571,7 +583,9 @@ cdef class FrameReader(RingEnd):
             self.leave()
 
     def inside(self, function):
-        """What `function()` gives, while close() waits for it: for all that uses the connection's descriptors."""
+        """Call `function()` inside the gate, so that close() waits for it, and return its result. For functions that
+        use the connection's descriptors.
+        """
         self.enter()
         try:
             return function()
@@ -580,12 +594,12 @@ cdef class FrameReader(RingEnd):
 
     @property
     def abandoned(self):
-        """Whether the publisher is gone, whatever it left."""
+        """Whether the publisher is gone. Some of its frames may not have been taken yet."""
         return self.read_messages()
 
     @property
     def over(self):
-        """Whether the publisher is gone, and everything that it left was taken."""
+        """Whether the publisher is gone and all its frames have been taken."""
         cdef cf_frame_header* h = header_of(self.header)
         if not self.ring.gone and not cf_load_acquire(&h.shutdown_flag):
             return False
@@ -601,7 +615,7 @@ cdef class FrameReader(RingEnd):
             survive(problem)
 
     cdef void finish(self) noexcept:
-        """Nobody takes frames any more. The connection ends when the last held frame is released."""
+        """Close the event. The connection ends when the last held frame is released."""
         with nogil:
             self.reap()
         self.ring.event_fd = -1
@@ -621,12 +635,12 @@ cdef class FrameReader(RingEnd):
                 self.ring.overwritten)
 
 
-@cython.no_gc  # it takes part in no cycle, and must find its reader intact when it goes
+@cython.no_gc  # it is part of no cycle, and its deallocation needs an intact reader
 cdef class Hold(Owner):
-    """A place in the ring that cannot be overwritten while this object lives.
+    """A held slot of the ring: it cannot be overwritten while this object is alive.
 
-    Frames, planes and everything exported from them keep a reference to it, so "the last array of this frame died" is
-    its deallocation. That may happen on any thread, or at interpreter exit, and must therefore not raise.
+    Frames, planes and everything exported from them keep a reference to it, so it is deallocated when the last array of
+    the frame is gone. That may happen on any thread, or at interpreter exit, and must therefore not raise.
     """
 
     cdef SlotTable memory(self):
@@ -641,7 +655,7 @@ cdef class Hold(Owner):
         return 0
 
     cdef int unpin(self) noexcept:
-        """Release the slot, once. The status says whether the frame was whole."""
+        """Release the slot, once. The status tells whether the frame stayed intact."""
         cdef int status = CF_OK
         if not self.live:
             return status

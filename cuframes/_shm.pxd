@@ -1,6 +1,6 @@
-# What shm.h declares: layouts and constants. Shared fields are touched by the C code of the rings only (frame_ring.h,
-# packet_ring.h, slot_ring.h, wait_any.h); here they are written before anyone else can see the segment, or read for a
-# report.
+# The declarations of shm.h: layouts and constants. Only the C code of the rings (frame_ring.h, packet_ring.h,
+# slot_ring.h, wait_any.h) accesses shared fields. Cython code writes them before others can see the segment, or reads
+# them for a report.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
@@ -24,7 +24,7 @@ cdef extern from "cuframes/shm.h" nogil:
         CF_POLICY_STRICT_WAIT
         CF_OWNERSHIP_EXTERNAL
         CF_SUB_ACTIVE
-    # unsigned: Cython takes an anonymous enum for int
+    # Declared as const, since Cython treats the members of an anonymous enum as int and these are unsigned.
     const uint32_t CF_FRAME_MAGIC
     const uint64_t CF_SEQ_INVALID
 

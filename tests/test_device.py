@@ -165,7 +165,7 @@ class TestOneProcess:
                     plane.__dlpack__(stream=stream)
             with pytest.raises(BufferError, match="copy_to_host"):
                 plane.__dlpack__(dl_device=(1, 0))
-            with pytest.raises(BufferError, match="do not copy"):
+            with pytest.raises(BufferError, match="exported as a copy"):
                 plane.__dlpack__(copy=True)
 
     def test_an_export_keeps_the_frame_held(self, publisher, key):
@@ -248,7 +248,7 @@ class TestForeignArrays:
             address = int(driver.call(bindings.cuMemAlloc, 48 * 64))
         with Publisher(key, 64, 48, "gray8", memory="cuda", device=0) as publisher:
             with pytest.raises(
-                ValueError, match="the array is on cuda:1, the publisher on cuda:0; copy it there first"
+                ValueError, match="the array is on cuda:1, but the publisher is on cuda:0; copy the array there first"
             ):
                 publisher.publish(DeviceArray(address))
             assert publisher.stats().published == 0
@@ -370,7 +370,7 @@ class TestPending:
         gpu_busy(1)
         for number in range(4):
             publisher.publish(gray(number))
-        with pytest.raises(cuframes.FrameDropped, match="the GPU has not finished the upload"):
+        with pytest.raises(cuframes.FrameDropped, match="the GPU is still copying the frame"):
             publisher.publish(gray(4))
         assert publisher.stats()[:2] == (4, 1)
         gpu_busy(0)

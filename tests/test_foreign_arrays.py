@@ -485,16 +485,16 @@ def test_what_is_refused_says_what_to_do(rings, path):
         ([numpy.ma.array(samples)], TypeError, r"array.filled\(0\)"),
         (samples.astype(">u2"), TypeError, r"format '>H', 2 bytes each; convert it first \(.astype\('uint16'\)\)"),
         (samples.astype(numpy.uint8), TypeError, "elements of uint8; convert it first"),
-        (samples[:3], ValueError, r"array of shape \(4, 5\), 40 bytes, or 1 planes; not \(3, 5\)"),
+        (samples[:3], ValueError, r"array of shape \(4, 5\), 40 bytes, or 1 planes, not an array of shape \(3, 5\)"),
         (Only(numpy.zeros((4, 5), "u2"), "__dlpack__"), TypeError, "elements of format 'O'"),
     ]:
         with pytest.raises(error, match=said):
             send(src)
-    with pytest.raises(ValueError, match="too few for 4 rows of 10"):
+    with pytest.raises(ValueError, match="too few for 4 rows of 10 bytes"):
         plane = Lines(30)
         plane.line_size = -10
         send([plane])
-    with pytest.raises(ValueError, match="too few for 4 rows of 10"):
+    with pytest.raises(ValueError, match="too few for 4 rows of 10 bytes"):
         plane = Lines(400)
         plane.line_size = 0
         send([plane])

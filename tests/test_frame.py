@@ -82,7 +82,7 @@ def test_frame_that_is_no_matrix_says_so(key):
         publisher.publish(pattern("i420", 60, 40))
         frame = subscriber.next(1)
         for export in (memoryview, numpy.from_dlpack):
-            with pytest.raises(BufferError, match="use its planes"):
+            with pytest.raises(BufferError, match=r"use frame\.planes"):
                 export(frame)
 
 
@@ -123,9 +123,9 @@ def test_dlpack_refusals(frame):
     plane = frame.planes[0]
     with pytest.raises(ValueError, match="no stream"):
         plane.__dlpack__(stream=1)
-    with pytest.raises(BufferError, match="not copied"):
+    with pytest.raises(BufferError, match="does not copy it"):
         plane.__dlpack__(dl_device=(2, 0))
-    with pytest.raises(BufferError, match="do not copy"):
+    with pytest.raises(BufferError, match="exported as a copy"):
         plane.__dlpack__(copy=True)
 
 
@@ -489,7 +489,7 @@ class TestWritableFrame:
             frame = publisher.acquire()
             frame.__enter__()
             frame.__exit__(reason, None, None)
-            with pytest.raises(ValueError, match="was left already"):
+            with pytest.raises(ValueError, match="has already ended"):
                 frame.__exit__(None, None, None)
             frame.__exit__(KeyError, KeyError(), None)
         self.goes_on(pair, 1)
@@ -497,10 +497,10 @@ class TestWritableFrame:
     def test_entered_twice(self, pair):
         publisher, _ = pair
         with publisher.acquire() as frame:
-            with pytest.raises(ValueError, match="used once"):
+            with pytest.raises(ValueError, match="used only once"):
                 frame.__enter__()
             frame.copy_from(bytes(3600))
-        with pytest.raises(ValueError, match="used once"):
+        with pytest.raises(ValueError, match="used only once"):
             frame.__enter__()
         self.goes_on(pair, 1)
 
@@ -508,7 +508,7 @@ class TestWritableFrame:
         publisher, _ = pair
         with publisher.acquire() as frame:
             second = publisher.acquire()
-            with pytest.raises(RuntimeError, match="one writer"):
+            with pytest.raises(RuntimeError, match="one frame at a time"):
                 second.__enter__()
             with pytest.raises(ValueError, match="never entered"):
                 second.__exit__(None, None, None)
@@ -668,7 +668,7 @@ class TestCopies:
         assert "cuframes.Subscriber('" in self.reason(things["Publisher"])
         assert "cuframes.PacketReader('" in self.reason(things["PacketReader"])
         assert "cuframes.framecache.SlotReader('" in self.reason(things["SlotWriter"])
-        assert "numpy.array(it) is a copy" in self.reason(things["Frame"])
+        assert "send a copy: numpy.array(it)" in self.reason(things["Frame"])
 
     @staticmethod
     def reason(thing):

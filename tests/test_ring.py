@@ -186,11 +186,11 @@ def test_newest_survives_an_abandoned_newest_slot(publisher, key):
 
 def test_one_frame_at_a_time(publisher):
     with publisher.acquire() as slot:
-        with pytest.raises(RuntimeError, match="a publisher is one writer"):
+        with pytest.raises(RuntimeError, match="only one frame at a time"):
             publisher.publish(gray(1))
         slot.planes[0][...] = 3
     assert slot.seq == 1
-    with pytest.raises(ValueError, match="used once"):
+    with pytest.raises(ValueError, match="used only once"):
         slot.__enter__()
 
 

@@ -219,7 +219,7 @@ def test_event_fd_is_fed_at_every_frame(publisher, plain):
         (struct.pack("<II", HELLO, 5000), 1, "announces 5000 bytes"),
         (struct.pack("<II", HELLO, 2**32 - 1), 1, "the limit is 4096"),
         (struct.pack("<II", HELLO, 4) + b"abcd", 1, "too short"),
-        (struct.pack("<II", HELLO, 8) + struct.pack("<II", 3, 2**31), 1, "does not hold a name"),
+        (struct.pack("<II", HELLO, 8) + struct.pack("<II", 3, 2**31), 1, "does not match its name"),
         (struct.pack("<IIII", HELLO, 28, 3, 0) + bytes(20), 1, "has 0 bytes, not 1 to 31"),
         (struct.pack("<IIII", HELLO, 29, 3, 1) + b"\xff" + bytes(20), 1, "not UTF-8"),
         (struct.pack("<IIII", HELLO, 29, 3, 1) + b"\0" + bytes(20), 1, "empty"),

@@ -197,7 +197,7 @@ def test_other_things_in_the_directory_are_refused_and_left_alone(slots, slot_id
     for name, message in {
         "version-2": "version 2",
         "truncated": "truncated",
-        "text": "no framecache slot|at least",
+        "text": "not a framecache slot|at least",
         "empty": "empty",
         "folder": "no regular file",
         "link": "no regular file",
@@ -806,7 +806,7 @@ with SlotWriter({slot_id!r}, 64, 48, ring_depth=8) as writer, SlotReader({slot_i
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[0, 1, 2, 3, 4, 5, 6]"), done.stderr
     assert done.stderr.count("\n") == 1
-    assert f"{semaphore_path(slot_id)} was cut off or overwritten" in done.stderr
+    assert f"{semaphore_path(slot_id)} was truncated or overwritten" in done.stderr
 
 
 @pytest.mark.parametrize("depth", [120, 4])
@@ -1150,7 +1150,7 @@ def test_numbers_whose_product_is_beyond_64_bits_are_no_slot(slots, slot_id):
     os.truncate(slots / slot_id, 200 << 30)  # sparse
     poke(slots, slot_id, 28, 2**32 - 1, 2**32 - 1)
     for attempt in (SlotReader, SlotWriter, find_slot):
-        with pytest.raises(ProtocolError, match="no framecache slot"):
+        with pytest.raises(ProtocolError, match="not a framecache slot"):
             attempt(slot_id)
     assert list_slots() == []
 

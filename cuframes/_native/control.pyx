@@ -1,4 +1,4 @@
-"""The control segment of a frame ring, as seen by those who only look: constants, layout, reports."""
+"""The control segment of a frame ring, for code that only reads it: constants, layout, reports."""
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
@@ -10,7 +10,7 @@ from cuframes.errors import ProtocolError
 
 
 def layout_rows():
-    """(type, field or None, offset, size) of everything in shm.h, as the compiler laid it out."""
+    """(type, field or None, offset, size) of every structure in shm.h and its fields, as the compiler laid them out."""
     cdef const cf_layout_row* row = cf_layout
     rows = []
     while row.type != NULL:
@@ -24,7 +24,7 @@ HEADER_BYTES = sizeof(cf_frame_header)
 FRAME_MAGIC = CF_FRAME_MAGIC
 MIN_RING = CF_MIN_RING
 MAX_RING = CF_MAX_RING
-MAX_SUBSCRIBERS = CF_MAX_SUBSCRIBERS - 1  # bit 0 is nobody's
+MAX_SUBSCRIBERS = CF_MAX_SUBSCRIBERS - 1  # bit 0 is never assigned
 MAX_KEY = CF_MAX_KEY_LEN
 MAX_NAME = CF_MAX_NAME_LEN
 STRICT_WAIT = CF_POLICY_STRICT_WAIT
@@ -40,20 +40,20 @@ PASS_FD = CF_EXT_PASS_FD
 
 cdef cf_frame_header* header_of(Mapping mapping) except NULL:
     if mapping.size < <Py_ssize_t>sizeof(cf_frame_header):
-        raise ProtocolError(f"a control segment has {sizeof(cf_frame_header)} bytes, this one {mapping.size}")
+        raise ProtocolError(f"a control segment has {sizeof(cf_frame_header)} bytes, but this one has {mapping.size}")
     return <cf_frame_header*>mapping.address
 
 
 def describe(source not None):
-    """A snapshot of a control segment as a dict, for reports. Reads only; needs no place in the ring.
+    """A snapshot of a control segment as a dict, for reports. Only reads the segment, and needs no place in the ring.
 
-    `source` is a :class:`Mapping`, or the first bytes of a segment that may be cut off at any time: those are read, not
-    mapped. Values are as found: a caller that depends on one checks it.
+    `source` is a :class:`Mapping`, or the first bytes of a segment. (Reading instead of mapping is for segments that
+    may be truncated at any time.) The values are not checked: a caller that depends on one must check it.
 
     Raises
     ------
     SegmentTruncated
-        The mapped segment was cut off while it was looked at, or before.
+        The mapped segment was truncated.
     """
     cdef cf_frame_header copy
     cdef cf_frame_header* h = &copy
@@ -65,7 +65,7 @@ def describe(source not None):
         raw = source
         memcpy(&copy, <const char*>raw, sizeof(copy))
     else:
-        raise ProtocolError(f"a control segment has {sizeof(copy)} bytes, this one {len(source)}")
+        raise ProtocolError(f"a control segment has {sizeof(copy)} bytes, but this one has {len(source)}")
     cdef uint64_t bitmap = cf_load_acquire(&h.subscriber_bitmap)
     subscribers = []
     for bit in range(1, CF_MAX_SUBSCRIBERS):
@@ -110,9 +110,9 @@ def describe(source not None):
 
 
 def handles(Mapping mapping not None, int ring_size):
-    """What a version 3 subscriber opens: (memory handle, offset in that memory, event handle) of each slot.
+    """What a version 3 subscriber opens for each slot: (memory handle, offset in that memory, event handle).
 
-    Values are as found. How many there are is taken from the handshake: what the segment says may be anything.
+    The values are not checked. `ring_size` comes from the handshake, since the segment may contain any value.
     """
     cdef cf_frame_header* h = header_of(mapping)
     found = [
@@ -128,13 +128,13 @@ def handles(Mapping mapping not None, int ring_size):
 
 
 def meta_bytes(Mapping mapping not None):
-    """The bytes of ``frame_meta``, as the handshake sends them."""
+    """The bytes of ``frame_meta``, in the form in which the handshake sends them."""
     cdef cf_frame_header* h = header_of(mapping)
     return (<char*>&h.meta)[:sizeof(cf_frame_meta)]
 
 
 def describe_meta(bytes meta not None):
-    """(format, width, height, pitch_y, pitch_uv, bytes of a frame, UUID of the GPU) of ``frame_meta``, as found."""
+    """(format, width, height, pitch_y, pitch_uv, bytes of a frame, UUID of the GPU) of ``frame_meta``, not checked."""
     cdef cf_frame_meta m
     if len(meta) != sizeof(m):
         raise ProtocolError(f"frame_meta has {sizeof(m)} bytes, not {len(meta)}")

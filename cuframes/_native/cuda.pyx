@@ -1,7 +1,7 @@
 """The CUDA driver calls of the hot path: events, waits and copies, as function pointers, without the GIL.
 
-Setting up (contexts, memory, handles) is cuda-python's work, in ``cuframes.memory.cuda``; it hands the addresses of the
-driver's functions to :func:`load`. Nothing here synchronises the host, except what says so.
+The setup (contexts, memory, handles) is done with cuda-python in ``cuframes.memory.cuda``, which passes the addresses
+of the driver's functions to :func:`load`. No function here blocks the host, unless its docstring says so.
 """
 
 from libc.stdint cimport uintptr_t
@@ -16,7 +16,7 @@ cdef bint loaded = False
 
 
 def load(dict functions):
-    """Set the driver's functions: name to address. ``cuCtxRecordEvent`` may be missing."""
+    """Set the driver's functions from a dict of name to address. ``cuCtxRecordEvent`` may be missing."""
     global loaded
     cdef uintptr_t address
     calls.event_record = <int (*)(void*, void*) noexcept nogil><void*><uintptr_t>functions["cuEventRecord"]
@@ -50,7 +50,7 @@ def load(dict functions):
 
 
 cdef str driver_error(int result):
-    """The driver's own name and text for a result, and what to do where that is known."""
+    """The driver's own name and text for a result, with a remedy if one is known."""
     cdef const char* name = NULL
     cdef const char* text = NULL
     calls.get_error_name(result, &name)
@@ -59,9 +59,9 @@ cdef str driver_error(int result):
     meaning = (<bytes>text).decode() if text != NULL else "unknown to this driver"
     remedy = ""
     if cf_cuda_is_capture(result):
-        # The work of a captured graph runs at its launches, long after the frame went back: that cannot be followed.
+        # Captured work runs whenever the graph is launched, long after the frame went back, so it cannot be followed.
         remedy = ("; a CUDA graph is being captured: take, use and release frames outside of the capture, and copy "
-                  "what the graph is to read into a buffer of your own")
+                  "the graph's input into a buffer of your own")
     return f"{label} ({meaning}){remedy}"
 
 
@@ -89,21 +89,21 @@ cdef void* stream_of(object stream) except? NULL:
         handle = stream.ptr
     else:
         raise TypeError(f"stream must be None, an int, or a CUDA stream object, not {type(stream).__name__}")
-    # 0 means the default stream of whichever context is current; say which one is meant.
+    # 0 means the default stream of whichever context is current; name the legacy default stream explicitly instead.
     return <void*>(handle or <uintptr_t>CF_CUDA_STREAM_LEGACY)
 
 
 def stream_handle(stream):
-    """:func:`stream_of` for Python: an int."""
+    """:func:`stream_of` for Python: returns the handle as an int."""
     return <uintptr_t>stream_of(stream)
 
 
 cdef object keeper_of(void* stream, int ordinal):
-    """Something that keeps a stream alive which a library handed over as a bare handle; None if nothing is known to.
+    """An object that keeps a stream alive which a library passed as a bare handle, or None if no such object is known.
 
-    The driver does not check handles: using a stream after its destruction crashes the process. So a handle may be used
-    later only if its stream is kept until then. PyTorch never destroys its streams (those it wraps for others have
-    their handle as number); a CuPy stream lives as long as its object.
+    The driver does not check handles: using a stream after its destruction crashes the process. A handle may therefore
+    be used later only if its stream is kept alive until then. PyTorch never destroys its own streams. (A stream of
+    another library that PyTorch wraps has its handle as stream_id.) A CuPy stream lives as long as its Python object.
     """
     cdef uintptr_t handle = <uintptr_t>stream
     try:
@@ -117,16 +117,17 @@ cdef object keeper_of(void* stream, int ordinal):
             current = cupy.cuda.get_current_stream()
             if current.ptr == handle and isinstance(current, cupy.cuda.Stream):
                 return current
-    except Exception:  # whatever they have become: nothing is known then
+    except Exception:  # these libraries may change in any way: then no keeper is known
         pass
     return None
 
 
 cdef class Device:
-    """A GPU and its primary context, which frameworks of one process share.
+    """A GPU and its primary context, which all frameworks in a process share.
 
-    Calls return the driver's result. A call that names a default stream needs the context to be current. On a thread
-    without one it is made current and stays so, as the CUDA runtime does; over another one it is pushed for the call.
+    Calls return the driver's result. A call that names a default stream needs this context to be current. On a thread
+    without a context, it is made current and stays so, as with the CUDA runtime. On a thread with another context, it
+    is pushed for the call.
     """
 
     def __cinit__(self, int ordinal, bytes uuid not None, str name not None, uintptr_t context, keep):
@@ -144,7 +145,7 @@ cdef class Device:
         return cf_gpu_usable(&self.gpu, stream)
 
     cdef int ordinal_of(self, uintptr_t pointer) noexcept nogil:
-        """The GPU on which an address is, as this process counts them; -1 if CUDA does not know the address."""
+        """Number (in this process) of the GPU to which an address belongs; -1 if CUDA does not know the address."""
         cdef int ordinal = -1
         cdef bint pushed = cf_gpu_enter(&self.gpu)
         cdef int result = calls.pointer_get_attribute(&ordinal, CF_CUDA_POINTER_DEVICE_ORDINAL, pointer)
@@ -158,18 +159,18 @@ cdef class Device:
         return cf_gpu_wait(&self.gpu, stream, event)
 
     cdef int wait_for(self, void* stream, void* other) noexcept nogil:
-        """Make a stream wait for what another one has queued so far."""
+        """Make a stream wait for the work that another stream has queued so far."""
         cdef void* event
         cdef int result = cf_gpu_new_event(&self.gpu, &event)
         if result == CF_CUDA_SUCCESS:
             result = cf_gpu_record(&self.gpu, event, other)
             if result == CF_CUDA_SUCCESS:
                 result = cf_gpu_wait(&self.gpu, stream, event)
-            calls.event_destroy(event)  # the driver keeps it until the work is over
+            calls.event_destroy(event)  # the driver frees it when the work is done
         return result
 
     cdef int wait_for_all(self, void* stream) noexcept nogil:
-        """Make a stream wait for what the context has queued so far. On drivers before CUDA 12.5 the host waits."""
+        """Make a stream wait for all work that the context has queued so far. Before CUDA 12.5, blocks the host."""
         cdef void* event
         cdef int result = cf_gpu_new_event(&self.gpu, &event)
         if result == CF_CUDA_SUCCESS:
@@ -180,7 +181,7 @@ cdef class Device:
         return self.drain() if result == CF_CUDA_NOT_SUPPORTED else result
 
     cdef bint finished(self, void* event) noexcept nogil:
-        """Whether the recorded work is over. A driver that answers with an error will never finish it."""
+        """Whether the recorded work is over. An error counts as over, since the driver will then never finish it."""
         return cf_gpu_query(&self.gpu, event) != CF_CUDA_NOT_READY
 
     cdef int synchronize(self, void* event) noexcept nogil:
@@ -188,7 +189,7 @@ cdef class Device:
         return cf_gpu_synchronize(&self.gpu, event)
 
     cdef int drain(self) noexcept nogil:
-        """Block the host until all work of the context is over. It ends graph captures: a last resort."""
+        """Block the host until all work of the context is over. A last resort, since it ends graph captures."""
         return cf_gpu_drain(&self.gpu)
 
     cdef int copy(self, char* dst, Py_ssize_t dst_pitch, bint to_device, const char* src, Py_ssize_t src_pitch,
@@ -228,7 +229,7 @@ cdef class Device:
 
     @property
     def uuid_text(self):
-        """The UUID as nvidia-smi prints it."""
+        """The UUID in the form that nvidia-smi prints."""
         h = self.uuid.hex()
         return f"GPU-{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 

@@ -20,7 +20,7 @@ cdef class Tensor:
 
 
 cdef Tensor consume(object capsule):
-    """Take a DLPack capsule over: calling its deleter is up to us now."""
+    """Take over a DLPack capsule. From now on it is our duty to call its deleter."""
     cdef Tensor tensor = Tensor.__new__(Tensor)
     cdef void* managed = PyCapsule_GetPointer(<PyObject*>capsule, "dltensor")
     PyCapsule_SetName(<PyObject*>capsule, "used_dltensor")
@@ -29,7 +29,7 @@ cdef Tensor consume(object capsule):
 
 
 cdef Array dlpack_array(FrameLayout layout, Device gpu, void* stream, object source):
-    """From DLPack, on a GPU, ordered before what `stream` does next."""
+    """An array on a GPU, through DLPack, ordered before the next work of `stream`."""
     cdef Array array = Array.__new__(Array)
     cdef Tensor keep
     cdef cf_dl_tensor* t
@@ -38,11 +38,11 @@ cdef Array dlpack_array(FrameLayout layout, Device gpu, void* stream, object sou
     try:
         capsule = source.__dlpack__(stream=<uintptr_t>stream)
     except (TypeError, NotImplementedError) as reason:
-        # A producer that knows no streams (PyAV) works on the legacy default one, which is what None means.
+        # A producer without support for streams (PyAV) works on the legacy default stream, like a stream of None.
         try:
             capsule = source.__dlpack__()
         except Exception:
-            raise reason  # the second answer is the context of the first
+            raise reason  # the second exception is attached as its context
         order(gpu, <void*>CF_CUDA_STREAM_LEGACY, stream)
     keep = consume(capsule)
     t = &keep.managed.tensor
@@ -65,7 +65,7 @@ cdef Array dlpack_array(FrameLayout layout, Device gpu, void* stream, object sou
 
 
 cdef Array interface_array(FrameLayout layout, Device gpu, void* stream, object source):
-    """From the CUDA array interface, version 2 or 3, ordered before what `stream` does next."""
+    """An array on a GPU, through the CUDA array interface version 2 or 3, ordered before the next work of `stream`."""
     cdef Array array = Array.__new__(Array)
     cdef Py_ssize_t expected = layout.item_bytes
     cdef uintptr_t theirs
@@ -74,7 +74,7 @@ cdef Array interface_array(FrameLayout layout, Device gpu, void* stream, object 
     if interface["typestr"] not in (("|u1", "|i1", "<u1") if layout.item_bytes == 1 else ("<u2", "<i2")):
         raise wrong_sample(layout, f"type {interface['typestr']!r}")
     if interface.get("mask") is not None:
-        raise TypeError("a masked array has no pixels where it is masked; publish one without a mask")
+        raise TypeError("a masked array has no pixels where it is masked; publish an array without a mask")
     shape, strides = interface["shape"], interface.get("strides")
     if not 1 <= len(shape) <= MAX_NDIM or (strides is not None and len(strides) != len(shape)):
         raise ValueError(f"a frame has 1 to 3 dimensions, not {len(shape)}")
@@ -94,21 +94,22 @@ cdef Array interface_array(FrameLayout layout, Device gpu, void* stream, object 
 
 
 cdef int check_device(Device gpu, int ordinal) except -1:
-    """Raise unless an array is on this GPU; -1 when nobody knows where it is."""
+    """Raise if an array is on another GPU. An `ordinal` of -1 means that its GPU is unknown, and is accepted."""
     if ordinal >= 0 and ordinal != gpu.ordinal:
-        raise ValueError(f"the array is on cuda:{ordinal}, the publisher on cuda:{gpu.ordinal}; copy it there first")
+        raise ValueError(f"the array is on cuda:{ordinal}, but the publisher is on cuda:{gpu.ordinal}; copy the array "
+                         "there first")
     return 0
 
 
 cdef int order(Device gpu, void* first, void* second) except -1:
-    """Make stream `second` wait for what stream `first` has queued."""
+    """Make stream `second` wait for the work that stream `first` has queued."""
     if first != second:
         check_driver(gpu.wait_for(second, first), "ordering two streams failed")
     return 0
 
 
 cdef class DeviceSource(Source):
-    """The rows of each plane of a frame that is copied on `stream` of a GPU, wherever its arrays are."""
+    """The rows of each plane of a frame that is copied on `stream` of a GPU, from arrays in host or device memory."""
 
     cdef Array find_on_device(self, object array, tuple where):
         if where is None:
@@ -118,7 +119,7 @@ cdef class DeviceSource(Source):
 
 
 cdef Source device_source_of(FrameLayout layout, Device gpu, void* stream, object src):
-    """Find the rows of an array-like, or raise; nothing is copied yet."""
+    """Find the rows of an array-like in host or device memory, or raise. The rows are not copied yet."""
     cdef DeviceSource source = DeviceSource.__new__(DeviceSource)
     source.layout = layout
     source.gpu = gpu
@@ -128,7 +129,7 @@ cdef Source device_source_of(FrameLayout layout, Device gpu, void* stream, objec
 
 
 def dlpack_pointer(buffer):
-    """Device address of a DLPack tensor; the caller keeps the tensor."""
+    """Device address of a DLPack tensor. The caller must keep the tensor alive."""
     cdef Tensor keep = consume(buffer.__dlpack__(stream=-1))
     if keep.managed.tensor.device.device_type != DL_CUDA:
         raise TypeError("the buffer is not in device memory")

@@ -1,4 +1,4 @@
-# What dlpack.h declares, and the capsule functions with destructors that do not throw.
+# The declarations of dlpack.h, and Python's capsule functions with destructors that cannot raise.
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

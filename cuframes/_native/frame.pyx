@@ -1,4 +1,4 @@
-"""Frames: what a subscriber takes, what a publisher fills, and copying an array-like into the ring."""
+"""Frames: those that a subscriber takes, those that a publisher fills, and the copy of an array-like into the ring."""
 
 cimport cython
 from cpython.buffer cimport PyBuffer_Release
@@ -18,7 +18,7 @@ from cuframes.errors import FrameDropped, Overwritten
 
 
 cdef int set_view(View view, FrameLayout layout, char* address, bint readonly, Owner owner) except -1:
-    """Make `view` the frame at `address` as one array."""
+    """Make `view` show the frame at `address` as one array."""
     cdef Geometry* g = &layout.matrix
     return view.set(address, g.ndim, g.extent, g.step, layout.item_bytes, readonly, owner)
 
@@ -38,44 +38,49 @@ cdef tuple planes_of(FrameLayout layout, char* address, bint readonly, Owner own
 cdef class Frame(View):
     """A frame in the ring, read-only, in place.
 
-    It cannot be overwritten while this object, one of its planes, or any array or tensor made from them lives.
-    ``release`` (or leaving a ``with`` block) gives it up early; the slot goes back when the last array of it has died
-    as well.
+    The frame cannot be overwritten as long as this object, one of its planes, or an array or tensor made from either is
+    alive. :meth:`release` (or leaving a ``with`` block) gives the frame up earlier; its slot goes back to the ring when
+    the last array made from it is gone too.
     """
 
     @property
     def seq(self):
-        """Sequence number: unique in one publisher's life, growing, with gaps where slots were held."""
+        """Sequence number: unique and growing for the life of one publisher, with gaps where held slots were passed
+        over.
+        """
         return self.taken.seq
 
     @property
     def frame_no(self):
-        """Dense number of this frame, from 1: its distance to another frame's counts the frames between them."""
+        """Consecutive number of the frame, starting at 1 and without gaps. The difference between two numbers is how
+        many frames apart they were published.
+        """
         return self.taken.frame_no
 
     @property
     def epoch(self):
-        """Random number of the publisher's incarnation; ``seq`` and ``frame_no`` start anew with it."""
+        """Random number of this run of the publisher. When it changes, ``seq`` and ``frame_no`` have started anew."""
         return self.reader.epoch
 
     @property
     def pts_ns(self):
-        """Presentation time in nanoseconds, as the publisher gave it (CLOCK_MONOTONIC at publish when it gave none)."""
+        """Presentation time in nanoseconds, as the publisher gave it. If it gave none: CLOCK_MONOTONIC at publishing.
+        """
         return self.taken.pts_ns
 
     @property
     def published_ns(self):
-        """When it was published: CLOCK_MONOTONIC of this host, nanoseconds. 0 if the publisher does not say."""
+        """Time of publishing: CLOCK_MONOTONIC of this host, in nanoseconds. 0 if the publisher does not report it."""
         return self.taken.published_ns
 
     @property
     def lost(self):
-        """Frames overwritten between the previously taken one and this (mode ``ordered``)."""
+        """Number of frames that were overwritten between the frame taken before and this one (mode ``ordered``)."""
         return self.taken.lost
 
     @property
     def skipped(self):
-        """Frames passed over between the previously taken one and this (mode ``newest``)."""
+        """Number of frames that were passed over between the frame taken before and this one (mode ``newest``)."""
         return self.taken.skipped
 
     @property
@@ -95,7 +100,7 @@ cdef class Frame(View):
 
     @property
     def planes(self):
-        """The planes, zero copy, as a tuple of :class:`Plane`."""
+        """The planes as a tuple of :class:`Plane`, without a copy."""
         cdef tuple planes
         with cython.critical_section(self):
             self.check_held()
@@ -106,29 +111,31 @@ cdef class Frame(View):
 
     @property
     def valid(self):
-        """Whether the slot still holds this frame. Always true while it is held, if the publisher honours pins."""
+        """Whether the slot still contains this frame. If the publisher honours pins, always true while the frame is
+        held.
+        """
         return cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
 
     cdef int check_held(self) except -1:
         if self.dropped:
-            raise ValueError("the frame was released; take views before that, or keep the frame")
+            raise ValueError("the frame was released; take views before the release, or keep the frame")
         return 0
 
     def release(self, stream=None):
-        """Give the frame up. Arrays made from it stay good and keep its slot until they die. Does not block.
+        """Give the frame up, without blocking. Arrays made from it stay valid and keep its slot while they are alive.
 
         Parameters
         ----------
         stream : int or stream object, optional
-            On a GPU: a stream that the frame was used on without saying so otherwise (its raw address in a kernel of
-            your own). The slot goes back when what is queued there now has finished.
+            For a frame on a GPU: a stream whose work uses the frame in a way that cuframes cannot see, such as your own
+            kernel that was given its raw address. The slot goes back when the work now queued on the stream is done.
 
         Raises
         ------
         Overwritten
-            If the publisher does not honour pins and has overwritten the frame meanwhile.
+            The publisher does not honour pins and has overwritten the frame while it was held.
         DeviceError
-            A CUDA graph is being captured on `stream`; the frame stays held.
+            A CUDA graph is being captured on `stream`. The frame stays held.
         """
         cdef void* handle
         if stream is not None and self.gpu is None:
@@ -146,7 +153,7 @@ cdef class Frame(View):
         whole = self.reader.ring.pins or cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
         with cython.critical_section(self):
             first = not self.dropped
-            self.drop()  # our reference to the hold; planes and arrays keep it as long as they live
+            self.drop()  # our reference to the hold; planes and arrays have their own
             self.cached_planes = None
         if first and not whole:
             raise Overwritten("the frame was overwritten while it was held: discard what was read from it")
@@ -165,10 +172,10 @@ cdef class Frame(View):
 
 
 def take(FrameReader reader not None, timeout, warm_up):
-    """The reader's next frame, read-only. Blocks without the GIL; errors are those of ``Subscriber.next``.
+    """The reader's next frame, read-only. Waits without the GIL and raises what ``Subscriber.next`` raises.
 
-    ``warm_up`` is called with a frame of nothing: in predictive waiting shortly before a frame is due, in spinning now
-    and then.
+    Calls ``warm_up`` with an empty frame: shortly before a frame is due when waiting predictively, and from time to
+    time when spinning.
     """
     cdef int64_t deadline = deadline_after(timeout)
     cdef Hold hold = empty_hold(reader)
@@ -194,24 +201,24 @@ cdef Frame frame_of(Hold hold):
     return frame
 
 
-@cython.no_gc_clear  # it may have to give its slot back to the writer when it goes
+@cython.no_gc_clear  # its deallocation may have to give the slot back to the writer
 cdef class WritableFrame(View):
-    """A slot of the ring, to be filled in place by the publisher.
+    """A slot of the ring that the publisher fills in place.
 
-    A context manager: the frame is published on a clean exit and abandoned when the block raises. Write to it inside
-    the block only; afterwards subscribers read the same memory.
+    Use it as a context manager: the frame is published when the block ends normally and abandoned when the block
+    raises. Write to the frame inside the block only; afterwards subscribers read the same memory.
 
     Attributes
     ----------
     pts_ns : int or None
         Presentation time in nanoseconds; None means the time of publishing (CLOCK_MONOTONIC).
     seq : int or None
-        Sequence number, once published.
+        Sequence number; None until the frame is published.
     slot : int or None
-        Which slot it is; with :meth:`Publisher.external`, which of the buffers.
+        Index of the slot; with :meth:`Publisher.external`, index of the buffer.
 
-    On a GPU, write on the stream that was given to ``acquire``, or take the planes by DLPack on yours: the frame's
-    event comes after both.
+    On a GPU, write on the stream that was given to ``acquire``, or take the planes by DLPack on a stream of your own.
+    The frame's event is recorded after the work of both.
     """
 
     def __cinit__(self, FrameWriter writer not None, FrameLayout layout not None, stream, timeout, int wanted=-1):
@@ -224,12 +231,12 @@ cdef class WritableFrame(View):
 
     def __enter__(self):
         if self.lease is not None:
-            raise ValueError("a writable frame is used once; call acquire() again")
+            raise ValueError("a writable frame can be used only once; call acquire() again")
         self.writer.enter()
         try:
             self.writer.begin(self.timeout, self.wanted, self.stream)
         finally:
-            self.writer.leave()  # close() does not wait for the block: the frame can then not be published
+            self.writer.leave()  # close() does not wait for the block; a frame that it overtakes cannot be published
         self.begun = True
         try:
             self.slot = self.writer.slot()
@@ -237,7 +244,7 @@ cdef class WritableFrame(View):
             self.lease.writer = self.writer
             self.lease.publish_stream = self.stream
             if self.writer.slots.device is not None:
-                # Who takes the array interface is told to work after this stream.
+                # A consumer of the array interface is told to order its work after this stream.
                 self.lease.follow(self.stream, self.writer.slots.device.ordinal, self.stream_keeper or self.writer)
             set_view(self, self.layout, self.writer.begun(), False, self.lease)
         except BaseException:
@@ -248,17 +255,17 @@ cdef class WritableFrame(View):
     def __exit__(self, exc_type, exc, traceback):
         if not self.end():
             if exc_type is None:
-                raise ValueError("this frame is not being written: its with block was left already, or never entered "
-                                 "(with publisher.acquire() as frame)")
+                raise ValueError("this frame is not being written: its with block has already ended, or was never "
+                                 "entered (with publisher.acquire() as frame)")
             return
-        # The slot is begun, and from here on it is this call's to publish or to abandon.
+        # The slot has been begun, and this call must now either publish or abandon it.
         try:
             self.drop_views()
             if exc_type is not None:
                 self.abandon()
                 return
             pts_ns = None if self.pts_ns is None else nanoseconds_of(self.pts_ns)
-            self.writer.enter()  # it may have been closed meanwhile
+            self.writer.enter()  # raises if the writer was closed during the block
         except BaseException:
             self.abandon()
             raise
@@ -278,7 +285,7 @@ cdef class WritableFrame(View):
         return 0
 
     cdef bint end(self) noexcept:
-        """Whether the slot was begun. It is not any more for anybody else: whoever is told so ends it, once."""
+        """Whether the slot was begun. Only the first caller gets True, and must publish or abandon the slot."""
         cdef bint begun
         with cython.critical_section(self):
             begun = self.begun
@@ -286,7 +293,7 @@ cdef class WritableFrame(View):
         return begun
 
     cdef int drop_views(self) except -1:
-        """Views kept beyond the block must not reach a published frame."""
+        """Invalidate the views: one that is kept beyond the block must not reach a published frame."""
         cdef Plane plane
         self.drop()
         for plane in self.cached_planes or ():
@@ -307,11 +314,11 @@ cdef class WritableFrame(View):
             self.abandon()
 
     def copy_from(self, src):
-        """Copy a whole frame in: what ``Publisher.publish`` takes."""
+        """Copy a whole frame into the slot. `src` is anything that ``Publisher.publish`` accepts."""
         cdef Source source
         self.check_begun()
         source = find_source(self.writer, self.layout, self.stream, src)
-        self.check_begun()  # looking at an array can run anybody's code
+        self.check_begun()  # once more, since inspecting an array can run arbitrary code
         source.part_from(self.address)
         fill(self.writer, source, self.address, self.stream)
 
@@ -345,17 +352,17 @@ cdef class WritableFrame(View):
         return f"<WritableFrame {self.format} {self.width}x{self.height}>"
 
 
-# ---- copying an array-like in --------------------------------------------------------------------------------------
+# ---- copying an array-like into the ring ---------------------------------------------------------------------------
 
 cdef Source find_source(FrameWriter writer, FrameLayout layout, void* stream, object src):
-    """The rows of an array-like that is to be copied to where the writer's frames are."""
+    """The rows of an array-like that is to be copied into the writer's memory (host or GPU)."""
     if writer.slots.device is None:
         return source_of(layout, src)
     return device_source_of(layout, writer.slots.device, stream, src)
 
 
 cdef int fill(FrameWriter writer, Source source, char* target, void* stream) except -1:
-    """Copy the rows into the begun slot; on a GPU, queue the copy."""
+    """Copy the rows into the begun slot. On a GPU the copy is only queued."""
     cdef FrameLayout layout = source.layout
     cdef Device gpu = writer.slots.device
     cdef Geometry* g
@@ -368,7 +375,7 @@ cdef int fill(FrameWriter writer, Source source, char* target, void* stream) exc
         for i in range(layout.planes):
             g = &layout.plane[i]
             if not source.rows[i].on_gpu:
-                # Pinned memory between: the copy to the GPU then needs no waiting, and the caller's array is free.
+                # By way of pinned memory, so that nobody waits for the GPU and the caller may reuse the array at once.
                 cf_copy_rows(staging + g.offset, g.step[0], source.rows[i].address, source.rows[i].pitch, g.row_bytes,
                              g.rows, False)
                 result = gpu.copy(target + g.offset, g.step[0], True, staging + g.offset, g.step[0], False, g.row_bytes,
@@ -378,16 +385,16 @@ cdef int fill(FrameWriter writer, Source source, char* target, void* stream) exc
                                   True, g.row_bytes, g.rows, stream)
             if result:
                 break
-    check_driver(result, "copying the frame in failed")
+    check_driver(result, "copying the frame into the ring failed")
     if source.on_gpu:
-        writer.keep_source(source.keep)  # a decoder's surface must not be used again before it has been read
+        writer.keep_source(source.keep)  # a decoder must not reuse its surface before the copy has read it
     return 0
 
 
 def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_ns, stream, timeout):
-    """Copy `src` into a slot and publish it; the copy runs without the GIL.
+    """Copy `src` into a slot and publish it. The copy runs without the GIL.
 
-    Everything that can be wrong with the arguments is found before a slot is taken.
+    The arguments are checked completely before a slot is claimed.
     """
     writer.enter()
     try:
@@ -429,5 +436,5 @@ cdef void* writer_stream(FrameWriter writer, object stream) except? NULL:
     if writer.slots.device is not None:
         return stream_of(stream)
     if stream is not None:
-        raise ValueError("stream= is for device memory; this publisher shares host memory")
+        raise ValueError("stream= is for device memory, but this publisher shares host memory; omit it")
     return NULL

@@ -1,4 +1,4 @@
-# What frame_ring.h declares: the frame ring.
+# The declarations of frame_ring.h.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._shm cimport cf_frame_header

@@ -21,9 +21,9 @@ cdef class FrameLayout:
     cdef Geometry matrix
     cdef Py_ssize_t nbytes
     cdef Py_ssize_t tight_bytes
-    # The whole frame as one array: its extents, and whether one pitch serves all of its planes (all but i420).
+    # The whole frame as one array: its extents, and whether all planes have the same pitch (true except for i420).
     cdef int array_ndim
     cdef Py_ssize_t[3] array_extent
     cdef bint one_pitch
     cdef cf_copier copier
-    cdef object plain_type  # a type whose instances were found to be plain buffers
+    cdef object plain_type  # the type of the last array that was found to be a plain buffer

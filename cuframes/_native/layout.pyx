@@ -1,4 +1,4 @@
-"""How the planes of a frame lie in memory, for code that runs for every frame."""
+"""The memory layout of a frame's planes, for code that runs for every frame."""
 
 
 cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
@@ -14,7 +14,7 @@ cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
 
 
 cdef class FrameLayout:
-    """A :class:`cuframes.formats.FrameShape` in a form that costs nothing per frame."""
+    """A :class:`cuframes.formats.FrameShape` as C fields, so that using it for every frame costs nothing."""
 
     def __cinit__(self, shape):
         cdef int i

@@ -5,15 +5,16 @@ from cuframes._shm cimport cf_fence_acquire, cf_load_relaxed_u32
 
 cdef class Mapping:
     cdef char* address
-    cdef void* guard  # NULL where nobody can shrink the file
-    cdef const uint32_t* cut  # atomic; not 0 when somebody has
+    cdef void* guard  # NULL if the file cannot be truncated
+    cdef const uint32_t* cut  # atomic; not 0 once the file was truncated
     cdef readonly Py_ssize_t size
     cdef readonly bint writable
     cdef void cut_off(self) noexcept
 
 
-# Whether what was just read there was zeros of our own making, and what was written reached nobody. To be asked after
-# touching a mapping, and before another step that depends on what was read. PAIRS WITH: guard.h, the mark
+# Whether the mapping was cut: then bytes just read from it may be zeros of our own, and bytes just written may have
+# reached nobody. To be asked after touching a mapping, before a step that depends on the bytes that were read.
+# PAIRS WITH: guard.h, the mark
 cdef inline bint is_cut(const uint32_t* cut) noexcept nogil:
     cf_fence_acquire()
     return cf_load_relaxed_u32(cut) != 0
@@ -22,8 +23,8 @@ cdef inline bint is_cut(const uint32_t* cut) noexcept nogil:
 cdef int refuse_cut() except -1
 
 
-# The same as an exception, SegmentTruncated: what every call that touches a mapping ends with. It takes the mark rather
-# than the mapping, since Cython would count a reference to that.
+# Raises SegmentTruncated if the mapping was cut. Every call that touches a mapping ends with this check. It takes the
+# mark instead of the mapping, for which Cython would count a reference.
 cdef inline int check_whole(const uint32_t* cut) except -1:
     return refuse_cut() if is_cut(cut) else 0
 

@@ -1,4 +1,4 @@
-"""Files in this process's memory, which others may shrink at any time."""
+"""Files mapped into this process. Other processes may truncate them at any time."""
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
@@ -30,28 +30,30 @@ cdef extern from "cuframes/guard.h" nogil:
     void cf_guard_unmap(cf_guard* g)
 
 
-cdef uint32_t NEVER = 0  # the mark of mappings that nobody can cut
+cdef uint32_t NEVER = 0  # the mark of mappings whose file cannot be truncated
 
 
 cdef class Mapping:
-    """Bytes of a descriptor, mapped shared. The descriptor may be closed afterwards; nothing is duplicated.
+    """A shared mapping of a file. The descriptor is not duplicated, and may be closed afterwards.
 
     Parameters
     ----------
     fd : int
     size : int
-        Bytes to map; the caller has checked that the file is that long.
+        Number of bytes to map. The caller has checked that the file has at least this many bytes.
     writable : bool
     populate : bool
-        Touch every page now, so that the first frames do not pay for it.
+        Touch every page now, so that the first frames do not cause page faults.
     guarded : bool
-        Survive that somebody shrinks the file: what is mapped is zeros from then on, and :func:`check_whole` raises
-        SegmentTruncated. Costs nothing where the file is sealed against it. False for a file that is about to be.
+        Survive the truncation of the file: the mapping then contains zeros, and :func:`check_whole` raises
+        SegmentTruncated. Costs nothing if the file is sealed against shrinking. Pass False for a file that is about to
+        be sealed.
 
     Notes
     -----
-    The first mapping that has to be guarded installs a handler of SIGBUS, once per process; see guard.h. With
-    CUFRAMES_SIGBUS_GUARD=0 in the environment nothing is guarded, and such a file ends the process with SIGBUS.
+    The first mapping that needs a guard installs a handler of SIGBUS, once per process; see guard.h. With
+    CUFRAMES_SIGBUS_GUARD=0 in the environment no mapping is guarded, and touching a truncated file ends the process
+    with SIGBUS.
     """
 
     def __cinit__(self, int fd, Py_ssize_t size, *, bint writable=False, bint populate=False, bint guarded=True):
@@ -79,7 +81,8 @@ cdef class Mapping:
             self.cut = &(<cf_guard*>self.guard).cut
 
     cdef void cut_off(self) noexcept:
-        """The file was found to be shorter than the mapping: every call raises SegmentTruncated from now on."""
+        """Mark the mapping as cut, since its file was found to be too short. Calls raise SegmentTruncated from now on.
+        """
         if self.guard != NULL:
             cf_guard_cut(<cf_guard*>self.guard)
 
@@ -95,7 +98,7 @@ cdef int refuse_cut() except -1:
 
 
 cdef class Borrowed:
-    """Bytes of a mapping, as a buffer that keeps them mapped."""
+    """Bytes of a mapping as a buffer. It keeps the mapping alive."""
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         PyBuffer_FillInfo(view, self, <void*>self.address, self.size, self.readonly, flags)

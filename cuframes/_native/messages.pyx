@@ -1,4 +1,4 @@
-"""The socket's messages as bytes: what ``messages.h`` declares, packed and unpacked. Nothing here judges a value."""
+"""The socket's messages as bytes: packs and unpacks the structures of ``messages.h``. Values are not checked here."""
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -102,22 +102,22 @@ cdef bytes bytes_of(const void* part, size_t size):
 
 
 cdef int take(bytes payload, Py_ssize_t offset, void* part, Py_ssize_t size) except -1:
-    """Copy `size` bytes at `offset` of a payload. Raises ValueError when it ends before."""
+    """Copy `size` bytes at `offset` of a payload. Raises ValueError if the payload is too short."""
     if len(payload) < offset + size:
-        raise ValueError(f"it is too short, with {len(payload)} bytes instead of {offset + size}")
+        raise ValueError(f"the payload is too short, with {len(payload)} bytes instead of {offset + size}")
     memcpy(part, <const char*>payload + offset, size)
     return 0
 
 
 def pack_message(uint32_t kind, bytes payload not None):
-    """One message."""
+    """One message: its header and payload."""
     cdef cf_message head
     head.type, head.length = kind, len(payload)
     return bytes_of(&head, sizeof(head)) + payload
 
 
 def unpack_message(bytes data not None):
-    """(type, length of the payload) of the message that begins here."""
+    """(type, length of the payload) of the message at the beginning of `data`."""
     cdef cf_message head
     take(data, 0, &head, sizeof(head))
     return head.type, head.length
@@ -134,14 +134,14 @@ def pack_hello(uint32_t version, bytes name not None, int32_t device, uint32_t m
 
 
 def unpack_hello(bytes payload not None):
-    """(version, name, device, mode, features). Raises ValueError for a payload of another size than it says."""
+    """(version, name, device, mode, features). Raises ValueError if the payload's size does not match its contents."""
     cdef cf_hello_head head
     cdef cf_hello_tail tail
     cdef Py_ssize_t end
     take(payload, 0, &head, sizeof(head))
     end = <Py_ssize_t>sizeof(head) + head.name_length
     if len(payload) != end + <Py_ssize_t>sizeof(tail):
-        raise ValueError(f"a payload of {len(payload)} bytes does not hold a name of {head.name_length}")
+        raise ValueError(f"a payload of {len(payload)} bytes does not match its name of {head.name_length} bytes")
     take(payload, end, &tail, sizeof(tail))
     name = payload[sizeof(head):end]
     return head.version, name, tail.device, tail.mode, tail.features
@@ -161,8 +161,8 @@ def pack_welcome(int32_t result, uint32_t version, uint32_t ring_size, uint32_t 
 
 
 def unpack_welcome(bytes payload not None):
-    """(result, version, ring_size, ownership, meta, path, features, packets_path). Raises ValueError for a payload that
-    is shorter than it says.
+    """(result, version, ring_size, ownership, meta, path, features, packets_path). Raises ValueError if the payload is
+    shorter than the lengths in it require.
     """
     cdef cf_welcome_head head
     cdef cf_welcome_tail tail
@@ -189,7 +189,7 @@ def unpack_subscribed(bytes payload not None):
     """(result, bit, initial_seq, initial_frame_no). Raises ValueError for a payload of another size."""
     cdef cf_subscribed body
     if len(payload) != sizeof(body):
-        raise ValueError(f"it has {len(payload)} bytes, not {sizeof(body)}")
+        raise ValueError(f"the payload has {len(payload)} bytes, not {sizeof(body)}")
     take(payload, 0, &body, sizeof(body))
     return body.result, body.bit, body.initial_seq, body.initial_frame_no
 
@@ -202,7 +202,7 @@ def pack_error(int32_t code, bytes text not None):
 
 
 def unpack_error(bytes payload not None):
-    """(code, text). Raises ValueError when it is too short."""
+    """(code, text). Raises ValueError if the payload is too short."""
     cdef cf_error_head head
     take(payload, 0, &head, sizeof(head))
     return head.code, payload[sizeof(head):][:head.text_length]

@@ -1,4 +1,4 @@
-# What packet_ring.h declares, and the ring's two ends for Python.
+# The declarations of packet_ring.h, and the ring's two ends for Python.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._native.mapping cimport Mapping

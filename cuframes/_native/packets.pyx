@@ -1,6 +1,6 @@
-"""The packet ring for Python: its writer, a reader, and packets.
+"""The packet ring for Python: its writer, its reader, and the packets.
 
-The algorithm is C (``packet_ring.h``) and runs without the GIL wherever it waits or copies much.
+The algorithm is in C (``packet_ring.h``). It runs without the GIL wherever it waits or copies much.
 """
 
 cimport cython
@@ -22,7 +22,7 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
-# The header, and the first slot: in its flags a publisher says that it holds the owner lock.
+# The header and the first slot, in whose flags a publisher declares that it holds the owner lock.
 cdef struct packet_look:
     cf_packet_header header
     cf_packet_slot slot
@@ -39,25 +39,26 @@ START_NEXT = CF_START_NEXT
 START_LATEST = CF_START_LATEST
 
 cdef uint32_t ALL_FLAGS = 2 * CF_PKT_LAST_IN_ACCESS_UNIT - 1
-# Copies from here on are made without the GIL; getting it back can take a switch interval.
+# Copies of at least this size are made without the GIL. (Getting the GIL back can take a whole switch interval.)
 cdef Py_ssize_t LARGE = 256 * 1024
 
 
 def segment_size(uint32_t slots, uint32_t data_size):
-    """Bytes of a packet ring's segment."""
+    """Size of a packet ring's segment in bytes."""
     return cf_packet_segment_size(slots, data_size)
 
 
 def describe_packets(bytes raw not None, Py_ssize_t size):
-    """A snapshot of a packet ring's header as a dict, for reports. Values are as found.
+    """A snapshot of a packet ring's header as a dict, for reports. The values are not checked.
 
-    `raw` is the first PACKET_LOOK_BYTES of a file of `size` bytes: read, not mapped, as it may be cut off at any time.
+    `raw` is the first PACKET_LOOK_BYTES of a file of `size` bytes. They are read rather than mapped, since the file may
+    be truncated at any time.
     """
     cdef packet_look copy
     cdef cf_packet_header* h = &copy.header
     cdef cf_packet_reader ring
     if len(raw) < <Py_ssize_t>sizeof(copy):
-        raise ProtocolError(f"a packet ring has at least {sizeof(copy)} bytes, this one {len(raw)}")
+        raise ProtocolError(f"a packet ring has at least {sizeof(copy)} bytes, but this one has {len(raw)}")
     memcpy(&copy, <const char*>raw, sizeof(copy))
     return {
         "magic": h.magic,
@@ -76,7 +77,7 @@ def describe_packets(bytes raw not None, Py_ssize_t size):
 
 
 cdef class PacketWriter(RingEnd):
-    """The publisher's end of a packet ring. `mapping` is writable, zero-filled, and of :func:`segment_size`."""
+    """The publisher's end of a packet ring. `mapping` is writable, zero-filled, and :func:`segment_size` bytes long."""
 
     def __cinit__(self, Mapping mapping not None, *, uint32_t slots, uint32_t data_size, uint32_t max_packet,
                   uint32_t codec_id, uint64_t pid, bytes extradata not None):
@@ -89,7 +90,7 @@ cdef class PacketWriter(RingEnd):
         check_whole(mapping.cut)
 
     def put(self, data, pts_ns, dts_ns, uint32_t flags):
-        """Publish one packet; returns its sequence number. Waits for nobody."""
+        """Publish one packet and return its sequence number. Never waits for a reader."""
         self.enter()
         try:
             self.write(data, pts_ns, dts_ns, flags)
@@ -99,11 +100,11 @@ cdef class PacketWriter(RingEnd):
             self.leave()
 
     def put_all(self, packets):
-        """Publish packets, given as (data, pts_ns, dts_ns, flags), and wake the readers once."""
+        """Publish several packets, given as (data, pts_ns, dts_ns, flags), and wake the readers once at the end."""
         cdef uint64_t before = self.ring.seq
         try:
             for data, pts_ns, dts_ns, flags in packets:
-                self.enter()  # for each, since the iterable may take its time, and close() would have to wait for it
+                self.enter()  # for each packet, so that close() need not wait for a slow iterable
                 try:
                     self.write(data, pts_ns, dts_ns, flags)
                 finally:
@@ -120,12 +121,12 @@ cdef class PacketWriter(RingEnd):
         cdef Py_ssize_t size
         cdef int status
         if flags & ~ALL_FLAGS:
-            raise ValueError(f"flags {flags:#x} are not known; combine cuframes.PacketFlags")
+            raise ValueError(f"flags {flags:#x} are unknown; combine members of cuframes.PacketFlags")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         size = view.len
-        if cf_load_seq_cst_u32(&self.ring.busy):  # before the extradata are touched
+        if cf_load_seq_cst_u32(&self.ring.busy):  # before the extradata are changed
             PyBuffer_Release(&view)
-            check(CF_BUSY, "another thread is publishing a packet here; a publisher is one writer")
+            check(CF_BUSY, "another thread is publishing a packet; only one thread at a time may use a publisher")
         if self.next_extradata is not None and flags & CF_PKT_KEY and size <= <Py_ssize_t>self.ring.max_packet:
             cf_packet_writer_extradata(&self.ring, self.next_extradata, <uint32_t>len(self.next_extradata))
             self.next_extradata = None
@@ -139,10 +140,10 @@ cdef class PacketWriter(RingEnd):
         if status == CF_OVERSIZED:
             check(status, f"the packet has {size} bytes, more than the ring's limit of {self.ring.max_packet}; publish "
                           "smaller packets, or give max_packet_size (and data_size)")
-        return check(status, "another thread is publishing a packet here; a publisher is one writer")
+        return check(status, "another thread is publishing a packet; only one thread at a time may use a publisher")
 
     def set_extradata(self, bytes extradata not None):
-        """Change it now, when no packet is out, or with the next keyframe."""
+        """Change the extradata: at once if no packet has been published yet, otherwise with the next keyframe."""
         self.enter()
         try:
             if self.ring.seq:
@@ -154,7 +155,7 @@ cdef class PacketWriter(RingEnd):
             self.leave()
 
     cdef void finish(self) noexcept:
-        """Tell every reader that nothing will come."""
+        """Tell every reader that no more packets will come."""
         cf_packet_writer_shutdown(&self.ring)
 
     @property
@@ -164,20 +165,20 @@ cdef class PacketWriter(RingEnd):
 
 
 cdef class PacketRing(ReaderEnd):
-    """A reader's end of a packet ring, for as long as one publisher lives.
+    """A reader's end of a packet ring, for the life of one publisher.
 
     Parameters
     ----------
     fd : int
-        The segment, open for reading; it becomes ours.
+        The segment, open for reading. This object closes it.
     size : int
-        Bytes of the file.
+        Size of the file in bytes.
     start : int
         START_KEYFRAME, START_OLDEST, START_NEXT or START_LATEST.
     spin : bool
-        Burn a core while waiting.
+        Wait by polling, which keeps one core busy.
     rejoined : bool
-        There was a publisher before this one: the first packet is marked as a discontinuity.
+        The reader followed another publisher before: mark the first packet as a discontinuity.
 
     Raises
     ------
@@ -196,7 +197,7 @@ cdef class PacketRing(ReaderEnd):
             check_whole(self.mapping.cut)
             found = describe_packets(raw, size)
             raise ProtocolError(
-                f"this is no packet ring of version 2, or a truncated one: magic {found['magic']:#x}, version "
+                f"this is not a packet ring of version 2, or it is truncated: magic {found['magic']:#x}, version "
                 f"{found['proto_version']}, {found['slots']} slots, {found['data_size']} bytes of data, file of {size}"
             )
         self.ring.spin = spin
@@ -205,7 +206,7 @@ cdef class PacketRing(ReaderEnd):
         self.fd = fd
 
     cdef int begin(self, int start) except -1:
-        """Choose the first packet, and read it at once, before it can be overwritten."""
+        """Choose the first packet and read it at once, before it can be overwritten."""
         cdef cf_packet found
         cf_packets_start(&self.ring, start)
         while start != CF_START_NEXT and cf_packets_find(&self.ring, &found) == CF_OK:
@@ -216,8 +217,9 @@ cdef class PacketRing(ReaderEnd):
         return 0
 
     cdef Packet take(self, int64_t deadline, bint copy, bint skip):
-        """The next packet, waiting without the GIL. Packets that were lost before it raise PacketOverrun, once, unless
-        `skip`.
+        """The next packet. Waits for it without the GIL.
+
+        If packets were lost before it, raises PacketOverrun first, once; not if `skip` is true.
         """
         cdef cf_packet found
         cdef Packet packet
@@ -228,7 +230,7 @@ cdef class PacketRing(ReaderEnd):
                 self.refuse(CF_CLOSED)
             packet, self.ahead = self.ahead, None
             while packet is None:
-                status = cf_packets_find(&self.ring, &found)  # what is there is not worth giving the GIL up for
+                status = cf_packets_find(&self.ring, &found)  # fast, so it keeps the GIL
                 while status == CF_EMPTY or status == CF_AGAIN:
                     PyErr_CheckSignals()
                     with nogil:
@@ -248,11 +250,11 @@ cdef class PacketRing(ReaderEnd):
         if status == CF_CUT:
             self.mapping.cut_off()
         if status == CF_CORRUPT:
-            check(status, "the packet ring is damaged: lengths in it point outside; restart its publisher")
+            check(status, "the packet ring is damaged: it contains lengths that exceed its size; restart its publisher")
         check(status, "no packet arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
 
     cdef Packet read(self, const cf_packet* found, bint copy):
-        """What was found, as a packet; None when it was overwritten before the copy was made."""
+        """The packet that was found, or None if it was overwritten before the copy was complete."""
         cdef Packet packet = Packet.__new__(Packet)
         cdef const char* there = NULL
         cdef bint whole
@@ -286,17 +288,17 @@ cdef class PacketRing(ReaderEnd):
 
     @property
     def codec_id(self):
-        """FFmpeg's AVCodecID."""
+        """The codec, as FFmpeg's AVCodecID."""
         return (<cf_packet_header*>self.mapping.address).codec_id
 
     @property
     def extradata(self):
-        """The codec's extradata, b"" when there are none.
+        """The codec's extradata, or b"" if there are none.
 
         Raises
         ------
         ProtocolError
-            The ring announces more than it has room for, or was cut off (SegmentTruncated).
+            The ring announces more extradata than it has room for, or was truncated (SegmentTruncated).
         """
         cdef char[CF_PKT_EXTRADATA_MAX] out
         cdef uint32_t size
@@ -325,7 +327,7 @@ cdef class PacketRing(ReaderEnd):
 
     @property
     def abandoned(self):
-        """Whether the publisher is gone, whatever it left."""
+        """Whether the publisher is gone. Some of its packets may not have been taken yet."""
         self.enter()
         try:
             return bool(cf_packets_abandoned(&self.ring))
@@ -334,7 +336,9 @@ cdef class PacketRing(ReaderEnd):
 
     @property
     def over(self):
-        """Whether the publisher is gone, and everything that it left was taken. A guess while another thread takes."""
+        """Whether the publisher is gone and all its packets have been taken. Only a guess while another thread takes a
+        packet.
+        """
         cdef cf_packet_header* h = <cf_packet_header*>self.mapping.address
         if self.ahead is not None or cf_load_acquire(&h.global_seq) > self.ring.seen:
             return False
@@ -351,22 +355,22 @@ cdef class PacketRing(ReaderEnd):
 
 
 @cython.freelist(64)
-@cython.no_gc  # it is in no cycle but that of a ring and the packet ahead of it, which ends when that is taken
+@cython.no_gc  # its only reference cycle, of a ring and the packet ahead, ends when that packet is taken
 cdef class Packet:
     """One encoded packet: ``(seq, pts_ns, dts_ns, flags, keyframe, data)``.
 
     Attributes
     ----------
     data : bytes or memoryview
-        The packet. A memoryview with ``next(copy=False)``: read-only, of the ring itself. It may be overwritten at any
-        time; look at :attr:`valid` after use.
+        The bytes of the packet. With ``next(copy=False)``, a read-only memoryview of the ring itself, which may be
+        overwritten at any time; check :attr:`valid` after use.
     lost : int
-        Packets that were overwritten between this and the one taken before.
+        Number of packets that were overwritten between the packet taken before and this one.
     """
 
     @property
     def seq(self):
-        """Number of the packet, from 1."""
+        """Sequence number of the packet, starting at 1."""
         return self.found.seq
 
     @property
@@ -386,22 +390,22 @@ cdef class Packet:
 
     @property
     def keyframe(self):
-        """Whether decoding can begin here."""
+        """Whether decoding can begin at this packet."""
         return bool(self.found.flags & CF_PKT_KEY)
 
     @property
     def published_ns(self):
-        """CLOCK_MONOTONIC at publish in nanoseconds; 0 from publishers that do not say."""
+        """Time of publishing: CLOCK_MONOTONIC, in nanoseconds. 0 if the publisher does not report it."""
         return self.found.published_ns
 
     @property
     def valid(self):
-        """Whether what was read from :attr:`data` so far is the packet. Always true of a copy."""
+        """Whether everything read from :attr:`data` so far belongs to this packet. Always true for a copy."""
         return self.ring is None or cf_packet_whole(&self.ring.ring, &self.found)
 
     def __reduce__(self):
         if self.ring is not None:
-            raise refusal(self, "take it with copy=True; or copy its data, and look at valid after that")
+            raise refusal(self, "take it with copy=True, or copy its data and then check valid")
         return _packet, (self.seq, self.found.pts_ns, self.found.dts_ns, self.found.published_ns, self.flags,
                          bytes(self.data), self.lost)
 
@@ -411,7 +415,7 @@ cdef class Packet:
 
 
 def _packet(seq, pts_ns, dts_ns, published_ns, flags, data, lost):
-    """A packet out of its parts: how it is unpickled."""
+    """A packet from its parts, for unpickling."""
     cdef Packet packet = Packet.__new__(Packet)
     packet.found.seq = seq
     packet.found.pts_ns = pts_ns

@@ -1,8 +1,8 @@
-"""Frames of a GPU that were released while it may still read them: ``pending.h`` for Python.
+"""GPU frames that were released while the GPU may still read them: ``pending.h`` for Python.
 
-Who holds the GIL: recording, asking and giving back happen without it. What a reader or a stream has to be kept alive
-for is a reference in the table; it is dropped by :func:`collect`, which every release calls, and which the reaper has
-called by the main thread when a closed subscriber waits for it.
+The GIL: events are recorded and queried, and frames given back, without it. The table keeps references to Python
+objects, so that readers and streams stay alive as long as needed. :func:`collect` drops these references, with the GIL.
+Every release calls it. When a closed subscriber waits for it, the reaper asks Python's main thread to call it.
 """
 
 from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
@@ -50,15 +50,16 @@ cdef extern from "cuframes/pending.h" nogil:
 
 
 cdef class Pending:
-    """The pending frames of one reader. :meth:`end` comes before the reader's memory goes."""
+    """The pending frames of one reader. :meth:`end` must be called before the reader's memory is freed."""
 
     def __dealloc__(self):
         free(self.table)
 
     cdef int defer(self, uint32_t slot, uint64_t seq, void** streams, int count, bint stream_unknown,
                    object keep) noexcept:
-        """A frame that these streams used goes back when their work is over, perhaps now. `keep` keeps the streams
-        alive. Returns 0, or the driver's error if that could not be recorded yet: it is tried again until it can.
+        """Give a frame back when the work of the streams that used it is over, which may be at once. `keep` keeps the
+        streams alive. Returns 0, or the driver's error if an event could not be recorded. Recording is then repeated
+        until it succeeds.
         """
         cdef void* kept = <void*>keep
         cdef void* old = NULL
@@ -71,7 +72,7 @@ cdef class Pending:
         return result
 
     cdef void reap(self) noexcept nogil:
-        """Give back what is over by now."""
+        """Give back the frames whose work is over."""
         cf_pending_look(<cf_pending*>self.table, False)
 
     cdef bint any(self) noexcept nogil:
@@ -79,8 +80,9 @@ cdef class Pending:
         return cf_load_seq_cst_u32(&(<cf_pending*>self.table).mask) != 0
 
     cdef bint outlive(self, object what) noexcept:
-        """The reader is closed. If frames are pending, end its connection when nothing is held any more, and have
-        `what` called, which keeps the reader alive until then; false if none are.
+        """To be called when the reader is closed. If frames are pending, returns true; when no frame is held any more,
+        the connection is ended and `what` is called. `what` keeps the reader alive until then. Returns false if no
+        frame is pending.
         """
         cdef bint kept
         cdef void* raw = <void*>what
@@ -92,14 +94,14 @@ cdef class Pending:
         return kept
 
     cdef void stay(self) noexcept nogil:
-        """The connection is about to be closed by the caller: leave its descriptor alone."""
+        """The caller is about to close the connection: do not use its descriptor any more."""
         cf_pending_stay(<cf_pending*>self.table)
 
     cdef void end(self, bint inherited) noexcept:
-        """The reader goes. In a forked child that makes no call of the driver."""
+        """The reader is being deallocated. In a forked child (`inherited`), makes no driver call."""
         cdef uint32_t k
         if not inherited:
-            with nogil:  # it may wait for the GPU, and that for a callback that needs the GIL
+            with nogil:  # it may wait for the GPU, which may wait for a callback that needs the GIL
                 cf_pending_leave(<cf_pending*>self.table)
             for k in range(<uint32_t>CF_MAX_RING):
                 Py_XDECREF(<PyObject*>cf_pending_kept(<cf_pending*>self.table, k))
@@ -120,7 +122,7 @@ cdef Pending pending_of(cf_reader* ring, Device device):
 
 
 cdef void collect() noexcept:
-    """Drop what pending frames kept alive and need no more. Readers that only waited for them go here."""
+    """Drop the references that pending frames no longer need. Closed readers that waited for them end here."""
     cdef int call = 0
     cdef void* raw
     while cf_pending_ready():
@@ -135,7 +137,7 @@ cdef void collect() noexcept:
                 thing()
             thing = None
         except Exception:
-            log.exception("giving up a closed subscriber failed")
+            log.exception("finishing a closed subscriber failed")
 
 
 cdef int collect_now(void* unused) noexcept:
@@ -148,7 +150,7 @@ cdef int ask_for_collection() noexcept nogil:
 
 
 def python_ends():
-    """The interpreter is about to go: nothing is collected from now on, since the process goes as well."""
+    """The interpreter is about to end: stop collecting, since the process ends as well."""
     with nogil:
         cf_pending_set_notify(NULL)
 

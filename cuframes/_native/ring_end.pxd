@@ -1,4 +1,4 @@
-# What gate.h declares, and the ends of rings.
+# The declarations of gate.h, and the ends of rings.
 from libc.stdint cimport uint32_t, uint64_t
 
 
@@ -25,7 +25,7 @@ cdef class RingEnd:
     cdef const uint32_t* word
     cdef str what
     cdef int generation
-    cdef const uint32_t* cut  # as Mapping has it
+    cdef const uint32_t* cut  # Mapping.cut
     cdef uint64_t polled_by  # number of the poller that the event descriptor was last added to (wait_any)
 
     cdef int enter(self) except -1
@@ -39,8 +39,8 @@ cdef class RingEnd:
 
 cdef class ReaderEnd(RingEnd):
     cdef uint32_t busy
-    cdef int fd  # or -1; ours to close
-    cdef int event_fd  # or -1; ours to close
+    cdef int fd  # owned; or -1
+    cdef int event_fd  # owned; or -1
     cdef int* polled
 
     cdef void close_descriptors(self) noexcept

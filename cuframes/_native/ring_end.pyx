@@ -1,4 +1,4 @@
-"""One end of a ring: who uses it, how it is closed, and what becomes of it in a forked child."""
+"""One end of a ring: counting the calls that use it, closing it, and its state in a forked child."""
 
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
@@ -20,13 +20,13 @@ cdef extern from "<pthread.h>" nogil:
 
 # ---- forks ----------------------------------------------------------------------------------------------------------
 
-# A forked child inherits our objects but not our place in the ring: its pins would be the parent's. Objects remember
-# the generation they were made in; the handler runs in the child of any fork, also one made by C code.
+# A forked child inherits our objects but not our place in the ring, since its pins would be the parent's. Each object
+# remembers the generation in which it was created. The handler below runs in the child of every fork, also in C code.
 cdef int fork_generation = 0
 
 
-# Descriptors that mean "this process is alive" to others: owner locks, and both ends of connections. A child that kept
-# them would make its dead parent look alive. Bit n: descriptor n.
+# Descriptors that tell others that this process is alive: owner locks, and both ends of connections. If a child kept
+# them open, its dead parent would look alive. Bit n stands for descriptor n.
 cdef int OWNED = 1 << 20
 cdef uint64_t[16384] owned
 
@@ -44,14 +44,14 @@ cdef void in_forked_child() noexcept nogil:
 
 
 cpdef int own(int fd) except? -1:
-    """Close this descriptor in every forked child, also of a fork() in C. Returns it."""
+    """Have this descriptor closed in every forked child, also after a fork() in C code. Returns the descriptor."""
     if 0 <= fd < OWNED:
         cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
     return fd
 
 
 cpdef bint disown(int fd) except? False:
-    """The opposite, before it is closed. False: there is nothing to close, since this is a child."""
+    """Undo :func:`own`, before the descriptor is closed. False: this is a forked child, where it is closed already."""
     if not 0 <= fd < OWNED:
         return fd >= 0
     return bool(cf_fetch_and(&owned[fd // 64], ~(<uint64_t>1 << (fd % 64))) >> (fd % 64) & 1)
@@ -61,7 +61,7 @@ pthread_atfork(NULL, NULL, in_forked_child)
 
 
 def is_forked():
-    """Whether this process is the child of one that had this library loaded."""
+    """Whether this process was forked from one that had loaded this library."""
     return fork_generation != 0
 
 
@@ -70,17 +70,17 @@ cdef int current_generation() noexcept nogil:
 
 
 cdef bint is_inherited(int generation) noexcept nogil:
-    """Whether an object of that generation came through a fork."""
+    """Whether an object of this generation was created before a fork, in the parent process."""
     return generation != fork_generation
 
 
 cdef int check_generation(int generation) except -1:
     if generation != fork_generation:
-        raise RuntimeError("this object belongs to the parent process; open a new one after the fork")
+        raise RuntimeError("this object belongs to the parent process; create a new one after the fork")
     return 0
 
 
-# ---- closing: the rule is in gate.h ----------------------------------------------------------------------------------
+# ---- closing: gate.h explains the rule -------------------------------------------------------------------------------
 
 cdef extern from "cuframes/gate.h" nogil:
     int cf_gate_enter(cf_gate* gate, bint* last)
@@ -92,19 +92,19 @@ cdef extern from "cuframes/gate.h" nogil:
 
 cdef extern from *:
     """
-    static _Thread_local int cf_inside; /* calls of this thread that are inside a ring, whichever */
+    static _Thread_local int cf_inside; /* number of calls of this thread that are inside the gate of any ring */
     """
     int cf_inside
 
 
-# At interpreter exit everything is closed while daemon threads may be at it. They have nobody to tell that it is: an
-# exception would only print a traceback, or begin another turn of a loop that logs it. So they wait for the end.
+# At interpreter exit every ring is closed, although daemon threads may be using it. An exception in such a thread would
+# help nobody: it would print a traceback, or a loop would log it and try again. So these threads wait for the end.
 cdef unsigned long exiting_thread = 0
-cdef int64_t EXIT_NS = 1_000_000_000  # for so long at most: perhaps another exit handler waits for the thread
+cdef int64_t EXIT_NS = 1_000_000_000  # at most this long, since another exit handler may be waiting for the thread
 
 
 def begin_exit():
-    """The interpreter ends; this thread closes what is still open."""
+    """The interpreter is about to end. The calling thread closes everything that is still open."""
     global exiting_thread
     exiting_thread = PyThread_get_thread_ident()
 
@@ -122,30 +122,32 @@ cdef void wait_for_exit() noexcept:
 
 
 cpdef int pause_at_exit() except -1:
-    """See above; for those who find something closed without a gate. Returns at once, but at exit."""
+    """Wait as described above, for code that finds an object closed without a gate. Returns at once if the interpreter
+    is not ending.
+    """
     wait_for_exit()
     return 0
 
 
 cdef enum:
-    CLOSED_BEFORE
-    FINISHED_LATER  # by the last call inside
-    FINISH          # now, by the caller
+    CLOSED_BEFORE   # by an earlier close()
+    FINISHED_LATER  # the last call inside will finish the close
+    FINISH          # the caller must finish the close now
 
 
 cdef int shut(cf_gate* gate, const uint32_t* word, int event_fd) noexcept nogil:
-    """Close the gate. Wakes those who sleep inside, on the futex `word` or on `event_fd` (or -1), and waits until they
-    have gone.
+    """Shut the gate. Wakes the calls that sleep inside, on the futex `word` or on `event_fd` (-1: none), and waits
+    until they have left.
     """
     global cf_inside
     if not cf_gate_shut(gate):
-        # Another thread closes: nothing shall be left when we return.
+        # Another thread is closing. Wait for it, so that the close is complete when we return.
         while not cf_inside and not cf_gate_wait_done(gate):
             pass
         return CLOSED_BEFORE
     cf_futex_wake_all(word)
     cf_event_signal(event_fd)
-    if cf_inside:  # a signal handler, or a destructor: the call that would have to leave may be our own
+    if cf_inside:  # in a signal handler or a destructor: we might wait for a call of our own thread to leave
         if cf_gate_hand_on(gate):
             return FINISHED_LATER
     while not cf_gate_wait(gate):
@@ -156,17 +158,17 @@ cdef int shut(cf_gate* gate, const uint32_t* word, int event_fd) noexcept nogil:
 
 
 cdef class RingEnd:
-    """One end of a ring. Every call that uses it is between :meth:`enter` and :meth:`leave`.
+    """One end of a ring. Every call that uses it runs between :meth:`enter` and :meth:`leave`.
 
-    A subclass sets ``gate``, the futex ``word`` that those inside sleep on, the mark ``cut`` of its mapping, and
-    ``what`` it is for its users, and says in :meth:`finish` what ends with it.
+    A subclass sets ``gate``, the futex ``word`` on which calls inside sleep, the mark ``cut`` of its mapping, and
+    ``what`` (its name in error messages). Its :meth:`finish` releases what belongs to the end.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.generation = current_generation()
 
     cdef int enter(self) except -1:
-        """The caller is about to use the ring; :meth:`leave` follows. Raises ValueError when it is closed."""
+        """To be called before using the ring; :meth:`leave` must follow. Raises ValueError if this end is closed."""
         global cf_inside
         cdef bint last
         check_generation(self.generation)
@@ -183,41 +185,41 @@ cdef class RingEnd:
     cdef void leave(self) noexcept:
         global cf_inside
         if cf_gate_leave(self.gate):
-            self.finish_close()  # which did not wait for us
+            self.finish_close()  # for the close() that did not wait for us
             return
         cf_inside -= 1
         if exiting_thread:  # whatever this call has found, its publisher's end say, has nobody to tell
             wait_for_exit()
 
     cdef void finish_close(self) noexcept:
-        # Until now it counted as inside: a signal handler that closes once more must not wait for what it has
-        # interrupted.
+        # The thread counts as inside until the end of this function: a signal handler that calls close() again must not
+        # wait for the close that it has interrupted.
         global cf_inside
         self.finish()
         cf_gate_done(self.gate)
         cf_inside -= 1
 
     cdef void finish(self) noexcept:
-        """It is closed and nobody is inside: give back what calls have used."""
+        """Release the resources of this end. It is closed, and no call is inside."""
 
     cdef void forget(self) noexcept:
-        """In a forked child: close our own descriptors, and leave the ring as it is."""
+        """In a forked child: close our own descriptors and do not touch the ring."""
 
     cdef int event(self) except? -1:
-        """An eventfd that calls inside sleep on, or -1."""
+        """The eventfd on which calls inside sleep, or -1."""
         return -1
 
     cdef bint has_ahead(self) noexcept:
-        """Whether the next thing was read already, so that the ring need not have it any more."""
+        """Whether the next packet was already read, so that it can be taken even if the ring no longer has it."""
         return False
 
     def close(self):
-        """Close it, wake those inside, and wait until they have gone; see gate.h.
+        """Close this end, wake the calls inside, and wait until they have left; see gate.h.
 
         Returns
         -------
         bool
-            Whether this call closed it, rather than an earlier one.
+            True if this call closed it, False if an earlier one did.
         """
         cdef int status, event_fd = self.event()
         if is_inherited(self.generation):
@@ -237,9 +239,9 @@ cdef class RingEnd:
 
 
 cdef class ReaderEnd(RingEnd):
-    """A reader's end of a ring that it only maps: packets, slots.
+    """A reader's end of a ring of packets or of a slot: it only maps the ring's file.
 
-    A subclass also sets ``fd``, the file, and ``polled``, where its C structure has the eventfd.
+    A subclass also sets ``fd`` (the file) and ``polled`` (the address of the eventfd in its C structure).
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -257,7 +259,7 @@ cdef class ReaderEnd(RingEnd):
         self.fd = self.event_fd = -1
 
     cdef void finish(self) noexcept:
-        """What was mapped stays as long as something read lies in it."""
+        """Close the descriptors. The mapping stays as long as packets or frames refer to it."""
         self.close_descriptors()
 
     cdef void forget(self) noexcept:
@@ -267,7 +269,7 @@ cdef class ReaderEnd(RingEnd):
         return self.event_fd
 
     cdef int begin_take(self) except -1:
-        """Enter as the one thread that takes; :meth:`end_take` follows."""
+        """Enter as the only thread that takes; :meth:`end_take` must follow."""
         self.enter()
         if cf_exchange_u32(&self.busy, 1):
             self.leave()
@@ -279,9 +281,7 @@ cdef class ReaderEnd(RingEnd):
         self.leave()
 
     def set_event(self, int fd):
-        """Tell the reader which eventfd :meth:`watch` feeds, so that it is drained when nothing is left. The descriptor
-        becomes the reader's.
-        """
+        """Set the eventfd that :meth:`watch` signals. The reader drains it when nothing is left, and closes it."""
         try:
             self.enter()
         except ValueError:
@@ -294,11 +294,13 @@ cdef class ReaderEnd(RingEnd):
         self.leave()
 
     def watch(self, int fd):
-        """Feed an eventfd whenever there is something to take, until the end. For a thread of its own."""
+        """Signal an eventfd whenever there is something to take, until the ring ends or this end is closed. Runs in a
+        thread of its own.
+        """
         self.enter()
         with nogil:
             self.feed(fd)
         self.leave()
 
     cdef void feed(self, int fd) noexcept nogil:
-        """The same in C, inside."""
+        """The C part of :meth:`watch`, to be called inside the gate."""

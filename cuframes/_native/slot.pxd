@@ -1,4 +1,4 @@
-# What slot_ring.h declares, and a slot's two ends for Python.
+# The declarations of slot_ring.h, and a slot's two ends for Python.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cuframes._native.layout cimport FrameLayout
@@ -102,8 +102,8 @@ cdef class CacheWriter(RingEnd):
     cdef FrameLayout layout
     cdef Mapping semaphore
     cdef str semaphore_path
-    cdef bint semaphore_lost  # and said so
-    cdef int fd  # or -1; ours to close
+    cdef bint semaphore_lost  # and the warning was logged
+    cdef int fd  # owned; or -1
 
     cdef int begin(self, char** pixels) except -1
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0

@@ -1,6 +1,6 @@
-"""The framecache slot for Python: its writer, a reader, and frames.
+"""The framecache slot for Python: its writer, its reader, and the frames.
 
-The algorithm is C (``slot_ring.h``) and runs without the GIL wherever it waits or copies much.
+The algorithm is in C (``slot_ring.h``). It runs without the GIL wherever it waits or copies much.
 """
 
 cimport cython
@@ -50,27 +50,27 @@ START_NEXT = CF_CACHE_NEXT
 START_LATEST = CF_CACHE_LATEST
 START_OLDEST = CF_CACHE_OLDEST
 
-cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GIL; getting it back can take a while
-cdef int LAPS = 3  # torn copies in one call, before it looks at its deadline
-# The semaphore only says "look": a few tokens are enough for C clients that wait, and a slot that none reads must not
-# collect millions for the next one to drain.
+cdef Py_ssize_t LARGE = 64 * 1024  # copies of at least this size release the GIL; getting it back can take a while
+cdef int LAPS = 3  # torn copies in one call before the deadline is checked
+# The semaphore only tells a waiting C client to look, so a few tokens are enough. A slot without readers must not
+# accumulate millions of tokens, which its next reader would have to drain.
 cdef uint32_t TOKENS = 4
 
 
 def slot_size(uint32_t frame_size, uint32_t depth):
-    """Bytes of a slot's file."""
+    """Size of a slot's file in bytes."""
     return cf_cache_size(frame_size, depth)
 
 
 def format_slot(Mapping mapping not None, *, uint32_t width, uint32_t height, uint32_t fps_num, uint32_t fps_den,
                 uint32_t pixel_format, uint32_t frame_size, uint32_t depth, bytes source_type not None,
                 bytes slot_id not None):
-    """Write the header of a new slot; `mapping` is writable, zero-filled, and nobody else sees it yet."""
+    """Write the header of a new slot. `mapping` is writable, zero-filled, and not yet visible to others."""
     cdef cf_cache_header* h = <cf_cache_header*>mapping.address
     if mapping.size < <Py_ssize_t>sizeof(cf_cache_header):
-        raise ValueError("there is no room for the header of a slot")
+        raise ValueError("the mapping is too small for the header of a slot")
     if len(source_type) > MAX_SOURCE_TYPE or not 0 < len(slot_id) <= MAX_SLOT_ID:
-        raise ValueError(f"source_type has at most {MAX_SOURCE_TYPE} bytes, slot_id 1 to {MAX_SLOT_ID}")
+        raise ValueError(f"source_type must have at most {MAX_SOURCE_TYPE} bytes, and slot_id 1 to {MAX_SLOT_ID}")
     h.width, h.height = width, height
     h.fps_num, h.fps_den = fps_num, fps_den
     h.pixel_format = pixel_format
@@ -80,26 +80,28 @@ def format_slot(Mapping mapping not None, *, uint32_t width, uint32_t height, ui
 
 
 cdef cf_cache_header read_header(Mapping mapping) except *:
-    """A copy of a slot's header. Others may write it at any time, so what is looked at is this."""
+    """A copy of a slot's header, for checks: the header itself may be changed by others at any time."""
     cdef cf_cache_header copy
     if mapping.size < <Py_ssize_t>sizeof(cf_cache_header):
-        raise ProtocolError(f"a framecache slot has at least {sizeof(cf_cache_header)} bytes, this one {mapping.size}")
+        raise ProtocolError(f"a framecache slot has at least {sizeof(cf_cache_header)} bytes, but this file has "
+                            f"{mapping.size}")
     cf_copy_racing(<char*>&copy, mapping.address, sizeof(copy))
     return copy
 
 
 def measure_slot(bytes header not None, uint64_t size):
-    """Bytes that a slot takes, by the first bytes of its file of `size` bytes.
+    """Number of bytes that a slot occupies, computed from the first bytes of its file of `size` bytes.
 
     Raises
     ------
     ProtocolError
-        It is no slot of this version, or its header does not fit the file.
+        The file is not a slot of this version, or its header does not fit the file.
     """
     cdef cf_cache_header copy
     cdef cf_cache_shape shape
     if size < sizeof(copy) or len(header) != sizeof(copy):
-        raise ProtocolError(f"this is no framecache slot, which has at least {sizeof(copy)} bytes: it has {size}")
+        raise ProtocolError(f"this is not a framecache slot: a slot has at least {sizeof(copy)} bytes, but this file "
+                            f"has {size}")
     cf_copy_racing(<char*>&copy, header, sizeof(copy))
     if cf_cache_measure(&copy, size, &shape) != CF_OK:
         raise wrong_header(copy, size)
@@ -108,12 +110,12 @@ def measure_slot(bytes header not None, uint64_t size):
 
 def describe_slot(Mapping mapping not None):
     """A snapshot of a slot's header as a dict, for reports. ``frame_size``, ``ring_depth`` and ``size`` (bytes of the
-    slot) are consistent and fit the mapping; the other values are as found.
+    slot) are consistent and fit the mapping; the other values are not checked.
 
     Raises
     ------
     ProtocolError
-        It is no slot, not any more, or does not fit the mapping.
+        The mapping is not (or no longer) a slot, or the header does not fit the mapping.
     """
     cdef cf_cache_header h = read_header(mapping)
     cdef cf_cache_shape shape
@@ -130,7 +132,7 @@ def describe_slot(Mapping mapping not None):
         "frame_size": shape.frame_size,
         "ring_depth": shape.depth,
         "size": cf_cache_size(shape.frame_size, shape.depth),
-        # Whole even where a copy of bytes could be torn.
+        # Loaded atomically, since the copy of the header may contain torn values.
         "write_cursor": cf_load_acquire(&(<cf_cache_header*>mapping.address).write_cursor),
         "dropped_frames": cf_load_acquire(&(<cf_cache_header*>mapping.address).dropped_frames),
         "source_type": printable(source_type.split(b"\0")[0].decode("utf-8", "replace")),
@@ -139,17 +141,17 @@ def describe_slot(Mapping mapping not None):
 
 
 cdef uint64_t microseconds_of(object value) except? 0:
-    """A timestamp that a caller gave, as the format has it: unsigned, 64 bits."""
+    """A caller's timestamp in the form that the slot format stores: unsigned, 64 bits."""
     if value is True or value is False:
-        raise TypeError(f"a time in microseconds is an int, not {value}")
+        raise TypeError(f"a time in microseconds must be an int, not {value}")
     try:
         return PyNumber_Index(value)
     except OverflowError:
-        raise ValueError(f"a time in microseconds is 0 to 2**64 - 1, not {value}") from None
+        raise ValueError(f"a time in microseconds must be 0 to 2**64 - 1, not {value}") from None
 
 
 cdef corrupt(Mapping mapping):
-    """What is wrong with a slot that cf_cache_measure refuses."""
+    """The exception for a slot that cf_cache_measure refused."""
     check_whole(mapping.cut)
     return wrong_header(read_header(mapping), mapping.size)
 
@@ -158,31 +160,31 @@ cdef wrong_header(cf_cache_header found, uint64_t size):
     if found.magic == CF_CACHE_MAGIC and found.version != CF_CACHE_VERSION:
         return ProtocolError(f"the slot has version {found.version} of the framecache format; this library reads "
                              f"version {VERSION}")
-    return ProtocolError(f"this is no framecache slot, or a truncated one: magic {found.magic:#x}, version "
+    return ProtocolError(f"this is not a framecache slot, or it is truncated: magic {found.magic:#x}, version "
                          f"{found.version}, {found.ring_depth} entries for {found.frame_size} bytes, file of {size}")
 
 
 cdef class CacheWriter(RingEnd):
-    """The writer's end of a slot. Closes what it was given.
+    """The writer's end of a slot. It closes what it is given.
 
     Parameters
     ----------
     mapping : Mapping
         The slot, writable.
     fd : int
-        Holds the writer's lock; it becomes ours, and the lock goes with it.
+        The descriptor that holds the writer's lock. This object closes it, which releases the lock.
     layout : FrameLayout or None
-        None for pixel formats that are not known, whose frames are bytes.
+        None if the pixel format is unknown; frames are then plain bytes.
     pid : int
     semaphore : Mapping
         The semaphore's file, writable.
     semaphore_path : str
-        For people.
+        For log messages.
 
     Raises
     ------
     ProtocolError
-        It is no slot, or its entries are too small for its pictures. `fd` stays the caller's.
+        The mapping is not a slot, or its entries are too small for its pictures. The caller then still owns `fd`.
     """
 
     def __cinit__(self, Mapping mapping not None, int fd, FrameLayout layout, uint64_t pid, Mapping semaphore not None,
@@ -196,12 +198,12 @@ cdef class CacheWriter(RingEnd):
         self.semaphore_path = semaphore_path
         if cf_cache_measure(mapping.address, mapping.size, &self.ring.shape) != CF_OK:
             raise corrupt(mapping)
-        # Before the first byte: a picture is written without looking at frame_size again.
+        # Checked here once: writing a picture does not look at frame_size again.
         if layout is not None and layout.tight_bytes > <Py_ssize_t>self.ring.shape.frame_size:
             raise ProtocolError(
                 f"the slot is damaged: a {layout.format} frame of {layout.shape.width}x{layout.shape.height} has "
-                f"{layout.tight_bytes} bytes, its entries have room for {self.ring.shape.frame_size}; remove it and "
-                "create it anew")
+                f"{layout.tight_bytes} bytes, but the slot's entries have room for {self.ring.shape.frame_size}; "
+                "remove the slot and create it again")
         self.gate, self.what, self.cut = &self.ring.gate, "writer", mapping.cut
         self.word = cf_low_half(&(<cf_cache_header*>mapping.address).write_cursor)
         if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, fd, pid) != CF_OK:
@@ -214,14 +216,14 @@ cdef class CacheWriter(RingEnd):
             c_close(self.fd)
 
     cdef int begin(self, char** pixels) except -1:
-        """Begin a frame, until cf_cache_end. Inside only."""
+        """Begin a frame, which cf_cache_end ends. To be called inside the gate only."""
         cdef int status = cf_cache_begin(&self.ring, pixels)
         if status == CF_ENDED:
-            raise Disconnected("the slot was removed; create it again to go on")
-        return check(status, "another thread is writing a frame here; a slot has one writer")
+            raise Disconnected("the slot was removed; create it again to continue")
+        return check(status, "another thread is writing a frame; only one thread at a time may write to a slot")
 
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0:
-        """Publish what was written; returns its number. Times were checked before. Inside only."""
+        """Publish the begun frame and return its number. The caller has checked the times, and is inside the gate."""
         cdef uint64_t wall = time.time_ns() // 1000 if wall_us is None else wall_us
         cdef uint64_t pts = cf_now_ns() // 1000 if pts_us is None else pts_us
         cdef uint64_t seq = self.ring.cursor
@@ -229,15 +231,16 @@ cdef class CacheWriter(RingEnd):
             raise ValueError("the writer was closed before this frame was published")
         cf_cache_commit(&self.ring, <uint32_t>size, pts, wall)
         check_whole(self.mapping.cut)
-        # No reader of ours needs it, so that it is lost is no reason to write no more.
+        # Our own readers do not use the semaphore, so writing goes on without it.
         if not cf_semaphore_post(<cf_semaphore*>self.semaphore.address, TOKENS) and not self.semaphore_lost:
             self.semaphore_lost = True
-            log.warning("the semaphore %s was cut off or overwritten, so C programs that wait on it are not woken; "
-                        "frames are written all the same. Remove it, and start this writer anew", self.semaphore_path)
+            log.warning("the semaphore %s was truncated or overwritten, so C programs that wait on it are not woken; "
+                        "frames are still written. Remove the semaphore and restart this writer", self.semaphore_path)
         return seq
 
     def write(self, src, pts_us, wall_us):
-        """Copy a frame in and publish it; the copy runs without the GIL. Errors change nothing."""
+        """Copy a frame into the slot and publish it. The copy runs without the GIL. If it fails, no frame is published.
+        """
         cdef Py_buffer buffer
         cdef Rows[3] rows
         cdef Source source
@@ -254,10 +257,10 @@ cdef class CacheWriter(RingEnd):
             check_unmasked(src)
             PyObject_GetBuffer(src, &buffer, PyBUF_STRIDES)
             try:
-                # By its strides, not by what was asked for: not everybody refuses a request for contiguous bytes.
+                # Check the strides instead of requesting contiguous bytes: not every exporter honours that request.
                 if not PyBuffer_IsContiguous(&buffer, c"C"):
-                    raise BufferError("the slot's pixel format is not known, so its frames are bytes, and these have "
-                                      "gaps; give a copy without (numpy.ascontiguousarray)")
+                    raise BufferError("the slot's pixel format is unknown, so a frame must be contiguous bytes, but "
+                                      "this array has gaps; pass a contiguous copy (numpy.ascontiguousarray)")
                 return self.write_bytes(&buffer, pts_us, wall_us)
             finally:
                 PyBuffer_Release(&buffer)
@@ -265,7 +268,7 @@ cdef class CacheWriter(RingEnd):
         return self.write_rows(source.rows, pts_us, wall_us)
 
     cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us):
-        """A whole picture."""
+        """Write a whole picture."""
         cdef char* pixels
         self.enter()
         try:
@@ -279,11 +282,11 @@ cdef class CacheWriter(RingEnd):
             self.leave()
 
     cdef object write_bytes(self, Py_buffer* buffer, object pts_us, object wall_us):
-        """A frame of another size than the format's, as it is."""
+        """Write plain bytes as a frame, for frames that are not a whole picture."""
         cdef Py_ssize_t size = buffer.len
         cdef char* pixels
         if size > <Py_ssize_t>self.ring.shape.frame_size:
-            raise ValueError(f"the frame has {size} bytes, more than the slot's {self.ring.shape.frame_size}")
+            raise ValueError(f"the frame has {size} bytes, more than the slot's limit of {self.ring.shape.frame_size}")
         self.enter()
         try:
             self.begin(&pixels)
@@ -297,7 +300,7 @@ cdef class CacheWriter(RingEnd):
             self.leave()
 
     def drop(self, uint64_t count):
-        """Count frames that the source lost."""
+        """Add to the count of frames that the source lost."""
         self.enter()
         cf_cache_drop(&self.ring, count)
         self.leave()
@@ -305,37 +308,38 @@ cdef class CacheWriter(RingEnd):
 
     @property
     def cursor(self):
-        """Number of the next frame."""
+        """Number that the next frame will have."""
         return self.ring.cursor
 
     cdef void finish(self) noexcept:
-        """Nobody writes any more, but perhaps somebody fills a frame. That frame cannot be published, and whoever fills
-        it writes to memory that is not the slot's.
+        """Leave the slot. A caller may still be filling a frame in place: that frame cannot be published, and from here
+        on the caller's writes go to memory outside of the slot.
         """
         cf_cache_writer_leave(&self.ring)
-        # If the mapping cannot be taken away, whoever fills it may still write to the slot, and the lock stays with us.
+        # If the mapping cannot be replaced, such a caller may still write to the slot, so we keep the lock.
         if not cf_load_seq_cst_u32(&self.ring.busy) or cf_cache_revoke(&self.ring):
             if disown(self.fd):
                 c_close(self.fd)
             self.fd = -1
 
 
-@cython.no_gc_clear  # giving up needs the writer
+@cython.no_gc_clear  # abandoning the frame needs the writer
 cdef class WritableSlotFrame:
-    """The slot's next entry, to be filled in place.
+    """The slot's next entry, which the writer fills in place.
 
-    A context manager: the frame is published on a clean exit and abandoned when the block raises. Leaving it cleanly
-    raises ValueError when there is nothing to publish: it was not entered, was left before, or its writer was closed.
+    Use it as a context manager: the frame is published when the block ends normally and abandoned when the block
+    raises. A normal end raises ValueError if there is nothing to publish: the frame was never entered, its block has
+    ended before, or its writer was closed.
 
     Attributes
     ----------
     data : numpy.ndarray
-        The pixels, writable, in the shape of :attr:`SlotFrame.data`; what an earlier frame left is still there. Write
-        to it inside the block only; afterwards readers read the same memory.
+        The pixels, writable, in the shape of :attr:`SlotFrame.data`. At first they are those of an earlier frame.
+        Write to them inside the block only; afterwards readers read the same memory.
     pts_us, wall_us : int or None
-        Presentation time, and time of capture since 1970, in microseconds; None means now.
+        Presentation time, and time of capture since 1970, in microseconds. None means now.
     seq : int or None
-        Number of the frame, once published.
+        Number of the frame; None until the frame is published.
     """
 
     def __cinit__(self, CacheWriter writer not None):
@@ -343,12 +347,12 @@ cdef class WritableSlotFrame:
 
     def __enter__(self):
         if self.pixels != NULL:
-            raise ValueError("a writable frame is used once; call acquire() again")
+            raise ValueError("a writable frame can be used only once; call acquire() again")
         self.writer.enter()
         try:
             self.writer.begin(&self.pixels)
         finally:
-            self.writer.leave()  # close() does not wait for the block: the frame can then not be published
+            self.writer.leave()  # close() does not wait for the block; a frame that it overtakes cannot be published
         self.begun = True
         size = self.writer.ring.shape.frame_size if self.writer.layout is None else self.writer.layout.tight_bytes
         self.data = shaped(Borrowed_make(self.writer, self.pixels, size, False), self.writer.layout)
@@ -360,14 +364,15 @@ cdef class WritableSlotFrame:
             self.give_up()
             return
         if not self.end():
-            raise ValueError("this frame is not being written: its with block was left already, or never entered")
-        # From here on it is this call's to publish or to give up.
+            raise ValueError("this frame is not being written: its with block has already ended, or was never entered "
+                             "(with writer.acquire() as frame)")
+        # This call must now either publish the frame or give it up.
         try:
             size = self.data.nbytes
             self.data = None
             pts_us = None if self.pts_us is None else microseconds_of(self.pts_us)
             wall_us = None if self.wall_us is None else microseconds_of(self.wall_us)
-            self.writer.enter()  # it may have been closed meanwhile
+            self.writer.enter()  # raises if the writer was closed during the block
             try:
                 self.seq = self.writer.commit(size, pts_us, wall_us)
             finally:
@@ -379,13 +384,13 @@ cdef class WritableSlotFrame:
         raise refusal(self, "read the slot with cuframes.framecache.SlotReader in the other process")
 
     def copy_from(self, src):
-        """Copy a whole frame in: what :meth:`SlotWriter.write` takes."""
+        """Copy a whole frame into the slot. `src` is anything that :meth:`SlotWriter.write` accepts."""
         cdef Source source
         self.check_begun()
         if self.writer.layout is None:
-            raise ValueError("the slot's pixel format is not known; fill data")
+            raise ValueError("the slot's pixel format is unknown; write to frame.data instead")
         source = source_of(self.writer.layout, src)
-        self.check_begun()  # looking at an array can run anybody's code
+        self.check_begun()  # once more, since inspecting an array can run arbitrary code
         source.part_from(self.pixels)
         copy_frame(self.writer.layout, source.rows, self.pixels)
 
@@ -400,7 +405,7 @@ cdef class WritableSlotFrame:
         return planes_of(self.data, self.writer.layout)
 
     cdef bint end(self) noexcept:
-        """Whether the frame was begun. It is not any more for anybody else: whoever is told so ends it, once."""
+        """Whether the frame was begun. Only the first caller gets True, and must end the frame."""
         cdef bint begun
         with cython.critical_section(self):
             begun = self.begun
@@ -427,7 +432,7 @@ cdef object shaped(object flat, FrameLayout layout):
 
 cdef object planes_of(object data, FrameLayout layout):
     if layout is None or data.nbytes != layout.tight_bytes:
-        raise ValueError("this frame is not a whole picture of a known pixel format; use its data")
+        raise ValueError("this frame is not a whole picture of a known pixel format; use frame.data")
     return tuple([
         numpy.ndarray(plane.shape, data.dtype, buffer=data, offset=plane.offset, strides=plane.strides)
         for plane in layout.shape.planes
@@ -440,18 +445,18 @@ cdef class CacheRing(ReaderEnd):
     Parameters
     ----------
     fd : int
-        The slot, open for reading; it becomes ours.
+        The slot, open for reading. This object closes it.
     size : int
-        Bytes of the file.
+        Size of the file in bytes.
     start : int
         START_NEXT, START_LATEST or START_OLDEST.
     newest : bool
-        Always go on with the newest frame.
+        Always take the newest frame, passing over older ones.
 
     Raises
     ------
     ProtocolError
-        It is no slot of this version, or its header does not fit the file.
+        The file is not a slot of this version, or its header does not fit the file.
     """
 
     def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint newest):
@@ -466,11 +471,11 @@ cdef class CacheRing(ReaderEnd):
         self.fd = fd
 
     def set_layout(self, FrameLayout layout):
-        """How the pixels lie in a whole frame; None: frames are bytes."""
+        """Set how the pixels of a whole frame lie in memory. None: frames are plain bytes."""
         self.layout = layout
 
     cdef SlotFrame take(self, int64_t deadline, bint copy, object out):
-        """The next frame, waiting without the GIL."""
+        """The next frame. Waits for it without the GIL."""
         cdef cf_cache_frame found
         cdef SlotFrame frame
         cdef int status, laps = 0
@@ -479,7 +484,7 @@ cdef class CacheRing(ReaderEnd):
             while True:
                 if cf_gate_is_shut(&self.ring.gate):
                     self.refuse(CF_CLOSED)
-                check_whole(self.mapping.cut)  # what lies before the cut would still be found
+                check_whole(self.mapping.cut)  # else frames before the point of truncation would still be found
                 status = cf_cache_find(&self.ring, &found)
                 if status == CF_OK:
                     frame = self.read(&found, copy, out)
@@ -503,14 +508,14 @@ cdef class CacheRing(ReaderEnd):
         if status == CF_CUT:
             self.mapping.cut_off()
         if status == CF_CORRUPT:
-            check(status, "the slot is damaged: an entry announces more bytes than it has room for; remove it and "
-                          "create it anew")
+            check(status, "the slot is damaged: an entry announces more bytes than it has room for; remove the slot "
+                          "and create it again")
         if status == CF_ENDED:
-            raise Disconnected("the slot was removed, and every frame that it had has been read")
+            raise Disconnected("the slot was removed, and all its frames have been read")
         check(status, "no frame arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
 
     cdef SlotFrame read(self, const cf_cache_frame* found, bint copy, object out):
-        """What was found, as a frame; None when it was overwritten before the copy was made."""
+        """The frame that was found, or None if it was overwritten before the copy was complete."""
         cdef SlotFrame frame = SlotFrame.__new__(SlotFrame)
         cdef Py_ssize_t size = found.size
         cdef Py_buffer buffer
@@ -531,7 +536,7 @@ cdef class CacheRing(ReaderEnd):
             PyObject_GetBuffer(frame.data, &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)
             try:
                 if buffer.len != size:
-                    raise ValueError(f"out has {buffer.len} bytes, the frame {size}")
+                    raise ValueError(f"out has {buffer.len} bytes, but the frame has {size}; they must be equal")
                 if size < LARGE:
                     whole = cf_cache_read(&self.ring, found, <char*>buffer.buf)
                 else:
@@ -552,7 +557,7 @@ cdef class CacheRing(ReaderEnd):
         return self.take(deadline_after(timeout), copy, out)
 
     def entry(self, uint64_t seq):
-        """(pts_us, wall_us, size) of frame `seq`; None when it is not there."""
+        """(pts_us, wall_us, size) of frame `seq`, or None if the slot does not contain that frame."""
         cdef cf_cache_frame found
         if cf_cache_look(&self.ring, seq, &found) != CF_OK:
             return None
@@ -563,7 +568,7 @@ cdef class CacheRing(ReaderEnd):
         return describe_slot(self.mapping)
 
     def check(self):
-        """(whether the slot is still there, whether a writer holds it)."""
+        """(whether the slot still exists, whether a writer holds its lock)."""
         cdef cf_cache_reader probe
         self.enter()
         probe = self.ring
@@ -580,7 +585,7 @@ cdef class CacheRing(ReaderEnd):
 
     @property
     def abandoned(self):
-        """Whether the slot was removed, whatever was in it."""
+        """Whether the slot was removed. Some of its frames may not have been read yet."""
         self.enter()
         try:
             return os.fstat(self.fd).st_nlink == 0
@@ -605,38 +610,39 @@ cdef class SlotFrame:
     Attributes
     ----------
     data : numpy.ndarray
-        The pixels, of ``uint8`` (``uint16`` for p010 and gray16), in the shape that one array of the format has, as in
-        OpenCV and FFmpeg: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height, width, 3) for RGB.
-        Flat bytes if the frame is smaller than the format's, or the format is not known. With ``read(copy=False)`` it
-        is read-only and the slot's own memory, which may be overwritten at any time; look at :attr:`valid` after use.
+        The pixels, of ``uint8`` (``uint16`` for p010 and gray16), in the array shape that OpenCV and FFmpeg use for
+        the format: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height, width, 3) for RGB. Flat bytes
+        if the frame is smaller than a picture of the format, or if the format is unknown. With ``read(copy=False)`` it
+        is a read-only view of the slot's own memory, which may be overwritten at any time; check :attr:`valid` after
+        use.
     dropped : int
-        Frames that were missed between this one and the one read before: ``lost`` and ``skipped`` together, in the
-        slot format's own word.
+        Number of frames that were missed between the frame read before and this one: ``lost`` and ``skipped`` together.
+        (``dropped`` is the slot format's own word.)
 
     Notes
     -----
-    The frame itself is an array too, as a :class:`cuframes.Frame` is: buffer protocol, NumPy's array interface, and
-    DLPack give :attr:`data`, without another copy.
+    Like a :class:`cuframes.Frame`, the frame itself can be used as an array: the buffer protocol, NumPy's array
+    interface and DLPack give :attr:`data` without another copy.
     """
 
     @property
     def seq(self):
-        """Number of the frame in the slot's life, from 0."""
+        """Number of the frame since the slot was created, starting at 0."""
         return self.found.seq
 
     @property
     def lost(self):
-        """Frames between this one and the one before that were overwritten before they were read."""
+        """Number of frames between the frame read before and this one that were overwritten unread."""
         return 0 if self.newest else self.dropped
 
     @property
     def skipped(self):
-        """Frames between this one and the one before that were passed over (mode ``newest``)."""
+        """Number of frames between the frame read before and this one that were passed over (mode ``newest``)."""
         return self.dropped if self.newest else 0
 
     @property
     def pts_ns(self):
-        """Presentation time in nanoseconds; the slot has microseconds."""
+        """Presentation time in nanoseconds. The slot stores microseconds."""
         return self.found.pts_us * 1000
 
     @property
@@ -646,7 +652,7 @@ cdef class SlotFrame:
 
     @property
     def wall_us(self):
-        """When it was captured: microseconds since 1970 (CLOCK_REALTIME), as the writer gave it."""
+        """Time of capture in microseconds since 1970 (CLOCK_REALTIME), as the writer gave it."""
         return self.found.wall_us
 
     @property
@@ -656,17 +662,17 @@ cdef class SlotFrame:
 
     @property
     def format(self):
-        """Pixel format, FFmpeg's name; None when it is not known."""
+        """Pixel format, FFmpeg's name. None if it is unknown."""
         return None if self.layout is None else self.layout.format
 
     @property
     def width(self):
-        """Pixels; None when the format is not known."""
+        """Pixels. None if the format is unknown."""
         return None if self.layout is None else self.layout.shape.width
 
     @property
     def height(self):
-        """Pixels; None when the format is not known."""
+        """Pixels. None if the format is unknown."""
         return None if self.layout is None else self.layout.shape.height
 
     @property
@@ -676,29 +682,29 @@ cdef class SlotFrame:
         Raises
         ------
         ValueError
-            The frame is smaller than its format's, or the format is not known.
+            The frame is not a whole picture of its format, or the format is unknown.
         """
         return planes_of(self.data, self.layout)
 
     @property
     def valid(self):
-        """Whether what was read from :attr:`data` so far is the frame. Always true of a copy."""
+        """Whether everything read from :attr:`data` so far belongs to this frame. Always true for a copy."""
         return self.ring is None or cf_cache_whole(&self.ring.ring, self.found.seq)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc):
-        """Nothing: a frame of a slot is never held. It lets code take this for a :class:`Frame`."""
+        """Does nothing, since a frame of a slot is never held. It allows the same code as for a :class:`Frame`."""
 
     def __reduce__(self):
         if self.ring is not None:
-            raise refusal(self, "read it with copy=True; or copy its data, and look at valid after that")
+            raise refusal(self, "read it with copy=True, or copy its data and then check valid")
         shape = None if self.layout is None else self.layout.shape
         return _slot_frame, (self.seq, self.pts_us, self.wall_us, self.data, self.dropped, shape)
 
     def __array__(self, dtype=None, copy=None):
-        if copy is None:  # as NumPy 1 has it, which knows no such argument
+        if copy is None:  # NumPy 1 does not have this argument
             return numpy.asarray(self.data, dtype)
         return numpy.array(self.data, dtype, copy=copy)
 
@@ -721,7 +727,7 @@ cdef class SlotFrame:
 
 
 def _slot_frame(seq, pts_us, wall_us, data, dropped, shape):
-    """A frame out of its parts: how it is unpickled."""
+    """A frame from its parts, for unpickling."""
     cdef SlotFrame frame = SlotFrame.__new__(SlotFrame)
     frame.found.seq = seq
     frame.found.pts_us = pts_us

@@ -1,4 +1,4 @@
-"""Where the frames of a ring are in this process."""
+"""The addresses of a ring's slots in this process."""
 
 from libc.stdint cimport uintptr_t
 
@@ -10,21 +10,21 @@ from cuframes.errors import ProtocolError
 
 
 cdef class SlotTable:
-    """Where the frames of a ring are: one address per slot, and on a GPU one event per slot.
+    """The slots of a ring: one address per slot, and on a GPU one event per slot.
 
     Parameters
     ----------
     addresses : list of int
     owner
-        Whatever keeps the memory (and the events) there.
+        An object that keeps the memory (and the events) alive.
     device : Device or None
         None for host memory.
     events : list of int
         The driver's event of each slot, for device memory.
     ring_event : int
-        The event that is recorded at every frame, whatever its slot; the publisher's side only.
+        The event that is recorded for every frame, in any slot. Only for a publisher.
     staging : callable
-        Gives (address, bytes per slot) of pinned host memory for uploads, once; the publisher's side only.
+        Called once, returns (address, bytes per slot) of pinned host memory for uploads. Only for a publisher.
     """
 
     def __cinit__(self, list addresses not None, owner, *, Device device=None, list events=None,
@@ -43,12 +43,12 @@ cdef class SlotTable:
 
     @property
     def addresses(self):
-        """Where each slot begins."""
+        """The address of each slot."""
         return [<uintptr_t>self.address[k] for k in range(self.count)]
 
     @staticmethod
     def of_mapping(Mapping mapping not None, Py_ssize_t stride, int count):
-        """Slots that follow each other in one mapping."""
+        """A table of slots that follow each other in one mapping."""
         if mapping.size < stride * count:
-            raise ProtocolError(f"{count} frames of {stride} bytes do not fit a pool of {mapping.size}")
+            raise ProtocolError(f"{count} frames of {stride} bytes do not fit into a pool of {mapping.size} bytes")
         return SlotTable([<uintptr_t>mapping.address + k * stride for k in range(count)], mapping)

@@ -8,11 +8,11 @@ cdef extern from "cuframes/copy.h" nogil:
 
 cdef enum:
     MAX_NDIM = 4
-    # what may be wrong with a buffer
-    NO_SAMPLES = 1  # not of uint8 or uint16
-    NO_SHAPE        # too many dimensions, or none said
-    INDIRECT        # rows behind pointers
-    # kinds of device, as DLPack numbers them
+    # problems of a buffer
+    NO_SAMPLES = 1  # its elements are not uint8 or uint16
+    NO_SHAPE        # too many dimensions, or no shape given
+    INDIRECT        # its rows are reached through pointers
+    # DLPack's device types
     DL_HOST = 1
     DL_CUDA = 2
     DL_CUDA_HOST = 3
@@ -25,7 +25,7 @@ cdef struct Rows:
     bint on_gpu
 
 
-# Elements in memory: `step[i]` bytes from one to the next along each axis. Steps may be negative, or 0.
+# Elements in memory: along axis i they are `step[i]` bytes apart. Steps may be negative or 0.
 cdef struct Strided:
     const char* address
     int ndim
@@ -34,7 +34,7 @@ cdef struct Strided:
     Py_ssize_t[4] step
 
 
-# An array-like as found: where it is and how it lies there. `keep` holds it in place.
+# An array-like as it was found: its address and memory layout. `keep` keeps the memory alive.
 cdef class Array:
     cdef Strided at
     cdef bint on_gpu

@@ -1,8 +1,9 @@
-"""Array-likes as rows of planes: where the bytes of a frame to be published are. Arrays on a GPU: ``device_source``.
+"""Array-likes as rows of planes: finds the bytes of a frame that is to be published. ``device_source`` does the same
+for arrays on a GPU.
 
-Everything that can be wrong with an array is found here, before a slot of the ring is taken: :func:`look` says what a
-buffer holds, and nothing else believes a ``Py_buffer``. Nothing is copied while looking, except for arrays whose rows
-are not contiguous; :func:`copy_frame` then copies the rows into a slot.
+An array is checked completely here, before a slot of the ring is claimed. :func:`look` is the only function that
+interprets a ``Py_buffer``. Checking copies nothing, except for arrays whose rows are not contiguous; afterwards
+:func:`copy_frame` copies the rows into a slot.
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDES, PyObject_CheckBuffer, PyObject_GetBuffer
@@ -25,17 +26,17 @@ cdef extern from "cuframes/copy.h" nogil:
                    size_t item_bytes)
 
 
-cdef Py_ssize_t LARGE = 64 * 1024  # copies from here on are made without the GIL; getting it back can take a while
+cdef Py_ssize_t LARGE = 64 * 1024  # copies of at least this size release the GIL; getting it back can take a while
 
 
-# ---- what a buffer holds --------------------------------------------------------------------------------------------
+# ---- the contents of a buffer ---------------------------------------------------------------------------------------
 
 cdef inline int sample_bytes(const Py_buffer* b) noexcept:
-    """1 or 2: integers of so many bytes, in this machine's order. 0: anything else."""
+    """1 or 2 for integers of this many bytes in native byte order; 0 for anything else."""
     cdef const char* f = b.format
     cdef bint swapped = False
     cdef int found = 0
-    if f == NULL:  # which stands for "B"
+    if f == NULL:  # means "B"
         return b.itemsize == 1
     if f[0] in (c"@", c"=", c"<", c"|", c">", c"!"):
         swapped = f[0] in (c">", c"!")
@@ -44,13 +45,13 @@ cdef inline int sample_bytes(const Py_buffer* b) noexcept:
         found = 1
     elif f[0] in (c"H", c"h") and not swapped:
         found = 2
-    return found if found == b.itemsize and f[1] == 0 else 0  # ctypes calls a union "B", of any size
+    return found if found == b.itemsize and f[1] == 0 else 0  # ctypes uses "B" for a union of any size
 
 
 cdef inline int look(const Py_buffer* b, Strided* found) noexcept:
-    """What is in a buffer that was asked for with PyBUF_STRIDES | PyBUF_FORMAT: 0, or what is wrong with it.
+    """Describe a buffer that was requested with PyBUF_STRIDES | PyBUF_FORMAT. Returns 0, or the code of a problem.
 
-    Exporters leave out what follows from the rest: ctypes the strides, others the shape of one dimension.
+    Exporters may omit what follows from the rest: ctypes omits the strides, others the shape if there is one dimension.
     """
     cdef Py_ssize_t step = b.itemsize
     cdef int i
@@ -73,23 +74,23 @@ cdef inline int look(const Py_buffer* b, Strided* found) noexcept:
 
 
 cdef wrong_buffer(FrameLayout layout, const Py_buffer* b, int problem):
-    """The exception for what :func:`look` found."""
+    """The exception for a problem that :func:`look` found."""
     if problem == NO_SAMPLES:
         form = "B" if b.format == NULL else (<bytes>b.format).decode("utf-8", "replace")
         return wrong_sample(layout, f"format {form!r}, {b.itemsize} bytes each")
     if problem == INDIRECT:
-        return BufferError("the array's rows are behind pointers (suboffsets); copy it first (numpy.array)")
+        return BufferError("the array's rows are reached through pointers (suboffsets); copy it first (numpy.array)")
     return ValueError(f"a frame has 1 to 3 dimensions, not {b.ndim}")
 
 
 cdef wrong_sample(FrameLayout layout, str found):
     want = f"uint{8 * layout.item_bytes}"
-    return TypeError(f"{layout.format} samples are {want}, the array has elements of {found}; convert it first "
+    return TypeError(f"{layout.format} samples are {want}, but the array has elements of {found}; convert it first "
                      f"(.astype({want!r}))")
 
 
 cdef inline bint rows_contiguous(const Strided* a) noexcept:
-    """Whether all but the first dimension lie without gaps, the last index fastest."""
+    """Whether each row (all dimensions but the first) is contiguous in C order."""
     cdef Py_ssize_t expected = a.item_bytes
     cdef int i
     for i in range(a.ndim - 1, 0, -1):
@@ -108,7 +109,7 @@ cdef inline Py_ssize_t row_bytes(const Strided* a) noexcept:
 
 
 cdef inline Py_ssize_t pitch(const Strided* a) noexcept:
-    """Bytes from row to row; of a single row, its own."""
+    """Bytes from one row to the next. For a single row, the bytes of that row."""
     return a.step[0] if a.extent[0] > 1 else row_bytes(a)
 
 
@@ -127,7 +128,7 @@ cdef inline bint has_shape(const Strided* a, int ndim, const Py_ssize_t* extent)
 
 
 cdef bint is_short_frame(object src, Py_ssize_t frame_bytes) except -1:
-    """Whether these are plain bytes that are not a whole frame."""
+    """Whether `src` is plain bytes that are not a whole frame."""
     cdef Py_buffer buffer
     cdef Strided found
     cdef bint part
@@ -141,18 +142,18 @@ cdef bint is_short_frame(object src, Py_ssize_t frame_bytes) except -1:
     return part
 
 
-# ---- where arrays are -----------------------------------------------------------------------------------------------
+# ---- the location of arrays -----------------------------------------------------------------------------------------
 
 cdef int check_unmasked(object array) except -1:
-    """NumPy's masked arrays give what is beneath the mask away as if there were none."""
+    """Refuse NumPy's masked arrays: their buffer contains the masked elements as if there were no mask."""
     if hasattr(array, "mask") and hasattr(array, "filled"):
-        raise TypeError("a masked array has no pixels where it is masked; say what they are (array.filled(0)), or "
-                        "give array.data")
+        raise TypeError("a masked array has no pixels where it is masked; fill them (array.filled(0)), or ignore the "
+                        "mask (array.data)")
     return 0
 
 
 cdef class Buffer:
-    """Keeps an object's buffer."""
+    """Keeps an object's buffer exported."""
 
     cdef Py_buffer view
 
@@ -167,7 +168,7 @@ cdef class Array:
 
 
 cdef Array host_array(FrameLayout layout, object source):
-    """From the buffer protocol."""
+    """An array in host memory, through the buffer protocol."""
     cdef Buffer keep = Buffer.__new__(Buffer)
     cdef Array array = Array.__new__(Array)
     cdef int problem
@@ -180,7 +181,7 @@ cdef Array host_array(FrameLayout layout, object source):
 
 
 cdef Array gathered(Array scattered):
-    """A copy of a host array, contiguous."""
+    """A contiguous copy of a host array."""
     cdef Array array = Array.__new__(Array)
     cdef Strided* a = &array.at
     cdef Strided* s = &scattered.at
@@ -203,7 +204,7 @@ cdef Array gathered(Array scattered):
 
 
 cdef tuple device_of(object array):
-    """(DLPack device type, ordinal) of an array that says so, or None."""
+    """(DLPack device type, ordinal) of an array that reports its device, otherwise None."""
     ask = getattr(array, "__dlpack_device__", None)
     if ask is None:
         return None
@@ -211,16 +212,16 @@ cdef tuple device_of(object array):
     return int(kind), int(ordinal)
 
 
-# How an array holds a whole frame.
+# How a whole frame lies in an array.
 cdef enum:
-    MISFIT     # not at all
-    SCATTERED  # in the right shape, but its rows are not contiguous
+    MISFIT     # it is not a whole frame
+    SCATTERED  # the shape is right, but the rows are not contiguous
     TIGHT      # without padding
     PITCHED    # with one pitch for all planes, which may be negative
 
 
 cdef inline int fit(FrameLayout layout, const Strided* a) noexcept:
-    if a.ndim == 1:  # its samples, or its bytes
+    if a.ndim == 1:  # the frame's samples, or its bytes
         if a.item_bytes > layout.item_bytes or a.extent[0] != layout.tight_bytes // a.item_bytes:
             return MISFIT
     elif a.item_bytes != layout.item_bytes or not has_shape(a, layout.array_ndim, layout.array_extent):
@@ -231,7 +232,7 @@ cdef inline int fit(FrameLayout layout, const Strided* a) noexcept:
 
 
 cdef inline void lay_out(FrameLayout layout, const Strided* a, int how, bint on_gpu, Rows* rows) noexcept:
-    """The planes below one another in one array, TIGHT or PITCHED."""
+    """Set `rows` for planes that lie below one another in one array, TIGHT or PITCHED."""
     cdef const char* address = a.address
     cdef int i
     for i in range(layout.planes):
@@ -242,10 +243,11 @@ cdef inline void lay_out(FrameLayout layout, const Strided* a, int how, bint on_
 
 
 cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1:
-    """The usual case, without making an object: a host array of the frame's shape, or its bytes.
+    """Find the rows in the usual case, without creating an object: a host array of the frame's shape, or its bytes.
 
-    True: `buffer` is the caller's to release. Anything else is for :func:`source_of`, which also says what is wrong.
-    Types are remembered that it found to be buffers and nothing more (no video frames, nothing on a GPU).
+    True: the caller must release `buffer`. False: the caller must use :func:`source_of`, which handles all cases and
+    reports errors. The fast path serves only the type that :func:`source_of` last found to be a plain buffer (not a
+    video frame, not on a GPU).
     """
     cdef Strided found
     cdef int how
@@ -261,10 +263,10 @@ cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* ro
 
 
 cdef class Source:
-    """The rows of each plane of a frame to be published. Keeps what they lie in until it is dropped."""
+    """The rows of each plane of a frame that is to be published. Keeps the memory of the rows alive."""
 
     cdef int read(self, object src) except -1:
-        """Find the rows of an array-like, of which `layout` is what is wanted."""
+        """Find the rows of an array-like, which must match `layout`."""
         self.keep = []
         if hasattr(src, "planes") and hasattr(src, "format"):
             return self.video(src)
@@ -273,7 +275,7 @@ cdef class Source:
         return self.frame(src)
 
     cdef Array find(self, object array):
-        """An array-like, wherever it is."""
+        """An array-like as an Array, in whichever memory it is."""
         check_unmasked(array)
         where = device_of(array)
         by_interface = where is None and getattr(array, "__cuda_array_interface__", None) is not None
@@ -282,19 +284,19 @@ cdef class Source:
         return host_array(self.layout, array if PyObject_CheckBuffer(array) else numpy_array(array, where))
 
     cdef Array find_on_device(self, object array, tuple where):
-        """An array in device memory. `where` is its DLPack device, or None if only the CUDA array interface has it."""
-        raise TypeError("the array is in device memory and this publisher shares host memory; copy it to the "
+        """An array in device memory. `where` is its DLPack device, or None if it has only the CUDA array interface."""
+        raise TypeError("the array is in device memory, but this publisher shares host memory; copy the array to the "
                         "host first (.cpu(), .get()), or publish with memory='cuda'")
 
     cdef Array with_contiguous_rows(self, Array found):
-        """The same array, copied on the host if need be. What was found stays as it was found: `found` keeps it."""
+        """A copy of a host array with contiguous rows. `found` itself is not changed."""
         if found.on_gpu:
-            raise ValueError("the rows of a device array must be contiguous; make it so first (.contiguous(), "
-                             "cupy.ascontiguousarray)")
+            raise ValueError("the rows of a device array must be contiguous; make the array contiguous first "
+                             "(.contiguous(), cupy.ascontiguousarray)")
         return gathered(found)
 
     cdef int add(self, Array found) except -1:
-        """Rows of this array are of the frame."""
+        """Note that rows of this array belong to the frame."""
         self.keep.append(found)
         if found.on_gpu:
             self.on_gpu = True
@@ -319,7 +321,8 @@ cdef class Source:
         return self.add(found)
 
     cdef int frame(self, object array) except -1:
-        """All planes from one array: the frame's array_shape, or its samples or bytes without padding."""
+        """All planes from one array: of the frame's array_shape, or flat with the frame's samples or bytes, unpadded.
+        """
         cdef FrameLayout layout = self.layout
         cdef Array found = self.find(array)
         cdef int how = fit(layout, &found.at)
@@ -328,8 +331,8 @@ cdef class Source:
                 raise wrong_sample(layout, f"uint{8 * found.at.item_bytes}")
             raise ValueError(
                 f"a {layout.format} frame of {layout.shape.width}x{layout.shape.height} is an array of shape "
-                f"{layout.shape.array_shape}, {layout.tight_bytes} bytes, or {layout.planes} planes; "
-                f"not {found.shape}")
+                f"{layout.shape.array_shape}, {layout.tight_bytes} bytes, or {layout.planes} planes, "
+                f"not an array of shape {found.shape}")
         if how == SCATTERED or (found.on_gpu and how == PITCHED and found.at.step[0] < layout.plane[0].row_bytes):
             found = self.with_contiguous_rows(found)
             how = TIGHT
@@ -339,15 +342,15 @@ cdef class Source:
         return self.add(found)
 
     cdef int video(self, object src) except -1:
-        """From an object with planes: PyAV's VideoFrame, or a frame of ours."""
+        """All planes of an object that has ``planes``: PyAV's VideoFrame, or a cuframes frame."""
         layout = self.layout
         mine = layout.shape
         name = getattr(src.format, "name", src.format)
-        if name == "cuda":  # PyAV, decoded on the GPU: the format of the samples is beside it
+        if name == "cuda":  # PyAV, decoded on the GPU: sw_format is the format of the samples
             name = getattr(getattr(src, "sw_format", None), "name", name)
         if ALIASES.get(name, name) != layout.format or (src.width, src.height) != (mine.width, mine.height):
-            raise ValueError(f"this publisher shares {layout.format} {mine.width}x{mine.height}, the frame is {name} "
-                             f"{src.width}x{src.height}; convert it first (PyAV: frame.reformat)")
+            raise ValueError(f"this publisher shares {layout.format} {mine.width}x{mine.height}, but the frame is "
+                             f"{name} {src.width}x{src.height}; convert it first (PyAV: frame.reformat)")
         return self.all_planes(src.planes)
 
     cdef int all_planes(self, object planes) except -1:
@@ -363,30 +366,30 @@ cdef class Source:
         return 0
 
     cdef int lines(self, int i, object plane) except -1:
-        """Plane i from PyAV's: bytes, whatever the samples are, in rows of `line_size`.
+        """Plane i from a plane of PyAV: bytes, for any size of sample, in rows of `line_size`.
 
-        A negative one means that the picture is upside down in memory; its first row is the last in the buffer.
+        A negative line_size means that the picture is upside down in memory: its first row is the last in the buffer.
         """
         cdef Geometry* g = &self.layout.plane[i]
         cdef Array found = host_bytes(plane)
         cdef Py_ssize_t pitch = plane.line_size, size = found.at.extent[0], others = g.rows - 1, first = 0
         if pitch < 0:
             first = -pitch * others
-            top = getattr(plane, "buffer_ptr", None)  # the first row, says PyAV
+            top = getattr(plane, "buffer_ptr", None)  # where PyAV says that the first row is
             if top is not None and top != <uintptr_t>found.at.address + first:
-                # Older ones' buffers of such a plane begin with the first row, and go on beyond the frame.
-                raise ValueError(f"plane {i} has a negative line size ({pitch}), and this PyAV does not say where its "
-                                 "rows are; update PyAV")
+                # In older versions the buffer of such a plane begins at the first row and extends beyond the frame.
+                raise ValueError(f"plane {i} has a negative line size ({pitch}), and this version of PyAV does not "
+                                 "report where its rows are; update PyAV")
         if abs(pitch) < g.row_bytes or size < abs(pitch) * others + g.row_bytes:
-            raise ValueError(f"plane {i} has {size} bytes, in lines of {pitch}: too few for {g.rows} rows of "
-                             f"{g.row_bytes}")
+            raise ValueError(f"plane {i} has {size} bytes in lines of {pitch} bytes, too few for {g.rows} rows of "
+                             f"{g.row_bytes} bytes")
         self.rows[i].address = found.at.address + first
         self.rows[i].pitch = pitch
         self.rows[i].on_gpu = False
         return self.add(found)
 
     cdef int part_from(self, const char* target) except -1:
-        """Copy the rows that overlap the frame at `target`, which they are to be copied to."""
+        """Move rows that overlap the frame at `target`, the destination of the copy, to a temporary copy."""
         cdef Array found
         cdef Geometry* g
         cdef Rows* rows
@@ -414,18 +417,18 @@ cdef class Source:
 
 
 cdef object numpy_array(object array, object where):
-    """An array-like that has no buffer, as one that has."""
+    """An array-like without a buffer as a NumPy array, which has one."""
     import numpy
     if where is None or hasattr(array, "__array__") or hasattr(array, "__array_interface__"):
         return numpy.asarray(array)
     if where[0] not in (DL_HOST, DL_CUDA_HOST):
-        raise TypeError(f"the array is on a device of DLPack's type {where[0]}, which cannot be read here; copy it to "
+        raise TypeError(f"the array is on a device of DLPack type {where[0]}, which cuframes cannot read; copy it to "
                         "the host first")
     return numpy.from_dlpack(array)
 
 
 cdef Array host_bytes(object plane):
-    """A flat plane of bytes, whatever its samples are."""
+    """A plane as flat bytes, for any size of sample."""
     cdef Buffer keep = Buffer.__new__(Buffer)
     cdef Array array = Array.__new__(Array)
     PyObject_GetBuffer(plane, &keep.view, PyBUF_SIMPLE)
@@ -439,7 +442,7 @@ cdef Array host_bytes(object plane):
 
 
 cdef Source source_of(FrameLayout layout, object src):
-    """Find the rows of an array-like in host memory, or raise; nothing is copied yet."""
+    """Find the rows of an array-like in host memory, or raise. The rows are not copied yet."""
     cdef Source source = Source.__new__(Source)
     source.layout = layout
     source.read(src)

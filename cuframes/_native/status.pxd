@@ -1,4 +1,4 @@
-# What status.h declares, and status codes as exceptions.
+# The declarations of status.h, and status codes as exceptions.
 from libc.stdint cimport int64_t
 
 

@@ -1,4 +1,4 @@
-"""Status codes as exceptions, timestamps and deadlines: what the wrappers of all rings share."""
+"""Status codes as exceptions, timestamps and deadlines, for the wrappers of all rings."""
 
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport INT64_MAX, int64_t
@@ -19,16 +19,16 @@ from cuframes.errors import (
 
 
 cdef int check(int status, object context=None) except -1:
-    """The one place that turns a CF_* status into an exception."""
+    """Raise the exception for a CF_* status, unless it is CF_OK."""
     if status == CF_OK:
         return 0
     if status == CF_TIMED_OUT:
         raise Timeout(context or "nothing arrived in time")
     if status == CF_ENDED:
-        raise Disconnected("the publisher is gone and everything that it left has been taken")
+        raise Disconnected("the publisher is gone, and everything that it left has been taken")
     if status == CF_HELD:
         raise FrameDropped(
-            "every slot of the ring is held by subscribers; let them release frames sooner, or use a larger ring_size"
+            "every slot of the ring is held by subscribers; have them release frames sooner, or use a larger ring_size"
         )
     if status == CF_TOO_MANY:
         raise TooManyHeld(context)
@@ -39,7 +39,7 @@ cdef int check(int status, object context=None) except -1:
     if status == CF_CLOSED:
         raise ValueError(context or "it is closed")
     if status == CF_NO_BIT:
-        raise Disconnected("the ring has 31 subscribers and no place for another")
+        raise Disconnected("the ring already has 31 subscribers, the maximum; close one first")
     if status == CF_OVERSIZED:
         raise PacketOversized(context)
     if status == CF_OVERRUN:
@@ -52,22 +52,22 @@ cdef int check(int status, object context=None) except -1:
 
 
 cdef int64_t nanoseconds_of(object value) except? -1:
-    """A timestamp that a caller gave: an int, since a float of seconds would be off by nine orders of magnitude."""
+    """A caller's timestamp. It must be an int: a float is probably seconds, wrong by nine orders of magnitude."""
     if value is True or value is False:
-        raise TypeError(f"a time in nanoseconds is an int, not {value}")
+        raise TypeError(f"a time in nanoseconds must be an int, not {value}")
     try:
         return PyNumber_Index(value)
     except OverflowError:
-        raise ValueError(f"a time in nanoseconds has 64 bits; {value} is beyond that") from None
+        raise ValueError(f"a time in nanoseconds must fit into 64 bits, which {value} does not") from None
 
 
 cdef int64_t deadline_after(object timeout) except? -1:
-    """CLOCK_MONOTONIC nanoseconds at which a wait of `timeout` seconds ends; None never ends."""
+    """CLOCK_MONOTONIC nanoseconds at which a wait of `timeout` seconds ends. A timeout of None never ends."""
     if timeout is None:
         return INT64_MAX
     cdef double seconds = timeout
     if seconds == 0:
-        return 0  # over already, without looking at the clock
+        return 0  # already over, so the clock need not be read
     if not seconds >= 0 or isinstance(timeout, bool):
         raise ValueError(f"timeout must be None or seconds >= 0, not {timeout!r}")
     if seconds > 1e9:

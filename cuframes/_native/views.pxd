@@ -13,7 +13,7 @@ cdef class View:
     cdef Device gpu
     cdef bint dropped
     cdef bint lent
-    cdef Py_ssize_t buffers  # exported and not released yet
+    cdef Py_ssize_t buffers  # buffers that are exported and not yet released
 
     cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
                  bint readonly, Owner owner) except -1

@@ -1,7 +1,8 @@
-"""Exports of frame memory without a copy: buffer protocol, DLPack, the array interfaces of NumPy and CUDA.
+"""Frame memory as arrays of other libraries, without a copy: buffer protocol, DLPack, and the array interfaces of
+NumPy and CUDA.
 
-A :class:`View` is an address with a shape and an owner: the hold on the ring's slot. Everything that is exported from
-it keeps the owner alive, and the slot goes back when the last export dies, whatever was released before.
+A :class:`View` is an address with a shape and an owner, which is the hold on the ring's slot. Every exported array
+keeps the owner alive, so the slot goes back when the last one is gone, even if the frame was released earlier.
 """
 
 cimport cython
@@ -32,7 +33,7 @@ cdef char* FORMAT_U16 = "H"
 
 
 cdef void drop_context(void* context) noexcept nogil:
-    # Consumers may call a deleter on a thread without the GIL, and after the interpreter has ended.
+    # A consumer may call the deleter on a thread without the GIL, and even after the interpreter has ended.
     if Py_IsInitialized():
         with gil:
             Py_DECREF(<object>context)
@@ -48,7 +49,7 @@ cdef void delete_versioned(cf_dl_versioned* managed) noexcept:
     free(managed)
 
 
-# A capsule that nobody consumed still has its first name; a consumer renames it and calls the deleter itself.
+# A capsule that was never consumed still has its original name. A consumer renames it and calls the deleter itself.
 cdef void drop_legacy(PyObject* capsule) noexcept:
     if PyCapsule_IsValid(capsule, "dltensor"):
         delete_legacy(<cf_dl_managed*>PyCapsule_GetPointer(capsule, "dltensor"))
@@ -60,7 +61,7 @@ cdef void drop_versioned(PyObject* capsule) noexcept:
 
 
 cdef void* dlpack_stream(object stream) except? NULL:
-    """The stream of a DLPack consumer on a GPU, by the rules of the array API standard; NULL when it wants no
+    """The stream of a DLPack consumer on a GPU, by the rules of the array API standard. NULL: the consumer asks for no
     ordering.
     """
     if stream is None:
@@ -70,16 +71,18 @@ cdef void* dlpack_stream(object stream) except? NULL:
     if stream == -1:
         return NULL
     if stream <= 0:
-        raise ValueError(f"a DLPack stream on CUDA is -1, 1, 2 or a handle; {stream} is not unambiguous")
+        raise ValueError(f"stream={stream} is ambiguous or invalid in DLPack; pass 1 (legacy default), 2 (per-thread "
+                         "default), -1 (no ordering) or a handle")
     return <void*><uintptr_t>stream
 
 
 cdef class View:
-    """Memory of one frame or plane, as an array of unsigned integers.
+    """The memory of one frame or plane, as an array of unsigned integers.
 
-    In host memory ``numpy.asarray``, ``memoryview``, ``torch.from_dlpack`` and their like take it without a copy; on a
-    GPU ``torch.from_dlpack``, ``cupy.from_dlpack``, ``cupy.asarray`` and Numba do, ordered after the frame's own work.
-    Subscribers' views are read-only. The slot they lie in stays held while any such array lives.
+    For host memory, ``numpy.asarray``, ``memoryview``, ``torch.from_dlpack`` and similar functions make an array
+    without a copy. For GPU memory, ``torch.from_dlpack``, ``cupy.from_dlpack``, ``cupy.asarray`` and Numba do so, and
+    their work is ordered after the frame's own. The views of a subscriber are read-only. The slot stays held as long as
+    any such array is alive.
     """
 
     cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
@@ -97,20 +100,20 @@ cdef class View:
         return 0
 
     cdef void drop(self) noexcept:
-        """Let go of the memory, and export it no more. What was exported before keeps it."""
+        """Release this view's claim on the memory and refuse further exports. Earlier exports keep the memory."""
         with cython.critical_section(self):
             self.dropped = True
             self.disown()
 
     cdef void disown(self) noexcept:
-        """Give the owner up once nothing needs it here: no buffer, and nobody who used an array interface, since they
-        keep this object and nothing else.
+        """Drop the owner when no exported buffer is alive and no array interface was used. (The consumers of an array
+        interface keep this view alive, not the owner.)
         """
         if self.dropped and not self.buffers and not self.lent:
             self.owner = None
 
     cdef Owner share(self):
-        """The owner, for something that is being exported. Another thread may drop the view at the same time."""
+        """The owner, as a reference for an export. Safe against another thread that drops the view meanwhile."""
         cdef Owner owner
         with cython.critical_section(self):
             self.check_exportable()
@@ -118,14 +121,14 @@ cdef class View:
         return owner
 
     cdef int lend(self) except -1:
-        """An array interface is about to be given away."""
+        """Note that an array interface is about to be handed out."""
         with cython.critical_section(self):
             self.check_exportable()
             self.lent = True
         return 0
 
     cdef Py_ssize_t size(self) noexcept:
-        """Bytes of the elements."""
+        """Total bytes of the elements."""
         cdef Py_ssize_t total = self.item_bytes if self.ndim else 0
         cdef int i
         for i in range(self.ndim):
@@ -133,7 +136,7 @@ cdef class View:
         return total
 
     cdef bint dense(self, bint fortran) noexcept:
-        """Whether the elements lie without gaps, the last index fastest, or the first."""
+        """Whether the elements lie without gaps: in C order, or in Fortran order if `fortran`."""
         cdef Py_ssize_t expected = self.item_bytes
         cdef int i, axis
         for i in range(self.ndim):
@@ -145,15 +148,15 @@ cdef class View:
 
     cdef int check_exportable(self) except -1:
         if self.dropped:
-            raise ValueError("the frame was released; take views before that, or keep the frame")
+            raise ValueError("the frame was released; take views before the release, or keep the frame")
         if self.ndim == 0:
-            raise BufferError("this frame is not one array; use its planes")
+            raise BufferError("the planes of this frame do not form one array; use frame.planes")
         return 0
 
     cdef int check_host(self, object error) except -1:
         if self.gpu is not None:
             raise error(f"the frame is in device memory (cuda:{self.gpu.ordinal}): use torch.from_dlpack, cupy.asarray "
-                        "or the like, or copy_to_host()")
+                        "or similar, or copy_to_host()")
         return 0
 
     @property
@@ -163,22 +166,22 @@ cdef class View:
 
     @property
     def strides(self):
-        """Bytes from one element to the next along each axis; the first is the pitch."""
+        """Bytes from one element to the next along each axis. The first one is the pitch."""
         return tuple([self.step[i] for i in range(self.ndim)])
 
     @property
     def dtype(self):
-        """NumPy's name of the element type: ``"uint8"`` or ``"uint16"``."""
+        """NumPy's name for the element type: ``"uint8"`` or ``"uint16"``."""
         return "uint8" if self.item_bytes == 1 else "uint16"
 
     @property
     def nbytes(self):
-        """Bytes of the elements, without the padding of rows."""
+        """Total bytes of the elements, without the padding of rows."""
         return self.size()
 
     @property
     def device(self):
-        """``"cpu"`` or ``"cuda:N"``, N as this process counts its GPUs."""
+        """``"cpu"`` or ``"cuda:N"``, where N is the number of the GPU in this process."""
         return "cpu" if self.gpu is None else f"cuda:{self.gpu.ordinal}"
 
     def _interface(self):
@@ -198,8 +201,8 @@ cdef class View:
 
     @property
     def __cuda_array_interface__(self):
-        # Consumers make their stream wait for the one named here. Where they then work they do not say, so the frame
-        # goes back after all work of the context.
+        # A consumer makes its own stream wait for the stream named here, but does not report which stream that is. The
+        # frame therefore goes back after all work of the context.
         if self.gpu is None:
             raise AttributeError("the frame is in host memory")
         cdef Owner owner = self.share()
@@ -225,7 +228,7 @@ cdef class View:
         numpy.asarray(memoryview(self))[index] = value
 
     def __bool__(self):
-        """True, also after the release: a frame is a frame."""
+        """Always True, also after the release: the truth value does not depend on pixels."""
         return True
 
     def __len__(self):
@@ -235,13 +238,14 @@ cdef class View:
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         self.check_host(BufferError)
         if flags & PyBUF_WRITABLE and self.readonly:
-            raise BufferError("the frame is read-only: other subscribers see the same memory")
+            raise BufferError("the frame is read-only, since other subscribers see the same memory; copy it first "
+                              "(numpy.array)")
         rows_first, columns_first = self.dense(False), self.dense(True)
         if ((flags & PyBUF_STRIDES != PyBUF_STRIDES and not rows_first)
                 or (flags & PyBUF_C_CONTIGUOUS == PyBUF_C_CONTIGUOUS and not rows_first)
                 or (flags & PyBUF_F_CONTIGUOUS == PyBUF_F_CONTIGUOUS and not columns_first)
                 or (flags & PyBUF_ANY_CONTIGUOUS == PyBUF_ANY_CONTIGUOUS and not (rows_first or columns_first))):
-            raise BufferError("rows are padded to the pitch; the consumer must accept strides, or take a copy "
+            raise BufferError("rows are padded to the pitch; use a consumer that accepts strides, or make a copy "
                               "(numpy.array)")
         with cython.critical_section(self):
             self.check_exportable()
@@ -251,7 +255,7 @@ cdef class View:
         buffer.len = self.size()
         buffer.itemsize = self.item_bytes
         buffer.readonly = self.readonly
-        buffer.ndim = self.ndim if flags & PyBUF_ND else 0  # as NumPy has it: no dimensions without a shape
+        buffer.ndim = self.ndim if flags & PyBUF_ND else 0  # like NumPy: no dimensions without a shape
         buffer.format = NULL
         if flags & PyBUF_FORMAT:
             buffer.format = FORMAT_U8 if self.item_bytes == 1 else FORMAT_U16
@@ -261,24 +265,25 @@ cdef class View:
         buffer.internal = NULL
 
     def __releasebuffer__(self, Py_buffer* buffer):
-        # On whatever thread the last array of it dies.
+        # May run on any thread: the one on which the last array of this buffer is destroyed.
         with cython.critical_section(self):
             self.buffers -= 1
             self.disown()
 
     def is_contiguous(self):
-        """Whether the rows follow each other without padding."""
+        """Whether the rows are contiguous, without padding."""
         return self.dense(False)
 
     def copy_to_host(self):
-        """A copy as a NumPy array, whatever memory the frame is in. On a GPU it waits for the copy."""
+        """A copy as a NumPy array, for host and GPU memory alike. For a frame on a GPU, waits until the copy is done.
+        """
         import numpy
         self.check_exportable()
         if self.gpu is None:
             return numpy.array(memoryview(self))
         cdef Py_ssize_t rows = self.extent[0], pitch = self.step[0]
         if self.ndim == 3 and self.step[1] != self.extent[2] * self.item_bytes:
-            rows, pitch = rows * self.extent[1], self.step[1]  # three planes below one another, of rows with padding
+            rows, pitch = rows * self.extent[1], self.step[1]  # three planes below one another, with padded rows
         array = numpy.empty(self.shape, self.dtype)
         cdef uintptr_t target = array.ctypes.data
         cdef Py_ssize_t row_bytes = self.size() // rows
@@ -286,7 +291,7 @@ cdef class View:
         cdef Owner owner = self.share()
         cdef int result
         owner.use(stream)
-        with nogil:  # the driver returns when the copy is over
+        with nogil:  # the driver may return only when the copy is done
             result = self.gpu.copy(<char*>target, row_bytes, False, self.address, pitch, True, row_bytes, rows, stream)
         check_driver(result, "copying the frame to the host failed")
         self.gpu.synchronize_stream(<uintptr_t>stream)
@@ -294,7 +299,7 @@ cdef class View:
 
     def __reduce__(self):
         copy = "copy_to_host()" if self.gpu is not None else "numpy.array(it)" if self.ndim else "numpy.array(plane)"
-        raise refusal(self, f"open cuframes.Subscriber(key) in the other process; {copy} is a copy that can be sent")
+        raise refusal(self, f"open cuframes.Subscriber(key) in the other process, or send a copy: {copy}")
 
     def __dlpack_device__(self):
         """(1, 0) in host memory, (2, N) on a GPU."""
@@ -303,22 +308,23 @@ cdef class View:
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
         """A DLPack capsule over the same memory.
 
-        On a GPU `stream` is the consumer's: None or 1 the legacy default stream, 2 the per-thread one, -1 no ordering,
-        otherwise a handle. It is made to wait for the frame, and the frame goes back after what it has queued by the
-        time the tensor dies. In host memory it must be None.
+        On a GPU, `stream` is the consumer's stream: None or 1 for the legacy default stream, 2 for the per-thread
+        default stream, -1 for no ordering, otherwise a handle. The stream is made to wait for the frame, and the frame
+        goes back after all work that the stream has queued when the tensor is destroyed. In host memory `stream` must
+        be None.
 
-        A consumer that asks for version 1.0 or later gets a versioned capsule, flagged read-only for a subscriber's
-        frame. The older capsule cannot say so: writing through it to a subscriber's frame ends the process (or, on a
-        GPU, its context), since the memory is mapped read-only.
+        A consumer that asks for version 1.0 or later gets a versioned capsule, which is flagged read-only for a
+        subscriber's frame. The older kind of capsule has no such flag. Since a subscriber's memory is mapped read-only,
+        writing through an unflagged capsule ends the process (or, on a GPU, its context).
         """
-        # Whatever can fail comes first, then the capsule, and the reference that its deleter gives back last.
+        # In this order: everything that can fail, then the capsule, and last the reference that its deleter drops.
         cdef Owner owner = self.share()
         device = self.__dlpack_device__()
         if dl_device is not None and tuple(dl_device) != device:
-            raise BufferError(f"the frame is in the memory of DLPack device {device} and is not copied to {dl_device}; "
-                              "use copy_to_host()")
+            raise BufferError(f"the frame is in the memory of DLPack device {device}, and a view does not copy it to "
+                              f"{dl_device}; use copy_to_host()")
         if copy:
-            raise BufferError("views do not copy; copy the array that was made from one, or use copy_to_host()")
+            raise BufferError("a view cannot be exported as a copy; copy the resulting array, or use copy_to_host()")
         if self.gpu is not None:
             owner.use(dlpack_stream(stream))
         elif stream is not None:

@@ -1,4 +1,4 @@
-"""Waiting for the first of several rings: of frames, of packets, slots."""
+"""Waiting for the first of several rings. They may be frame rings, packet rings and framecache slots."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -28,27 +28,29 @@ cdef extern from "cuframes/wait_any.h" nogil:
     int cf_any_wait(const cf_any* rings, uint32_t count, int epoll, bint unanswered, int* ready, int64_t deadline)
 
 
-cdef uint32_t MAX_FUTEX_RINGS = 16  # up to here, queueing on every ring is cheaper than a write() in every publisher
-cdef bint waitv_works = True  # until the kernel says that it has none
+cdef uint32_t MAX_FUTEX_RINGS = 16  # up to this many, queueing on every ring is cheaper than every publisher's write()
+cdef bint waitv_works = True  # until the kernel reports that it does not have it
 
 
 def allow_waitv(bint allowed):
-    """Whether futex_waitv may be used; tests say no, to wait as on an older kernel."""
+    """Set whether futex_waitv may be used. Tests disable it, to wait as on an older kernel."""
     global waitv_works
     waitv_works = allowed
 
 
 def wait_rings(list receivers not None, list rings not None, timeout, poller):
-    """Those of the receivers whose ring has something; empty after `timeout` seconds. A ring is a FrameReader,
-    a PacketRing or a CacheRing, or None where the receiver is closed; nothing else is known of receivers here.
+    """The receivers whose ring has something to take, or an empty list after `timeout` seconds. A ring is a
+    FrameReader, a PacketRing or a CacheRing, or None if the receiver is closed. Of the receivers, only their rings are
+    used here.
 
-    Sleeps with futex_waitv, or on the poller's epoll: its ``fileno()`` gives that, ``number`` tells it from others, and
-    ``add(receiver, ring)`` is called for receivers that are new to it, until it says that it has the publisher's
-    eventfd. It waits for no publisher: until one answers, the connection itself is in the epoll.
+    Sleeps with futex_waitv, or on the poller's epoll. ``poller.fileno()`` is the epoll, and ``poller.number`` its
+    unique number. ``poller.add(receiver, ring)`` is called for a receiver that the poller does not know yet, until it
+    returns true: it then has the publisher's eventfd. Nothing waits for a publisher's answer: until it comes, the
+    connection itself is in the epoll.
     """
     cdef int64_t deadline = deadline_after(timeout)
     cdef uint32_t i, count = len(receivers)
-    cdef list inside = []  # rings that we are inside of, so that they stay while we wait
+    cdef list inside = []  # rings whose gate we have entered, so that they stay valid while we wait
     cdef cf_any* any = <cf_any*>malloc(count * (sizeof(cf_any) + sizeof(int)))
     cdef int* ready = <int*>(any + count)
     if any == NULL:
@@ -71,7 +73,7 @@ def wait_rings(list receivers not None, list rings not None, timeout, poller):
 
 
 cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_t deadline, object poller) except -1:
-    """Mark those that are ready. All rings stay as they are meanwhile: we are inside."""
+    """Mark the rings that are ready. They stay valid meanwhile, since the caller has entered their gates."""
     global waitv_works
     cdef uint32_t i, count = len(rings), most = MAX_FUTEX_RINGS
     cdef int status = CF_AGAIN, epoll = -1
@@ -80,9 +82,9 @@ cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_
     cdef list unanswered = []
     for i in range(count):
         if any[i].frames == NULL:
-            most = CF_ANY_MAX  # a descriptor would take a thread for each of those
+            most = CF_ANY_MAX  # each of these would need a thread to feed a descriptor
         if has_ahead(rings[i]):
-            deadline = 0  # it has been read already, so there is nothing to wait for
+            deadline = 0  # its next packet has been read already, so there is nothing to wait for
     while status == CF_AGAIN:
         if epoll < 0 and (count > most or not waitv_works):
             epoll, number = poller.fileno(), poller.number
@@ -105,8 +107,8 @@ cdef int wait_inside(list receivers, list rings, cf_any* any, int* ready, int64_
 
 
 cdef bint read_connections(uint32_t count, cf_any* any, list rings, int* ready) except -1:
-    """Read connections that have something to say: it may be the end, or nothing of interest. Whether any ring is
-    ready.
+    """Read the connections that have messages, which may be the end or something irrelevant. Returns whether any ring
+    is ready.
     """
     cdef bint found = False
     cdef uint32_t i
@@ -120,7 +122,7 @@ cdef bint read_connections(uint32_t count, cf_any* any, list rings, int* ready) 
 
 
 cdef bint ring_cut(RingEnd ring) noexcept:
-    """Whether the ring's memory was cut off, which its receiver is to say."""
+    """Whether the ring's file was truncated. Its receiver then counts as ready, so that it can raise."""
     return ring is not None and is_cut(ring.cut)
 
 
@@ -136,7 +138,9 @@ cdef bint any_cut(list rings):
 
 
 cdef object enter_ring(object ring, object receiver, cf_any* any):
-    """The ring, entered, and where its memory is; None when it is closed, as its receiver's ``next()`` will say."""
+    """Enter the ring and set `any` to its C structure. Returns the ring, or None if it is closed. (The receiver's
+    ``next()`` then raises.)
+    """
     any.frames = NULL
     any.packets = NULL
     any.slots = NULL
@@ -147,7 +151,7 @@ cdef object enter_ring(object ring, object receiver, cf_any* any):
     elif isinstance(ring, CacheRing):
         any.slots = &(<CacheRing>ring).ring
     elif ring is not None:
-        raise TypeError("wait_any waits for Subscriber, PacketReader and framecache.SlotReader, not "
+        raise TypeError("wait_any accepts Subscriber, PacketReader and framecache.SlotReader, not "
                         f"{type(receiver).__name__}")
     if ring is not None:
         try:
@@ -159,7 +163,7 @@ cdef object enter_ring(object ring, object receiver, cf_any* any):
 
 
 cdef int listen(object poller, uint64_t number, object receiver, RingEnd ring, list unanswered) except -1:
-    """Add the receiver to the poller, unless its ring is there already."""
+    """Add the receiver to the poller, unless the poller has its ring already."""
     if ring is not None and ring.polled_by != number:
         if poller.add(receiver, ring):
             ring.polled_by = number
@@ -169,7 +173,7 @@ cdef int listen(object poller, uint64_t number, object receiver, RingEnd ring, l
 
 
 cdef list listen_again(object poller, uint64_t number, list unanswered):
-    """Read what publishers have answered; those that have not."""
+    """Read the answers of publishers. Returns the receivers whose publisher has not answered yet."""
     cdef list left = []
     for receiver, ring in unanswered:
         if (<FrameReader>ring).connection.read_messages():

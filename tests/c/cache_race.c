@@ -1,9 +1,10 @@
 /* One writer and several readers hammer a tiny framecache slot, as threads of one process.
  *
- * Every word of a frame is a function of the frame's number and the word's place. A reader that were handed an overwritten
- * byte would see it: also one of the entry that is being overwritten while the cursor still says that it is whole.
+ * Every word of a frame is a function of the frame's number and the word's position, so a reader notices any
+ * overwritten byte. That includes bytes of the entry that is being overwritten while the cursor still counts it as
+ * whole.
  *
- *   cache_race READERS FRAMES FRAME_SIZE DEPTH     prints what was read; exit status 1 if anything was torn or miscounted */
+ *   cache_race READERS FRAMES FRAME_SIZE DEPTH     prints what was read; exit status 1: torn or miscounted frames */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,7 +57,7 @@ static void *write_all(void *unused) {
         char *pixels;
         for (uint32_t i = 0; i < frame_size / 8; i++) data[i] = word(seq, i);
         if (cf_cache_begin(&writer, &pixels) != CF_OK) abort();
-        if (seq % 7 == 3) { /* half a frame, then the writer thinks better of it */
+        if (seq % 7 == 3) { /* the writer abandons the frame half way */
             cf_copy_racing(pixels, (char *)data, frame_size / 2);
             cf_cache_end(&writer);
             if (cf_cache_begin(&writer, &pixels) != CF_OK) abort();

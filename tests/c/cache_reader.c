@@ -1,10 +1,10 @@
-/* A framecache consumer as the format describes it, and nothing of this library: offsets are written out.
+/* A framecache consumer written from the format's description, without this library: offsets are literal numbers.
  *
  *   cache_reader FILE SEMAPHORE FRAMES [PAUSE_US]
  *
- * Maps the slot read-only, keeps a cursor of its own, drains the semaphore, waits with a timeout, copies, looks at the
- * cursor again. Every 8 bytes of a frame have to be its number. Prints "ready" as JSON, then how many frames it read,
- * dropped, and found torn after copying; exit status 1 if one was wrong, 3 if nothing came for 10 s. */
+ * Maps the slot read-only, keeps its own cursor, drains the semaphore, waits with a timeout, copies a frame, and checks
+ * the cursor again. Every 8 bytes of a frame must be the frame's number. Prints "ready" as JSON, then the numbers of
+ * frames read, dropped, and found torn after copying. Exit status 1: a frame was wrong; 3: no frame came for 10 s. */
 #include <errno.h>
 #include <fcntl.h>
 #include <semaphore.h>
@@ -26,10 +26,10 @@ static const char *slot;
 static sem_t *semaphore;
 static uint64_t next, dropped;
 
-/* The next frame into `out`. */
+/* Read the next frame into `out`. */
 static int read_frame(char *out, uint64_t *seq, uint32_t *size) {
     uint32_t depth = U32(32), frame_size = U32(28);
-    while (sem_trywait(semaphore) == 0) { /* what was posted so far says nothing about what comes */
+    while (sem_trywait(semaphore) == 0) { /* earlier posts say nothing about coming frames */
     }
     for (int waits = 0; CURSOR == next; waits++) {
         struct timespec until;

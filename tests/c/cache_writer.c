@@ -1,10 +1,10 @@
-/* A framecache writer as the format describes it, and nothing of this library: offsets are written out.
+/* A framecache writer written from the format's description, without this library: offsets are literal numbers.
  *
  *   cache_writer FILE SEMAPHORE WIDTH HEIGHT DEPTH FRAMES INTERVAL_US [VERSION]
  *
- * Creates the slot (UYVY), prints "ready" as JSON, waits for a line on standard input, then writes frames whose every 8
- * bytes are the frame's number, posts the semaphore for each, and waits for another line before it ends. It knows neither
- * locks nor futexes. */
+ * Creates the slot (UYVY), prints "ready" as JSON, and waits for a line on standard input. Then writes frames, in which
+ * every 8 bytes are the frame's number, and posts the semaphore for each. Waits for another line before it ends. Uses
+ * neither locks nor futexes. */
 #include <fcntl.h>
 #include <semaphore.h>
 #include <stdint.h>

@@ -1,5 +1,5 @@
-/* close() of a reader's end against takes of it, as threads: a frame that is handed out keeps its pin, and when close()
- * is over nobody is inside and nothing is pinned that is not held. Arguments: rounds. */
+/* close() of a reader's end while other threads take frames from it. A frame that was taken keeps its pin. When close()
+ * has returned, no call is inside, and nothing is pinned that is not held. Argument: number of rounds. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -29,7 +29,7 @@ typedef struct {
     uint64_t torn, taken;
 } task;
 
-/* What the wrapper does around every call: leave, and hang up if the end is closed and holds nothing. */
+/* The same as the Cython wrapper after every call: leave, and hang up if the end is closed and holds nothing. */
 static void hang_up(cf_reader *r, uint32_t *hung_up) {
     if (cf_gate_is_empty(&r->gate) && cf_reader_held(r) == 0 && !cf_exchange_u32(hung_up, 1)) cf_writer_leave(&writer, r->bit);
 }
@@ -49,7 +49,7 @@ static void *take_all(void *argument) {
         if (rc != CF_OK) abort();
         cf_fetch_add(&t->taken, 1);
         for (int look = 0; look < 3; look++) {
-            if (look) usleep(20); /* several frames, if nothing holds them off */
+            if (look) usleep(20); /* time for several frames, unless the slot is held */
             for (uint32_t i = 0; i < WORDS; i++)
                 if (pixels[frame.slot][i] != frame.frame_no) cf_fetch_add(&t->torn, 1);
         }
@@ -69,7 +69,7 @@ int main(int argc, char **argv) {
         uint32_t bit;
         uint64_t seq, frame_no;
         if (cf_writer_join(&writer, "reader", 1, &bit, &seq, &frame_no) != CF_OK) return 3;
-        wrong += bit != 1; /* the one before has given it up */
+        wrong += bit != 1; /* the subscriber before must have given it up */
         t.reader = (cf_reader){.shared = &header, .ring_size = RING, .bit = bit, .max_held = 2, .mode = CF_ORDERED,
             .pins = true, .wakes = true, .counted = true, .sock = -1, .event_fd = -1, .last_seq = seq,
             .last_frame_no = frame_no};

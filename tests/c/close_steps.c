@@ -1,5 +1,6 @@
-/* close() at every step of a take: whichever atomic access of cf_reader_next it comes before, a frame that is handed out
- * stays as it is, and afterwards the place in the ring is given up, once. No threads: the steps are counted. */
+/* close() at every step of a take, that is before every atomic access of cf_reader_next. A frame that was taken must
+ * stay intact, and afterwards the place in the ring must have been given up, once. Uses no threads: it counts the
+ * steps. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -37,7 +38,7 @@ static void hang_up_if_idle(void) {
 static void step(void) {
     if (steps < 0 || steps++ != close_at) return;
     steps = -1;
-    cf_gate_shut(&reader.gate); /* what close() does, on another thread */
+    cf_gate_shut(&reader.gate); /* like close() on another thread */
     hang_up_if_idle();
 }
 
@@ -81,7 +82,7 @@ int main(void) {
         }
         bad += closed != left;
         for (int k = 0; k < RING; k++) bad += header.slots[k].pin_bitmap != 0;
-        if (!closed) break; /* the take has fewer steps than that */
+        if (!closed) break; /* the take has fewer steps */
     }
     printf("%d steps: %d taken, %d refused, %d wrong\n", close_at, taken, refused, bad);
     return bad || !taken || !refused;

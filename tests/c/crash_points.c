@@ -1,16 +1,17 @@
-/* A process that dies, or is stopped, at every statement of the rings' functions; those around it go on.
+/* Kills or stops a process at every statement of the rings' functions. The other processes must continue.
  *
  * Compiled with -fsanitize-coverage=trace-pc and -O0, where every access to shared memory is a call of a function in
- * shm.h and so has a crash point before it. A child does one thing to a ring; at its n-th crash point it kills itself,
- * or stops until it is told to go on. Then the parent, who has the other end, must get whole frames only, must not wait
- * for ever, and must be able to use every slot again. n goes up until the child comes through.
+ * shm.h and therefore has a crash point before it. A child does one thing to a ring. At its n-th crash point it kills
+ * itself, or stops until it is told to continue. Then the parent, which has the other end, must get only whole frames,
+ * must not wait for ever, and must be able to use every slot again. n grows until the child completes without reaching
+ * point n.
  *
  *   crash_points RING WHAT HOW BEFORE FILE
  *     RING WHAT    frames publish|strict|take|sleep, packets publish|take, slot publish|take
  *     HOW          kill or stop
- *     BEFORE       how many frames have gone by before, so that another slot is in turn
- *     FILE         to be created, for what has to be a file with a name
- * Prints the number of crash points; exit status 1, and where, if something was wrong. */
+ *     BEFORE       number of frames published before, so that another slot is next
+ *     FILE         path to create, for rings that need a file with a name
+ * Prints the number of crash points. If something was wrong: prints where, with exit status 1. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -30,7 +31,7 @@
 #define RING 4
 #define WORDS 40
 #define PATIENCE_NS 3000000
-#define TRIES 2000 /* of PATIENCE_NS or a slice each: more is for ever */
+#define TRIES 2000 /* of PATIENCE_NS or a slice each; more counts as "for ever" */
 
 static long crash_at = -1; /* in the child */
 static long passed;
@@ -71,7 +72,7 @@ static bool whole(const uint64_t *in, uint64_t n, uint32_t words) {
     return true;
 }
 
-/* Run `act` in a child up to crash point `point`. True: it has died or stands still there; false: it came through. */
+/* Run `act` in a child up to crash point `point`. True: it died or stopped there; false: it completed. */
 static pid_t child;
 static bool run_child(void (*act)(void)) {
     fflush(stdout);
@@ -95,7 +96,7 @@ static bool run_child(void (*act)(void)) {
     return false;
 }
 
-/* Let a child that stands still come to its end, and see what it has seen. */
+/* Let a stopped child continue to its end, and check its result. */
 static void go_on(void) {
     int status;
     kill(child, SIGCONT);
@@ -108,7 +109,7 @@ static void go_on(void) {
 
 static cf_frame_header *header;
 static uint64_t (*pixels)[WORDS];
-static cf_writer *writer; /* shared too: a child that publishes goes on with it */
+static cf_writer *writer; /* shared too: a child that publishes continues with it */
 static cf_reader reader, other;
 
 static void join(cf_reader *r, int mode) {
@@ -158,11 +159,11 @@ static void act_publish(void) {
     if (publish(0) != CF_OK) _exit(1);
 }
 
-/* A frame after another, of which each must still be whole when it is given back. */
+/* Take one frame after another. Each must still be whole when it is released. */
 static void act_take(void) {
     cf_taken t[2];
     int rc, tries = 0;
-    /* Who was stopped while looking may find that everything it looked at is gone, and has to look again. */
+    /* A reader that was stopped while looking may find that all frames it saw are gone, and must look again. */
     while ((rc = cf_reader_next(&reader, cf_now_ns(), &t[0])) == CF_TIMED_OUT && tries++ < 2) {}
     if (rc != CF_OK) _exit(1);
     bool second = cf_reader_next(&reader, cf_now_ns(), &t[1]) == CF_OK;
@@ -188,11 +189,11 @@ static bool frames_publisher(uint32_t policy, int before) {
     late.last_seq = 0;
     late.counted = false;
     if (!run_child(act_publish)) return false;
-    /* One takes the oldest frame, whose slot is the next to be written, and holds it. */
+    /* One reader takes the oldest frame, whose slot will be written next, and holds it. */
     CHECK(cf_reader_now(&late, &oldest) == CF_OK);
     CHECK(whole(pixels[oldest.slot], oldest.frame_no, WORDS));
     if (stopping) {
-        /* The others take what is there, and wait for no longer than they want to. */
+        /* The other readers take the available frames, and wait no longer than their deadline. */
         while (take(&reader, 0) == CF_OK) {}
         while (take(&other, 0) == CF_OK) {}
         go_on();
@@ -214,7 +215,7 @@ static bool frames_publisher(uint32_t policy, int before) {
     CHECK(take(&reader, PATIENCE_NS) == CF_ENDED);
     while (take(&other, PATIENCE_NS) == CF_OK) got++;
     CHECK(take(&other, PATIENCE_NS) == CF_ENDED);
-    CHECK(stopping || (got >= 2 && got <= 4)); /* the frame that was there, and perhaps the one after it */
+    CHECK(stopping || (got >= 2 && got <= 4)); /* the available frame, and perhaps the one after it */
     for (int k = 0; k < RING; k++) CHECK(header->slots[k].pin_bitmap == 0);
     return true;
 }
@@ -223,13 +224,13 @@ static bool frames_reader(uint32_t policy, int before, void (*act)(void), int re
     frames_begin(policy, before);
     for (int i = 0; i < ready; i++) CHECK(publish(0) == CF_OK);
     if (!run_child(act)) return false;
-    /* While it holds its frame, the others go on; so far that the slot of that frame is next. */
+    /* While it holds its frame, the others continue until the slot of that frame is next. */
     for (int i = 0; i <= 3 * RING && policy == CF_POLICY_DROP_OLDEST; i++) {
         CHECK(publish(0) == CF_OK);
         CHECK(take(&other, 0) == CF_OK);
     }
     if (stopping && policy == CF_POLICY_DROP_OLDEST) {
-        /* It goes on while half of a frame is written. */
+        /* It continues while a frame is half written. */
         CHECK(cf_writer_begin(writer, -1, 0) == CF_OK);
         fill(pixels[cf_writer_slot(writer)], writer->frames + 1, WORDS / 2);
         go_on();
@@ -238,13 +239,13 @@ static bool frames_reader(uint32_t policy, int before, void (*act)(void), int re
     } else if (stopping) {
         go_on();
     }
-    cf_writer_leave(writer, reader.bit); /* what the session thread does when the connection has ended */
+    cf_writer_leave(writer, reader.bit); /* like the session thread when a connection has ended */
     for (int i = 0; i < 3 * RING; i++) {
         CHECK(publish(PATIENCE_NS) == CF_OK);
         CHECK(take(&other, 0) == CF_OK);
     }
     for (int k = 0; k < RING; k++) CHECK(header->slots[k].pin_bitmap == 0);
-    /* Its place is as good as new. */
+    /* Its place can be used again. */
     uint32_t bit = reader.bit;
     join(&reader, CF_ORDERED);
     CHECK(reader.bit == bit && publish(0) == CF_OK && take(&reader, 0) == CF_OK);
@@ -294,7 +295,7 @@ static int read_packet(cf_packet_reader *r, int64_t timeout) {
 static void act_read_packets(void) {
     for (int i = 0; i < 3; i++) {
         int rc = read_packet(&packet_reader, 0);
-        if (rc != CF_OK && rc != CF_OVERRUN && rc != CF_ENDED) _exit(2); /* nobody holds the lock of the file */
+        if (rc != CF_OK && rc != CF_OVERRUN && rc != CF_ENDED) _exit(2); /* nobody holds the file's lock */
     }
 }
 
@@ -326,7 +327,7 @@ static bool packets_publisher(int before) {
             CHECK(read_packet(&packet_reader, 0) == CF_OK);
         }
     }
-    /* Nobody holds the lock of the file. */
+    /* Nobody holds the file's lock. */
     int rc, tries = 0;
     while ((rc = read_packet(&packet_reader, PATIENCE_NS)) == CF_OK || rc == CF_OVERRUN) CHECK(tries++ < TRIES);
     CHECK(rc == CF_ENDED);
@@ -412,7 +413,7 @@ static bool slot_publisher(int before) {
     CHECK(rc == CF_TIMED_OUT);
     uint64_t at = cache_reader.at;
     if (stopping) go_on();
-    /* The next writer goes on where the last one stopped. */
+    /* The next writer continues where the last one stopped. */
     else CHECK(cf_cache_writer_init(cache_writer, segment, segment_size, file, 2) == CF_OK);
     for (int i = 0; i < 2 * DEPTH; i++) {
         write_frame();

@@ -1,13 +1,15 @@
 /* A CUDA driver without a GPU, for tests only: enough of libcuda.so.1 for cuframes' device path.
  *
- * Device memory is a memfd, a device address is where it is mapped, an exported descriptor is a descriptor, setting access
- * is mprotect. Streams and events are immediate, unless fake_busy(1) makes every event recorded from then on wait for
- * fake_busy(0). Any number is a stream; one that cuStreamCreate made and cuStreamDestroy destroyed ends the process when it
- * is used, as with the real driver, and so does any call in a forked child. Graph captures have the rules of the real
- * driver (measured with driver 580): in a thread that is not in relaxed mode some calls fail and end every global capture;
- * cuCtxRecordEvent and cuCtxSynchronize do so in any thread. Legacy IPC handles name (pid, descriptor), opened through /proc; as with the real driver a process cannot
- * open its own. It shows whether handshake, lifetime, refusals and crash handling are right; it cannot show whether the
- * ordering on a GPU is. */
+ * Device memory is a memfd. A device address is the address of its mapping, an exported descriptor is a plain
+ * descriptor, and setting access is mprotect. Streams and events are immediate, unless fake_busy(1) makes every event
+ * recorded from then on wait for fake_busy(0). Any number is a valid stream, with one exception: using a stream after
+ * cuStreamDestroy ends the process, as with the real driver. So does any call in a forked child. Graph captures follow
+ * the rules of the real driver (measured with driver 580): in a thread that is not in relaxed mode, some calls fail and
+ * end every global capture; cuCtxRecordEvent and cuCtxSynchronize do so in any thread. Legacy IPC handles contain (pid,
+ * descriptor) and are opened through /proc; as with the real driver, a process cannot open its own.
+ *
+ * It shows whether handshake, lifetime, refusals and crash handling are right. It cannot show whether the order of work
+ * on a GPU is right. */
 #include <dlfcn.h>
 #include <stdbool.h>
 #include <fcntl.h>
@@ -62,14 +64,14 @@ static int steps_until_failure, queries, lost, slow_copies;
 static char failing[64];
 static int failure;
 
-/* ---- what tests turn and read ---- */
+/* ---- switches and counters for tests ---- */
 void fake_busy(int busy) { clock_done = busy ? clock_now++ : UINT64_MAX; }
 int fake_events(void) { return events_alive; }
 int fake_mappings(void) { return mappings_alive; }
 int fake_queries(void) { return __atomic_load_n(&queries, __ATOMIC_RELAXED); }
-/* Every call of this function fails from now on; "" ends it. */
+/* Every call of this function fails from now on. "" turns this off. */
 void fake_fail(const char *name, int result) { snprintf(failing, sizeof failing, "%s", name), failure = result; }
-/* The n-th call of those that make or open something fails with "out of memory", once; 0: none. */
+/* The n-th call that creates or opens something fails with "out of memory", once. 0: none. */
 void fake_fail_step(int n) { steps_until_failure = n; }
 int fake_steps_left(void) { return steps_until_failure; }
 /* The context has had an illegal address. */
@@ -109,7 +111,7 @@ static stream *stream_of(void *handle) {
     }
     return s;
 }
-/* Queueing something on a stream. */
+/* Before something is queued on a stream. */
 static int queue(void *handle, bool *captured) {
     stream *s = stream_of(handle);
     if (captured) *captured = s && s->capturing;

@@ -1,10 +1,10 @@
-/* The handler of SIGBUS, by itself: files are cut while threads read and write them, and signals that are none of ours go
- * where they would have gone.
+/* The handler of SIGBUS alone. Files are cut while threads read and write them, and signals that are not ours must be
+ * passed to their original handlers.
  *
  *   guard_race storm ROUNDS    threads fault, some in one range together, while another maps and unmaps intact ranges
  *   guard_race chain           every kind of previous handler, each in a process of its own
  *
- * Prints what went wrong; exit status 1 if anything did. */
+ * If anything goes wrong, prints it, with exit status 1. */
 #include "cuframes/guard.h"
 
 #include <pthread.h>
@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
-#define SIZE 8448 /* not whole pages, as a control segment */
+#define SIZE 8448 /* like a control segment, not a multiple of the page size */
 #define CHECK(condition) do { if (!(condition)) { printf("line %d: %s\n", __LINE__, #condition); exit(1); } } while (0)
 
 static bool is_cut(const cf_guard *g) { return __atomic_load_n(&g->cut, __ATOMIC_SEQ_CST); }
@@ -31,7 +31,7 @@ static volatile char *map_file(int fd, int protection) {
     return at;
 }
 
-/* ---- storm -------------------------------------------------------------------------------------------------------- */
+/* ---- storm ------------------------------------------------------------------------------------------------------- */
 
 static pthread_barrier_t both;
 static volatile char *together;
@@ -66,7 +66,7 @@ static void *cut_together(void *nothing) {
     return NULL;
 }
 
-/* Faults alone, also beyond the middle of a file that was cut to half. */
+/* Faults in one thread, also beyond the middle of a file that was cut to half. */
 static void *cut_alone(void *nothing) {
     (void)nothing;
     while (!__atomic_load_n(&stop, __ATOMIC_SEQ_CST)) {
@@ -92,7 +92,7 @@ static void storm(void) {
     pthread_create(&alone, NULL, cut_alone, NULL);
     int fd = make_file();
     for (long i = 0; i < rounds; i++) {
-        /* Ranges that come and go, of two sizes, so that the kernel places them where others just were. */
+        /* Map and unmap ranges of two sizes, so that the kernel puts them at addresses of earlier ones. */
         size_t size = i % 2 ? SIZE : 4096;
         void *at = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
         CHECK(at != MAP_FAILED);
@@ -106,15 +106,15 @@ static void storm(void) {
     pthread_join(alone, NULL);
     int nodes = 0;
     for (cf_guard *g = cf_guards; g; g = g->next, nodes++) CHECK(!g->taken);
-    CHECK(nodes <= 3); /* as many as there were at a time */
+    CHECK(nodes <= 3); /* the number of ranges at one time */
 }
 
-/* ---- chain -------------------------------------------------------------------------------------------------------- */
+/* ---- chain ------------------------------------------------------------------------------------------------------- */
 
-static volatile char *foreign; /* a mapping of a file that was cut, and nobody watches */
+static volatile char *foreign; /* a mapping of a cut file, without a guard */
 static volatile int plain_calls, full_calls;
 
-/* Both mend the fault, as another library's handler of this kind would. */
+/* Both repair the fault, like the handler of another library. */
 static void mend(void) { mmap((void *)foreign, SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0); }
 
 static void plain(int number) {
@@ -192,7 +192,7 @@ static void full_handler(void) {
     exit(0);
 }
 
-/* What was installed later and put the default back does not end the guard for what is mapped after it. */
+/* If a later handler restored the default action, mappings made after that are guarded again. */
 static void default_again(void) {
     prepare((struct sigaction){.sa_handler = plain});
     signal(SIGBUS, SIG_DFL);
@@ -224,7 +224,7 @@ static void child_of_fork(void) {
         exit(0);
     }
     int status;
-    CHECK(wait(&status) > 0 && status == 0 && !is_cut(g)); /* ours is still the file, and cut when we touch it */
+    CHECK(wait(&status) > 0 && status == 0 && !is_cut(g)); /* ours is still the file; touching it cuts it */
     CHECK(at[0] == 0 && is_cut(g));
     exit(0);
 }
@@ -237,7 +237,7 @@ static void expect(const char *name, void (*scenario)(void), int signal) {
     if (child == 0) {
         alarm(20);
         scenario();
-        exit(2); /* it was to end by itself */
+        exit(2); /* it should have ended by the signal */
     }
     int status = 0;
     waitpid(child, &status, 0);

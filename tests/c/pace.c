@@ -1,6 +1,8 @@
-/* Feeds the predictor of pace.h with frames and prints, for each, the window, and when the next frame really came.
+/* Feeds the predictor of pace.h with frames. For each, prints the window and when the next frame really came.
  *
- *   pace INTERVAL_NS JITTER_NS SKIP [THEN_INTERVAL_NS]      every SKIP-th frame is lost; 120 frames, 120 at another rate */
+ *   pace INTERVAL_NS JITTER_NS SKIP [THEN_INTERVAL_NS]
+ *
+ * Every SKIP-th frame is lost. 120 frames, then 120 with the interval THEN_INTERVAL_NS, if given. */
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -1,7 +1,7 @@
 /* One writer and several readers hammer a small packet ring, as threads of one process.
  *
- * Packets are up to a third of the data area, so that the data are lapped before the slots are, and every word of them is
- * a function of the packet's number and the word's place. A reader that were handed an overwritten byte would see it.
+ * Packets are up to a third of the data area, so that the data area wraps before the slots do. Every word of a packet
+ * is a function of the packet's number and the word's position, so a reader notices any overwritten byte.
  *
  *   packet_race READERS PACKETS LARGEST      prints what was read; exit status 1 if anything was torn or miscounted */
 #include <pthread.h>
@@ -28,7 +28,7 @@ typedef struct {
     uint64_t first;
     uint64_t last;
     uint64_t overruns;
-    uint64_t refused; /* copies that were found to be torn, and thrown away */
+    uint64_t refused; /* copies that were found to be torn, and discarded */
     cf_packet_reader reader;
 } reader_task;
 
@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
     uint32_t readers = (uint32_t)atoi(argv[1]);
     packets = (uint64_t)atoll(argv[2]);
     largest = (uint32_t)atoi(argv[3]) / 8;
-    uint32_t data_size = largest * 24 + 5; /* and so that most packets begin at odd places */
+    uint32_t data_size = largest * 24 + 5; /* an odd size, so that most packets begin at odd offsets */
     size = cf_packet_segment_size(SLOTS, data_size);
     segment = aligned_alloc(64, (size + 63) / 64 * 64);
     memset(segment, 0, size);
@@ -88,7 +88,7 @@ int main(int argc, char **argv) {
         if (cf_packet_reader_init(&tasks[i].reader, segment, size, -1) != CF_OK) return 2;
         tasks[i].reader.spin = i % 3 == 2;
         cf_packets_start(&tasks[i].reader, (int)(i % 3));
-        tasks[i].first = tasks[i].reader.expected; /* of a live reader: what it misses before its first packet is lost */
+        tasks[i].first = tasks[i].reader.expected; /* it starts live: all packets from here on count */
         pthread_create(&tasks[i].thread, NULL, read_all, &tasks[i]);
     }
     pthread_t producer;

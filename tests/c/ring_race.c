@@ -1,7 +1,7 @@
 /* One writer and several readers hammer a ring, as threads of one process over one header, under a thread sanitizer.
  *
- * The pixels are plain memory, written and read without atomics: if a pin let the two sides meet, the sanitizer would
- * see it, and the readers would see two values in one frame.
+ * The pixels are plain memory, accessed without atomics. If pins failed to separate writer and readers, the sanitizer
+ * would report a race, and readers would see two values in one frame.
  *
  *   ring_race POLICY READERS FRAMES       prints what was taken; exit status 1 if anything was torn or miscounted */
 #include <stdio.h>
@@ -72,7 +72,7 @@ static void *write_all(void *unused) {
     return NULL;
 }
 
-/* A neighbour that joins and leaves all the time, as crashing subscribers do. */
+/* A subscriber that joins and leaves all the time, like subscribers that crash. */
 static int stop_joining;
 static void *join_and_leave(void *unused) {
     (void)unused;

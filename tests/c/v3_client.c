@@ -1,7 +1,9 @@
-/* A subscriber that knows protocol version 3 and nothing else: offsets are written out, none of our headers is used.
+/* A subscriber for plain protocol version 3, without any of our headers: offsets are literal numbers.
  *
- *   v3_client SOCKET FRAMES     joins, and for each frame waits for its slot's event, copies it to the host and checks that
- *                               it is one colour: that of its sequence number. Prints "ok FRAMES". */
+ *   v3_client SOCKET FRAMES
+ *
+ * Joins. For each frame, waits for its slot's event, copies the frame to the host, and checks that it has one colour,
+ * that of its sequence number. Prints "ok FRAMES". */
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -36,7 +38,7 @@ static void exactly(int sock, void *into, size_t count) {
     }
 }
 
-/* The payload of the next message, which has to be of this type. */
+/* The payload of the next message, which must have this type. */
 static uint32_t receive(int sock, uint32_t type, char *payload) {
     uint32_t head[2];
     exactly(sock, head, sizeof head);

@@ -1,8 +1,8 @@
-/* A reader that predicts comes back from a warm-up and finds that the frame came meanwhile: what it does with the frame
- * afterwards is not lateness.
+/* In predictive waiting, a frame comes during the warm-up. The time that the reader spends on that frame afterwards
+ * must not count as lateness.
  *
- * The publisher's clock is made up: it has published every 50 ms until now. Exit status 1 if the warm-up was still
- * open after the frame was taken; 2 if there was none. */
+ * The publisher's clock is simulated: it has published every 50 ms until now. Exit status 1: the warm-up was still open
+ * after the frame was taken; 2: there was no warm-up. */
 #include <stdio.h>
 
 #include "cuframes/frame_ring.h"
@@ -26,7 +26,7 @@ int main(void) {
         cf_writer_init(&writer, &header, 4, CF_POLICY_DROP_OLDEST);
         header.global_seq = 0;
         header.subscriber_bitmap = 0;
-        if (cf_writer_join(&writer, "predictive", 1, &bit, &seq, &frame_no) != CF_OK) return 3;
+        if (cf_writer_join(&writer, "reader", 1, &bit, &seq, &frame_no) != CF_OK) return 3;
         cf_reader reader = {.shared = &header, .ring_size = 4, .bit = bit, .max_held = 2, .mode = CF_ORDERED,
                             .wait = CF_PREDICT, .pins = true, .wakes = true, .counted = true, .sock = -1, .event_fd = -1};
         int64_t begin = cf_now_ns() - 39 * interval - interval / 2;

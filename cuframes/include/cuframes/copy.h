@@ -1,10 +1,12 @@
 /* Copying bytes of video.
  *
- * For blocks of some KiB glibc's memcpy uses `rep movsb`, which is slow on many processors where the destination is
- * not aligned to a cache line, as the inside of a Python object never is. Whole aligned vectors are stored here
- * instead. Frames that would push everything else out of the cache may be stored past it (non-temporal): that saves
- * reading every line before it is overwritten, and is half as slow again on one of our machines and twice as fast on
- * another. So cf_copier measures both as it goes, and takes the faster. docs/benchmarks.md has the figures. */
+ * For blocks of some KiB glibc's memcpy uses `rep movsb`. On many processors that is slow if the destination is not
+ * aligned to a cache line, and the inside of a Python object never is. Whole aligned vectors are stored here instead.
+ *
+ * A frame so large that it would push everything else out of the cache may be stored past the cache (non-temporal
+ * stores). That avoids reading every line before it is overwritten; on one of our machines it is half as slow again, on
+ * another twice as fast. So cf_copier measures both ways as it goes, and uses the faster one. docs/benchmarks.md has
+ * the figures. */
 #ifndef CUFRAMES_COPY_H
 #define CUFRAMES_COPY_H
 
@@ -17,10 +19,10 @@
 #include <emmintrin.h>
 #endif
 
-#define CF_COPY_SMALL 2048      /* below this, memcpy is as good */
-#define CF_COPY_LARGE (1 << 20) /* from here on a frame may be stored past the cache */
-#define CF_COPY_TRIALS 8        /* frames that are copied either way in turn, at first */
-#define CF_COPY_REVISIT 256     /* every so many frames, the slower way is tried again */
+#define CF_COPY_SMALL 2048      /* below this size, memcpy is as good */
+#define CF_COPY_LARGE (1 << 20) /* frames of at least this size may be stored past the cache */
+#define CF_COPY_TRIALS 8        /* this many first frames are copied both ways in turn */
+#define CF_COPY_REVISIT 256     /* the slower way is tried again after this many frames */
 
 static inline void cf_copy_vectors(char *dst, const char *src, size_t size, bool past) {
 #if defined(__SSE2__)
@@ -45,8 +47,8 @@ static inline void cf_copy_vectors(char *dst, const char *src, size_t size, bool
 /* Copy bytes through the cache. */
 static inline void cf_copy(char *dst, const char *src, size_t size) { cf_copy_vectors(dst, src, size, false); }
 
-/* Copy bytes that the other side may be writing, or reading, at the same time. Such a copy may be torn, which is found out
- * afterwards; the thread sanitizer is told to look away. */
+/* Copy bytes that the other side may be writing or reading at the same time. The copy may be torn, which is detected
+ * afterwards. The thread sanitizer is told to ignore it. */
 #if defined(__SANITIZE_THREAD__)
 __attribute__((no_sanitize("thread"), noinline)) static void cf_copy_racing(char *dst, const char *src, size_t size) {
     for (size_t i = 0; i < size; i++) ((volatile char *)dst)[i] = ((const volatile char *)src)[i];
@@ -55,10 +57,10 @@ __attribute__((no_sanitize("thread"), noinline)) static void cf_copy_racing(char
 static inline void cf_copy_racing(char *dst, const char *src, size_t size) { cf_copy(dst, src, size); }
 #endif
 
-/* Copy bytes past the cache. cf_copy_fence() has to follow before anybody is told of them. */
+/* Copy bytes past the cache. cf_copy_fence() must follow before the bytes are announced to others. */
 static inline void cf_copy_past(char *dst, const char *src, size_t size) { cf_copy_vectors(dst, src, size, true); }
 
-/* Non-temporal stores before it, before everything after it: release stores alone do not order them. */
+/* Order earlier non-temporal stores before all later accesses. Release stores alone do not. */
 static inline void cf_copy_fence(void) {
 #if defined(__SSE2__)
     _mm_sfence();
@@ -76,8 +78,8 @@ static inline void cf_copy_rows(char *dst, ptrdiff_t dst_pitch, const char *src,
     if (past) cf_copy_fence();
 }
 
-/* Copy the elements of an array of up to four dimensions one after the other, the last index fastest. Its strides, in
- * bytes, may be anything. */
+/* Copy the elements of an array of up to four dimensions to contiguous memory, in C order. The array may have any
+ * strides (in bytes). */
 static inline void cf_gather(char *out, const char *src, int ndim, const ptrdiff_t *extent, const ptrdiff_t *step,
                              size_t item_bytes) {
     ptrdiff_t n[4] = {1, 1, 1, 1}, s[4] = {0, 0, 0, 0};
@@ -94,7 +96,7 @@ static inline void cf_gather(char *out, const char *src, int ndim, const ptrdiff
             }
 }
 
-/* Which way of copying large frames is the faster here. */
+/* Measures which way of copying large frames is faster on this machine. */
 typedef struct {
     int64_t mean_ns[2]; /* through the cache, past it */
     uint32_t copies;

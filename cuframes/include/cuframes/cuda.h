@@ -1,5 +1,5 @@
 /* The part of the CUDA driver's binary interface that the hot path calls. Types and values are those of the driver API
- * (https://docs.nvidia.com/cuda/cuda-driver-api/); nothing of CUDA is needed to build. The functions are looked up at run
+ * (https://docs.nvidia.com/cuda/cuda-driver-api/). Building needs no part of CUDA: the functions are looked up at run
  * time with cuGetProcAddress. */
 #ifndef CUFRAMES_CUDA_H
 #define CUFRAMES_CUDA_H
@@ -13,7 +13,7 @@ enum {
     CF_CUDA_NOT_FOUND = 500,
     CF_CUDA_NOT_READY = 600,
     CF_CUDA_NOT_SUPPORTED = 801,
-    CF_CUDA_CAPTURE_FIRST = 900, /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED and its kin: a graph is being captured */
+    CF_CUDA_CAPTURE_FIRST = 900, /* from here to CAPTURE_LAST: errors because a graph is being captured */
     CF_CUDA_CAPTURE_LAST = 908,
     CF_CUDA_CAPTURE_RELAXED = 2,
     CF_CUDA_EVENT_DISABLE_TIMING = 2,
@@ -63,15 +63,15 @@ typedef struct {
     int (*get_error_string)(int error, const char **text);
 } cf_cuda_calls;
 
-/* ---- results ------------------------------------------------------------------------------------------------------ */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
-/* The call failed because a graph is being captured; it will work when the capture is over. */
+/* Whether the call failed because a graph is being captured. It will succeed when the capture is over. */
 static inline bool cf_cuda_is_capture(int result) {
     return result >= CF_CUDA_CAPTURE_FIRST && result <= CF_CUDA_CAPTURE_LAST;
 }
 
-/* The context is lost (illegal address, launch failure, ECC, driver shut down, ...). Nothing runs in it any more, so
- * nothing reads or writes through it either. */
+/* Whether the context is lost (illegal address, launch failure, ECC, driver shut down, ...). Nothing runs in it any
+ * more, so nothing accesses memory through it either. */
 static inline bool cf_cuda_is_lost(int result) {
     switch (result) {
         case 4: case 214: case 220: case 226: case 700: case 702: case 709: case 710: case 714: case 715: case 716:
@@ -82,21 +82,22 @@ static inline bool cf_cuda_is_lost(int result) {
 
 /* ---- calls in a context ------------------------------------------------------------------------------------------- *
  *
- * WHILE SOMEBODY CAPTURES A GRAPH
+ * GRAPH CAPTURES
  *
- * In the usual ("global") mode a capture by one thread makes many calls of every other thread fail, and, worse, fails
- * itself then: cuEventQuery is one of them. We are a library in somebody's process and may not break his captures, so
- *   - a stream is asked whether it is capturing before something is queued on it; a capture is then left as it was;
+ * While a thread captures a graph in the usual ("global") mode, many driver calls of every other thread fail. Worse,
+ * such a call (cuEventQuery, for example) makes the capture itself fail. As a library we must not break captures of the
+ * application, so
+ *   - before something is queued on a stream, the stream is asked whether it is capturing; a capture is left untouched;
  *   - queries, waits and copies are made in the thread's relaxed mode, in which captures of others do not matter.
- * Two calls end every capture of the context in any mode, cuCtxRecordEvent and cuCtxSynchronize. They are left for
- * consumers that do not say where they work. */
+ * Two calls end every capture of the context in any mode: cuCtxRecordEvent and cuCtxSynchronize. They are used only for
+ * consumers that do not tell their stream. */
 
 typedef struct {
     const cf_cuda_calls *calls;
     void *context;
 } cf_gpu;
 
-/* Make the context current. On a thread without one it stays so, as with the CUDA runtime. */
+/* Make the context current. On a thread without a context it stays current, as with the CUDA runtime. */
 static inline bool cf_gpu_enter(const cf_gpu *gpu) {
     void *current = NULL;
     gpu->calls->ctx_get_current(&current);
@@ -119,8 +120,8 @@ static inline int cf_gpu_relax(const cf_gpu *gpu) {
 
 static inline void cf_gpu_restore(const cf_gpu *gpu, int mode) { gpu->calls->exchange_capture_mode(&mode); }
 
-/* 0, or why nothing can be queued on the stream now: it (or for a default stream, another one) is being captured. The
- * context is current. */
+/* 0, or the error if nothing can be queued on the stream now, because it (or, for a default stream, another stream) is
+ * being captured. The caller has made the context current. */
 static inline int cf_gpu_capturing(const cf_gpu *gpu, void *stream) {
     int status = 0;
     int result = gpu->calls->stream_is_capturing(stream, &status);
@@ -134,7 +135,7 @@ static inline int cf_gpu_usable(const cf_gpu *gpu, void *stream) {
     return result;
 }
 
-/* Record an event behind all that the stream has queued. */
+/* Record an event behind all work that the stream has queued. */
 static inline int cf_gpu_record(const cf_gpu *gpu, void *event, void *stream) {
     bool pushed = cf_gpu_enter(gpu);
     int result = cf_gpu_capturing(gpu, stream);
@@ -143,14 +144,14 @@ static inline int cf_gpu_record(const cf_gpu *gpu, void *event, void *stream) {
     return result;
 }
 
-/* Record an event behind all that the context has queued, also on streams destroyed since. CF_CUDA_NOT_SUPPORTED: the
- * driver cannot (before CUDA 12.5); cf_gpu_drain is what is left then. */
+/* Record an event behind all work that the context has queued, even on streams destroyed since. CF_CUDA_NOT_SUPPORTED:
+ * the driver (before CUDA 12.5) cannot do this; use cf_gpu_drain instead. */
 static inline int cf_gpu_record_all(const cf_gpu *gpu, void *event) {
     if (!gpu->calls->ctx_record_event) return CF_CUDA_NOT_SUPPORTED;
     return gpu->calls->ctx_record_event(gpu->context, event);
 }
 
-/* Block the host until the context has done all that is queued. */
+/* Block the host until the context has finished all queued work. */
 static inline int cf_gpu_drain(const cf_gpu *gpu) {
     bool pushed = cf_gpu_enter(gpu);
     int result = gpu->calls->ctx_synchronize();
@@ -167,7 +168,7 @@ static inline int cf_gpu_wait(const cf_gpu *gpu, void *stream, void *event) {
     return result;
 }
 
-/* CF_CUDA_SUCCESS when the event's work is over (or none was recorded), CF_CUDA_NOT_READY, or an error. */
+/* CF_CUDA_SUCCESS if the event's work is over or the event was never recorded; CF_CUDA_NOT_READY; or an error. */
 static inline int cf_gpu_query(const cf_gpu *gpu, void *event) {
     int mode = cf_gpu_relax(gpu);
     int result = gpu->calls->event_query(event);

@@ -1,5 +1,5 @@
 /* The binary interface of DLPack (https://dmlc.github.io/dlpack/latest/c_api.html), as far as an exporter needs it:
- * the original structure and the versioned one of DLPack 1.x. Layouts are fixed by that specification. */
+ * the original structure and the versioned one of DLPack 1.x. The specification fixes their layouts. */
 #ifndef CUFRAMES_DLPACK_H
 #define CUFRAMES_DLPACK_H
 
@@ -37,7 +37,7 @@ typedef struct cf_dl_versioned {
     cf_dl_tensor tensor;
 } cf_dl_versioned;
 
-/* One allocation for both kinds, with room for the arrays they point to. */
+/* One allocation for either structure, with room for the arrays that it points to. */
 typedef struct {
     union {
         cf_dl_managed legacy;

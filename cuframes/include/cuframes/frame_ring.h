@@ -1,27 +1,29 @@
 /* The frame ring: publish, take, release, wait.
  *
- * Plain C over mapped bytes, without Python, so that it runs without the GIL and under a thread sanitizer. Every
- * function returns a CF_* status; turning one into an exception is the caller's business.
+ * Plain C over mapped bytes, without Python, so that it runs without the GIL and under a thread sanitizer. Functions
+ * that can fail return a CF_* status, which the caller turns into an exception.
  *
- * One process owns a cf_writer (the publisher); every subscriber has a cf_reader. They meet in cf_frame_header only.
+ * The publisher owns the cf_writer, and every subscriber owns a cf_reader. They share only the cf_frame_header.
  *
  * THE HANDSHAKE THAT KEEPS FRAMES WHOLE
  *
- * A reader must never see a slot change under it, a writer must never wait for a reader. Both sides store their own
- * intention and then look at the other's, all four accesses sequentially consistent (Dekker's idea, used for memory
- * reclamation as "hazard pointers", M. Michael, 2004):
+ * A held slot must never change, and a writer must never wait for a reader. Therefore each side first stores its own
+ * intention and then reads the other side's. All four accesses are sequentially consistent. (The idea is Dekker's; as
+ * "hazard pointers" it is used for memory reclamation, M. Michael, 2004.)
  *
  *     reader take                                   writer claim
  *     R1  set own bit in pin_bitmap                 W1  seq = INVALID
  *     R2  read seq: still s? the frame is ours      W2  read pin_bitmap: empty? the slot is ours
  *
- * In the single order of these four, R1 precedes W2 or W1 precedes R2 (or both), so at most one side goes ahead.
- * A reader that lost clears its bit and looks again; a writer that lost puts the old seq back and tries another slot.
+ * In the single total order of these four accesses, R1 precedes W2 or W1 precedes R2 (or both), so at most one side
+ * proceeds. A reader that lost clears its bit and looks again. A writer that lost restores the old seq and tries
+ * another slot.
  *
- * WHO IS BELIEVED
+ * WHAT THE WRITER TRUSTS
  *
- * The writer keeps what it depends on (sequence numbers, what each slot holds, who is alive) in its own memory. From
- * shared bytes it takes pin and acknowledge bits only, masked by the bits of subscribers it knows to be alive.
+ * The writer keeps everything that it depends on in its own memory: sequence numbers, the contents of each slot, and
+ * which subscribers are alive. From shared memory it reads only pin bits and acknowledge bits, masked by the bits of
+ * subscribers that it knows to be alive.
  */
 #ifndef CUFRAMES_RING_H
 #define CUFRAMES_RING_H
@@ -39,30 +41,30 @@
 enum { CF_NEWEST = 0, CF_ORDERED = 1 };
 enum { CF_BLOCK = 0, CF_SPIN = 1, CF_PREDICT = 2 };
 
-#define CF_LOOK_NS 1000000         /* a sleeping reader looks this often where the publisher wakes nobody */
-#define CF_WARM_NS 1000000         /* who spins keeps the rest of the way to a frame in the caches, this often */
-#define CF_STRICT_SLICE_NS 5000000 /* a waiting writer looks again this often: plain version 3 readers wake nobody */
-#define CF_FIRST_BIT 1u        /* bit 0 is never given out */
+#define CF_LOOK_NS 1000000         /* a sleeping reader looks this often if the publisher wakes nobody */
+#define CF_WARM_NS 1000000         /* a spinning reader warms up this often, to keep the code in the caches */
+#define CF_STRICT_SLICE_NS 5000000 /* a waiting writer looks this often: plain version 3 readers wake nobody */
+#define CF_FIRST_BIT 1u        /* bit 0 is never assigned */
 
-/* ---- the writer --------------------------------------------------------------------------------------------------- */
+/* ---- the writer -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     cf_frame_header *shared;
     cf_gate gate;                    /* closed by close() */
     uint32_t ring_size;
     uint32_t policy;
-    uint64_t seq;                    /* newest published */
+    uint64_t seq;                    /* of the newest published frame */
     uint64_t frames;                 /* published so far; the newest frame's frame_no */
     uint64_t dropped;
-    uint64_t slot_seq[CF_MAX_RING];  /* what each slot holds */
-    uint64_t pending_seq;            /* the frame between begin and commit, 0 when there is none */
+    uint64_t slot_seq[CF_MAX_RING];  /* seq of the frame in each slot */
+    uint64_t pending_seq;            /* seq of the frame between begin and commit; 0: none */
     uint32_t busy;                   /* atomic; a thread is between begin and commit */
     uint64_t live;                   /* atomic; bits of the subscribers that are alive */
-    /* `lock` orders commits against joins and departures, so that "who was active when this frame was published" and
-     * "the newest frame at the moment of joining" have one answer. Only this process takes it. */
+    /* `lock` orders commits against subscribers that join and leave. So it is defined which subscribers were active
+     * when a frame was published, and which frame was the newest when a subscriber joined. Private to this process. */
     pthread_mutex_t lock;
-    uint64_t owed[CF_MAX_RING];      /* lock; subscribers active when the slot's frame was published */
-    int event_fd[CF_MAX_SUBSCRIBERS]; /* lock; fed at every commit, -1 = not asked for */
+    uint64_t owed[CF_MAX_RING];      /* lock; subscribers that were active when the slot's frame was published */
+    int event_fd[CF_MAX_SUBSCRIBERS]; /* lock; signalled at every commit; -1: not requested */
     uint64_t event_mask;             /* changed under lock */
 } cf_writer;
 
@@ -78,15 +80,15 @@ static inline void cf_writer_init(cf_writer *w, cf_frame_header *shared, uint32_
         cf_store_release(&shared->slots[k].seq, CF_SEQ_INVALID);
     }
     for (uint32_t bit = 0; bit < CF_MAX_SUBSCRIBERS; bit++) w->event_fd[bit] = -1;
-    /* Last: a segment that has its magic is a whole one. */
+    /* Last: a segment with its magic is complete. */
     cf_store_release_u32(&shared->magic, CF_FRAME_MAGIC);
 }
 
-/* Take slot k for writing unless a live subscriber reads it. */
+/* Claim slot k for writing, unless a live subscriber holds it. */
 static inline int cf_writer_claim(cf_writer *w, uint32_t k) {
     cf_slot *slot = &w->shared->slots[k];
-    /* A look before the handshake: a slot that is plainly pinned keeps its seq, so that other readers can still take
-     * it without noticing us. */
+    /* Look before the handshake: a slot that is already pinned keeps its seq, so other readers can take it without
+     * interference. */
     if (cf_load_acquire(&slot->pin_bitmap) & cf_load_acquire(&w->live)) return CF_HELD;
     cf_store_seq_cst(&slot->seq, CF_SEQ_INVALID); /* W1. PAIRS WITH: reader take, R2 */
     /* W2. PAIRS WITH: reader take, R1; its acquire half PAIRS WITH: reader release (the reads of the frame are done) */
@@ -118,11 +120,11 @@ static inline int cf_writer_try(cf_writer *w, int wanted) {
     return CF_HELD;
 }
 
-/* Begin a frame: on CF_OK slot cf_writer_slot(w) is the caller's until commit or abandon. `wanted` asks for one slot in
- * particular, -1 for the next.
+/* Begin a frame. On CF_OK the caller owns slot cf_writer_slot(w) until commit or abandon. `wanted` is a particular
+ * slot, or -1 for the next one.
  *
- * drop_oldest: never waits; CF_HELD when every slot is being read (the frame is counted as dropped).
- * strict_wait: waits for the oldest slot until `deadline` (CLOCK_MONOTONIC); CF_TIMED_OUT, or CF_AGAIN after a slice. */
+ * drop_oldest: never waits. CF_HELD: every slot is held; the frame is counted as dropped.
+ * strict_wait: waits for the oldest slot until `deadline` (CLOCK_MONOTONIC). CF_TIMED_OUT; CF_AGAIN after a slice. */
 static inline int cf_writer_begin(cf_writer *w, int wanted, int64_t deadline) {
     if (cf_exchange_u32(&w->busy, 1)) return CF_BUSY;
     int rc = cf_writer_try(w, wanted);
@@ -132,7 +134,8 @@ static inline int cf_writer_begin(cf_writer *w, int wanted, int64_t deadline) {
         int64_t slice_end = cf_now_ns() + CF_SLICE_NS;
         uint32_t *word = &w->shared->writer_wait;
         do {
-            cf_store_seq_cst_u32(word, 1); /* store mine, then read yours. PAIRS WITH: reader release, its last step */
+            /* Store ours, then read the readers'. PAIRS WITH: reader release, its last step */
+            cf_store_seq_cst_u32(word, 1);
             rc = cf_writer_try(w, wanted);
             if (rc == CF_OK) break;
             int64_t now = cf_now_ns();
@@ -148,7 +151,7 @@ static inline int cf_writer_begin(cf_writer *w, int wanted, int64_t deadline) {
 
 static inline uint32_t cf_writer_slot(const cf_writer *w) { return (uint32_t)(w->pending_seq % w->ring_size); }
 
-/* Publish the frame that was begun; returns its sequence number. `now_ns` is CLOCK_MONOTONIC. */
+/* Publish the begun frame and return its sequence number. `now_ns` is the time of CLOCK_MONOTONIC. */
 static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pts_ns, uint64_t written_bytes) {
     cf_frame_header *h = w->shared;
     uint64_t seq = w->pending_seq;
@@ -169,9 +172,9 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pt
     for (uint64_t mask = w->event_mask; mask; mask &= mask - 1) {
         uint64_t one = 1;
         struct pollfd event = {.fd = w->event_fd[__builtin_ctzll(mask)], .events = POLLOUT};
-        /* A full counter: the subscriber has been told. The look comes first because the subscriber, who has the same
-         * open file, may have made it blocking; one who fills it between look and write is found by the session thread,
-         * which empties it and hangs up. */
+        /* If the counter is full, the subscriber is signalled already. Poll before the write, since the subscriber
+         * shares the open file and may have made it blocking. If a subscriber fills the counter between poll and write,
+         * the session thread notices, empties it and hangs up. */
         if (poll(&event, 1, 0) != 1 || !(event.revents & POLLOUT)) continue;
         ssize_t ignored = write(event.fd, &one, sizeof one);
         (void)ignored;
@@ -180,30 +183,30 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pt
 
     w->pending_seq = 0;
     cf_store_seq_cst_u32(&w->busy, 0);
-    /* Sleepers: store mine (global_seq), then read yours. PAIRS WITH: reader wait */
+    /* Sleepers: our store (global_seq) came before; now read the readers'. PAIRS WITH: reader wait */
     if (cf_load_seq_cst_u32(&h->waiters)) cf_futex_wake_all(cf_low_half(&h->global_seq));
     return seq;
 }
 
-/* Whether a commit now would wake nobody: it then makes no system call. A glance, not a promise. */
+/* Whether a commit would wake nobody, and so make no system call. Only a guess: it may change at any time. */
 static inline bool cf_writer_has_no_sleepers(const cf_writer *w) {
     return !cf_load_seq_cst_u32(&w->shared->waiters) && !cf_load_relaxed(&w->event_mask);
 }
 
-/* Give the begun frame up: nothing is published, the slot stays invalid. */
+/* Abandon the begun frame: nothing is published, and the slot stays invalid. */
 static inline void cf_writer_abandon(cf_writer *w) {
     w->pending_seq = 0;
     cf_store_seq_cst_u32(&w->busy, 0);
 }
 
-/* Give the begun frame up and count it as dropped. */
+/* Abandon the begun frame and count it as dropped. */
 static inline void cf_writer_drop(cf_writer *w) {
     cf_store_relaxed(&w->shared->frames_dropped, ++w->dropped);
     cf_writer_abandon(w);
 }
 
-/* Admit a subscriber. On CF_OK: its bit, the newest sequence number and that frame's dense number. Frames after that
- * one are the subscriber's to lose. */
+/* Admit a subscriber. On CF_OK: its bit, and seq and frame_no of the newest frame. Later frames that the subscriber
+ * misses count as its losses. */
 static inline int cf_writer_join(cf_writer *w, const char *name, uint64_t pid, uint32_t *bit, uint64_t *seq,
                                  uint64_t *frame_no) {
     int rc = CF_NO_BIT;
@@ -226,8 +229,8 @@ static inline int cf_writer_join(cf_writer *w, const char *name, uint64_t pid, u
     return rc;
 }
 
-/* Forget a subscriber that said goodbye or died: its pins, what it owed, its event. Its memory accesses are over (the
- * kernel closes a dead process's sockets after its address space is gone), so the slots it held are free again. */
+/* Remove a subscriber that left or died: its pins, its outstanding acknowledgements, its eventfd. It no longer accesses
+ * the memory (the kernel closes a dead process's sockets after freeing its address space), so its slots are free. */
 static inline void cf_writer_leave(cf_writer *w, uint32_t bit) {
     uint64_t mask = ~(1ull << bit);
     pthread_mutex_lock(&w->lock);
@@ -240,13 +243,14 @@ static inline void cf_writer_leave(cf_writer *w, uint32_t bit) {
     cf_store_relaxed(&w->event_mask, w->event_mask & mask);
     w->event_fd[bit] = -1;
     cf_store_release(&w->shared->subscribers[bit].state, CF_SUB_FREE);
-    /* Who was killed asleep is still counted. Nobody is left who could be asleep; under the lock nobody joins either. */
+    /* A subscriber that was killed in its sleep is still counted in `waiters`. With no subscriber left, and none
+     * joining while we hold the lock, the count must be 0. */
     if (!cf_load_relaxed(&w->live)) cf_store_seq_cst_u32(&w->shared->waiters, 0);
     pthread_mutex_unlock(&w->lock);
     if (cf_exchange_u32(&w->shared->writer_wait, 0)) cf_futex_wake_all(&w->shared->writer_wait);
 }
 
-/* Feed `fd` at every commit from now on; none with -1. Frames already there are not announced: the subscriber looks
+/* Signal `fd` at every commit from now on; -1: stop. Earlier frames are not signalled: the subscriber looks for them
  * first. */
 static inline void cf_writer_feed(cf_writer *w, uint32_t bit, int fd) {
     pthread_mutex_lock(&w->lock);
@@ -260,7 +264,7 @@ static inline void cf_writer_shutdown(cf_writer *w) {
     cf_futex_wake_all(cf_low_half(&w->shared->global_seq));
 }
 
-/* ---- the reader --------------------------------------------------------------------------------------------------- */
+/* ---- the reader -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     cf_frame_header *shared;
@@ -269,10 +273,10 @@ typedef struct {
     uint32_t max_held;
     int mode;            /* CF_NEWEST or CF_ORDERED */
     int wait;            /* CF_BLOCK, CF_SPIN or CF_PREDICT */
-    bool pins;           /* the publisher honours pins; without them a frame is checked when it is released */
+    bool pins;           /* the publisher honours pins; otherwise a frame is checked when it is released */
     bool wakes;          /* the publisher wakes sleepers */
-    bool strict;         /* the publisher waits for acknowledgements, also of frames that were passed over */
-    bool counted;        /* last_frame_no is known, so what is missing between it and the next frame can be counted */
+    bool strict;         /* the publisher waits for acknowledgements, even of frames that were passed over */
+    bool counted;        /* last_frame_no is known, so frames missing before the next one can be counted */
     int sock;            /* the connection, watched while waiting */
     int event_fd;        /* or -1 */
     cf_gate gate;        /* closed by close() */
@@ -285,10 +289,10 @@ typedef struct {
     uint64_t lost;
     uint64_t skipped;
     uint64_t overwritten; /* atomic */
-    int64_t looked_ns;   /* when wait_any, or who spins, last asked whether the publisher is alive */
+    int64_t looked_ns;   /* when wait_any or a spinning reader last checked whether the publisher is alive */
     cf_pace pace;        /* CF_PREDICT */
-    int64_t warm_ns;     /* CF_SPIN; when the caller last got warm */
-    int64_t window_ns;  /* CF_PREDICT; when the sleep before the window was to end, until the window begins */
+    int64_t warm_ns;     /* CF_SPIN; when the caller last warmed up */
+    int64_t window_ns;  /* CF_PREDICT; when the sleep before the window should have ended; 0: no warm-up is open */
 } cf_reader;
 
 typedef struct {
@@ -297,23 +301,25 @@ typedef struct {
     int64_t pts_ns;
     int64_t published_ns;
     uint64_t written_bytes;
-    uint64_t lost;    /* frames overwritten since the one taken before */
-    uint64_t skipped; /* frames passed over since then */
+    uint64_t lost;    /* frames overwritten between the frame taken before and this one */
+    uint64_t skipped; /* frames passed over between the two */
     uint32_t slot;
 } cf_taken;
 
 static inline uint64_t cf_reader_mask(const cf_reader *r) { return 1ull << r->bit; }
 
-/* Wake a writer that waits for us (strict_wait). Read yours after store mine. PAIRS WITH: writer begin */
+/* Wake a writer that waits for us (strict_wait). Our store came before, now read the writer's.
+ * PAIRS WITH: writer begin */
 static inline void cf_reader_wake_writer(cf_reader *r) {
     uint32_t *word = &r->shared->writer_wait;
     if (cf_load_seq_cst_u32(word) && cf_exchange_u32(word, 0)) cf_futex_wake_all(word);
 }
 
-/* The sequence number to aim at, or 0. Any thread may ask; only the one that takes changes last_seq. */
+/* The sequence number of the frame to take, or 0. Any thread may call this; only the taking thread changes last_seq. */
 static inline uint64_t cf_reader_pick(const cf_reader *r) {
-    /* Frames up to `newest` are visible in their slots; later ones are left for the next call, so that "the smallest
-     * greater than the last" is true of one moment. PAIRS WITH: writer commit, its store of global_seq */
+    /* Frames up to `newest` are visible in their slots. Later frames are left for the next call, so that the result
+     * (the smallest seq greater than the last one) is right for one moment.
+     * PAIRS WITH: writer commit, its store of global_seq */
     uint64_t newest = cf_load_acquire(&r->shared->global_seq);
     uint64_t last = cf_load_relaxed(&r->last_seq), best = 0;
     if (newest <= last) return 0;
@@ -327,8 +333,8 @@ static inline uint64_t cf_reader_pick(const cf_reader *r) {
     return best;
 }
 
-/* Whether the publisher's numbers went back, which they never do: somebody else wrote to the segment, and what was taken
- * before was perhaps no frame. Reading goes on from where the numbers are now. */
+/* Whether the publisher's sequence numbers went backwards. A publisher never does that: another process wrote to the
+ * segment, and the frame taken before may have been invalid. Reading continues at the current number. */
 static inline bool cf_reader_derailed(cf_reader *r) {
     uint64_t newest = cf_load_acquire(&r->shared->global_seq);
     if (newest >= r->last_seq) return false;
@@ -341,7 +347,7 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
     uint64_t seq;
     uint32_t held = 0;
     while ((seq = cf_reader_pick(r))) {
-        /* Before the pin: whoever finds nothing held after a close gives our bit up, and with it the pin. */
+        /* Count before pinning: a close that finds nothing held gives up our bit, and with it the pin. */
         if (!held) held = cf_fetch_add_u32(&r->held, 1) + 1;
         cf_slot *slot = &r->shared->slots[seq % r->ring_size];
         if (r->pins) cf_fetch_or(&slot->pin_bitmap, cf_reader_mask(r)); /* R1. PAIRS WITH: writer claim, W2 */
@@ -368,8 +374,8 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
     t->lost = r->mode == CF_ORDERED ? missed : 0;
     t->skipped = r->mode == CF_NEWEST ? missed : 0;
     if (r->strict && r->mode == CF_NEWEST) {
-        /* The writer waits for every frame to be acknowledged, also for those we chose not to look at. A frame that we
-         * owe cannot be replaced before we do, so the slot still holds it here. */
+        /* The writer waits for an acknowledgement of every frame, even of those that we pass over. A frame that we have
+         * not acknowledged cannot be overwritten, so it is still in its slot here. */
         for (uint32_t k = 0; k < r->ring_size; k++) {
             uint64_t passed = cf_load_acquire(&r->shared->slots[k].seq);
             if (passed > r->last_seq && passed < seq) cf_fetch_or(&r->shared->slots[k].ack_bitmap, cf_reader_mask(r));
@@ -396,7 +402,7 @@ static inline bool cf_reader_socket_readable(const cf_reader *r) {
     return r->sock >= 0 && poll(&p, 1, 0) > 0;
 }
 
-/* Sleep until global_seq is no longer `seen`, at most `ns`. */
+/* Sleep until global_seq differs from `seen`, at most `ns`. */
 static inline int cf_reader_sleep(cf_reader *r, uint64_t seen, int64_t ns) {
     const uint32_t *word = cf_low_half(&r->shared->global_seq);
     int rc = 0;
@@ -404,7 +410,7 @@ static inline int cf_reader_sleep(cf_reader *r, uint64_t seen, int64_t ns) {
         cf_sleep_ns(cf_min_i64(ns, CF_LOOK_NS));
         return ns <= CF_LOOK_NS ? ETIMEDOUT : 0;
     }
-    /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
+    /* Sleepers: store ours (waiters), then read the writer's. PAIRS WITH: writer commit, its last step */
     cf_fetch_add_u32(&r->shared->waiters, 1);
     if (cf_load_seq_cst(&r->shared->global_seq) == seen && !cf_load_seq_cst(&r->shared->shutdown_flag))
         rc = cf_futex_wait(word, (uint32_t)seen, ns);
@@ -412,8 +418,8 @@ static inline int cf_reader_sleep(cf_reader *r, uint64_t seen, int64_t ns) {
     return rc;
 }
 
-/* We are back from a warm-up, which made us as late as what the kernel did before it. Whoever looks at the ring next
- * says so, also if a frame is there by now: the time until a later look has nothing to do with it. */
+/* The warm-up has returned. Book the time since the planned end of the sleep as lateness (kernel and warm-up together),
+ * at the next look at the ring, even if a frame has come meanwhile. Time spent after that look is not lateness. */
 static inline void cf_reader_warmed_up(cf_reader *r) {
     if (!r->window_ns) return;
     cf_pace_woke(&r->pace, cf_now_ns() - r->window_ns);
@@ -424,14 +430,14 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
     int64_t slice_end = 0;
     for (uint32_t turn = 0;; turn++) {
         if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
-        /* The end is looked at before the ring: what was published before it is still taken. */
+        /* Check for the end before looking at the ring, so that frames published before the end are still taken. */
         bool ended = cf_load_seq_cst_u32(&r->gone) || cf_load_acquire(&r->shared->shutdown_flag);
-        /* The futex word is read before the ring is looked at: a frame that arrives in between changes the word. */
+        /* Read the futex word before looking at the ring: a frame that arrives in between changes the word. */
         uint64_t seen = cf_load_seq_cst(&r->shared->global_seq);
         int rc = cf_reader_try(r, t);
         if (rc != CF_EMPTY) return rc;
         if (ended) return CF_ENDED;
-        /* Nothing left: make the event wait for the next frame, and look once more for one that came meanwhile. */
+        /* Nothing left: reset the eventfd, and if it was set, look once more for a frame that came meanwhile. */
         if (cf_event_drain(r->event_fd)) continue;
         if (r->wait == CF_SPIN && turn % CF_SPIN_BATCH) {
             cf_cpu_relax();
@@ -444,7 +450,7 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         if (r->wait == CF_SPIN) {
             if (now - r->warm_ns >= CF_WARM_NS) {
                 r->warm_ns = now;
-                /* The caller comes back before a slice is over, so this is where the connection is looked at. */
+                /* The caller returns here before a slice is over, so the connection is checked here. */
                 if (now - r->looked_ns < CF_SLICE_NS) return CF_WARM_UP;
                 r->looked_ns = now;
                 return cf_reader_socket_readable(r) ? CF_SOCKET : CF_WARM_UP;
@@ -470,15 +476,18 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
                 r->window_ns = until;
                 return CF_WARM_UP;
             }
-            /* Also when a frame woke us that came before we were to: had we been awake in time, we had seen it. */
+            /* Count it also when a frame woke us before the window: if we had been awake, we would have seen it. */
             cf_pace_woke(&r->pace, cf_now_ns() - until);
         }
     }
 }
 
-/* Take the next frame, waiting for it until `deadline`. CF_AGAIN after a slice of waiting (call again), CF_WARM_UP just
- * before a predicted frame or now and then while spinning (call again, at once or nearly so), CF_SOCKET when the socket
- * should be read first, CF_ENDED when the publisher is gone and nothing is left. */
+/* Take the next frame, waiting for it until `deadline`.
+ * CF_AGAIN: a slice of waiting is over; call again.
+ * CF_WARM_UP: just before a predicted frame, or from time to time while spinning. Warm up, and call again (nearly) at
+ * once.
+ * CF_SOCKET: read the socket first.
+ * CF_ENDED: the publisher is gone, and nothing is left. */
 static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
     cf_reader_warmed_up(r);
@@ -487,7 +496,7 @@ static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
     return rc;
 }
 
-/* The same without waiting or a system call: a frame that is there, or CF_EMPTY. */
+/* Take the next frame without waiting and without a system call. CF_EMPTY: there is none. */
 static inline int cf_reader_now(cf_reader *r, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
     cf_reader_warmed_up(r);
@@ -497,13 +506,13 @@ static inline int cf_reader_now(cf_reader *r, cf_taken *t) {
     return rc;
 }
 
-/* Whether slot k still holds frame `seq`: to be asked after reading it. */
+/* Whether slot k still contains frame `seq`. To be asked after reading the frame. */
 static inline bool cf_reader_valid(const cf_reader *r, uint32_t k, uint64_t seq) {
-    cf_fence_acquire(); /* our reads of the frame come before this look at seq */
+    cf_fence_acquire(); /* our reads of the frame come before this load of seq */
     return cf_load_acquire(&r->shared->slots[k].seq) == seq;
 }
 
-/* Give a frame back. CF_OVERWRITTEN: it changed while it was held, and what was read from it is worth nothing. */
+/* Release a frame. CF_OVERWRITTEN: it changed while it was held; discard what was read from it. */
 static inline int cf_reader_release(cf_reader *r, uint32_t k, uint64_t seq) {
     cf_slot *slot = &r->shared->slots[k];
     cf_subscriber *me = &r->shared->subscribers[r->bit];
@@ -517,18 +526,18 @@ static inline int cf_reader_release(cf_reader *r, uint32_t k, uint64_t seq) {
     if (r->pins) cf_fetch_and(&slot->pin_bitmap, ~cf_reader_mask(r));
     if (r->strict) cf_reader_wake_writer(r);
     cf_store_relaxed(&me->held, cf_load_seq_cst_u32(&r->held) - 1);
-    /* Last: whoever finds nothing held after a close gives the bit up, and then it may be somebody else's. */
+    /* Last: a close that finds nothing held gives up the bit, which may then be assigned to another subscriber. */
     cf_fetch_add_u32(&r->held, (uint32_t)-1);
     return rc;
 }
 
-/* Make threads that wait in here return CF_CLOSED; the rest of closing is the rule in gate.h. */
+/* Make threads that wait in cf_reader_next return CF_CLOSED. gate.h describes the rest of closing. */
 static inline void cf_reader_close(cf_reader *r) {
     cf_gate_shut(&r->gate);
     cf_futex_wake_all(cf_low_half(&r->shared->global_seq));
 }
 
-/* The connection has ended: what is valid is still taken, then cf_reader_next says CF_ENDED. */
+/* The connection has ended: valid frames can still be taken, then cf_reader_next returns CF_ENDED. */
 static inline void cf_reader_hangup(cf_reader *r) { cf_store_seq_cst_u32(&r->gone, 1); }
 
 static inline uint32_t cf_reader_held(const cf_reader *r) { return cf_load_seq_cst_u32(&r->held); }

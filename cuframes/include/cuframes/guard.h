@@ -1,30 +1,31 @@
-/* Surviving a file that somebody else shrinks.
+/* Surviving a file that another process truncates.
  *
- * Memory mapped from a file ends where the file ends: touching what lies behind is SIGBUS, which ends the process. A
- * memfd can be sealed against that. A file with a name cannot: whoever may write it may shorten it at any time, also in
- * the middle of a copy, so looking at its size first does not help.
+ * A mapping of a file is usable only up to the end of the file: touching memory behind it raises SIGBUS, which ends the
+ * process. A memfd can be sealed against truncation, but a file with a name cannot. Every process that may write to it
+ * may truncate it at any time, even in the middle of a copy, so checking its size first does not help.
  *
- * Therefore SIGBUS is handled here, as libwayland does for the buffers of its clients. When the address lies in one of
- * our ranges, that range is marked as cut and becomes memory of our own, all zeros; the interrupted access is repeated
- * there, and goes on. Whoever reads or writes a range looks at the mark afterwards (check_whole in mapping.pxd) and raises.
+ * Therefore SIGBUS is handled here, as libwayland does for the buffers of its clients. If the address lies in one of
+ * our ranges, that range is marked as cut and replaced by memory of our own, all zeros. The interrupted access is then
+ * repeated there and succeeds. Code that has read or written a range checks the mark afterwards (check_whole in
+ * mapping.pxd) and raises.
  *
- * THE WHOLE RANGE, not only the pages that are missing:
- *   - every seqlock then says "not what you looked for" (a slot's seq and write_cursor are 0), so that zeros never pass
- *     for a packet or a frame, whoever touched them first;
- *   - what is written from then on is not mixed with what others still see. Futexes work there and are woken by nobody,
- *     so sleepers come back after their slice, and find the mark;
- *   - one mapping takes the place of one, so the kernel's limit on their number cannot stand in the way.
- * It stays cut when the file grows again.
+ * THE WHOLE RANGE is replaced, not only the missing pages:
+ *   - every seqlock then fails its check (a slot's seq and write_cursor are 0), so zeros never pass for a packet or a
+ *     frame, no matter which thread touched them first;
+ *   - later writes do not mix with memory that others still see. Futexes in the range work, but nobody wakes them, so
+ *     sleepers return after their slice and find the mark;
+ *   - one mapping takes the place of one, so the kernel's limit on the number of mappings is not reached.
+ * The range stays cut when the file grows again.
  *
- * THE HANDLER takes no lock and allocates nothing, so it may interrupt anything, on any thread, on several at a time:
- * the ranges are in a list whose nodes are never freed, only used again. Nothing else here takes a lock either, so a
+ * THE HANDLER takes no lock and allocates nothing, so it may interrupt any code, on any thread, on several at a time.
+ * The ranges are in a list whose nodes are never freed, only reused. The rest of this file takes no lock either, so a
  * fork finds nothing locked; the child inherits the handler, the list and the ranges.
  *
- * WHOSE SIGNAL IT IS. Ours are faults (BUS_ADRERR) in our ranges. All others (other addresses, broken memory, signals
- * that were sent) go to whoever handled SIGBUS before us, with that handler's mask and flags, or to the kernel. A
- * handler that is installed after ours stands before it, and decides what reaches us.
+ * OTHER SIGNALS. We handle only faults (BUS_ADRERR) in our ranges. All other signals (other addresses, broken memory,
+ * signals that were sent) are passed to the handler of SIGBUS that was installed before ours, with its mask and flags,
+ * or to the kernel. A handler that is installed after ours runs first and decides what to pass on to us.
  *
- * To be included by one module only, since there is one list. */
+ * Only one module may include this file, since there must be only one list. */
 #ifndef CUFRAMES_GUARD_H
 #define CUFRAMES_GUARD_H
 
@@ -42,42 +43,42 @@
 typedef struct cf_guard {
     struct cf_guard *next; /* never changes once the node is in the list */
     uint32_t taken;        /* atomic; the node is in use */
-    uint32_t cut;          /* atomic; the range is zeros of our own by now */
+    uint32_t cut;          /* atomic; the range has been replaced by zeros of our own */
     uintptr_t start;       /* atomic */
-    size_t size;           /* atomic; 0: nothing to guard. Stored after `start`, and set to 0 before that changes */
+    size_t size;           /* atomic; 0: nothing to guard. Stored after `start`, and set to 0 before `start` changes */
     int protection;
 } cf_guard;
 
 static cf_guard *cf_guards;                 /* atomic */
-static struct sigaction *cf_guard_previous; /* atomic; what it points to never changes */
+static struct sigaction *cf_guard_previous; /* atomic; the structure that it points to never changes */
 
-/* Whether a file may become shorter than it is. */
+/* Whether a file can be truncated. */
 static inline bool cf_guard_needed(int fd) {
     int seals = fcntl(fd, F_GET_SEALS);
     return seals < 0 || !(seals & F_SEAL_SHRINK);
 }
 
-/* ---- the handler -------------------------------------------------------------------------------------------------- */
+/* ---- the handler ------------------------------------------------------------------------------------------------- */
 
-/* Replace the range around `address`. False: it is none of ours. */
+/* Replace the range that contains `address`. False: the address is in none of our ranges. */
 static inline bool cf_guard_mend(uintptr_t address) {
     for (cf_guard *g = __atomic_load_n(&cf_guards, __ATOMIC_ACQUIRE); g; g = g->next) {
-        /* The range that we are in stays as it is, since it is in use. Another may be changing: then its two fields may
-         * not belong together, and its size is no longer what it was. */
+        /* The range with the fault does not change, since it is in use. Another range may be changing: then start and
+         * size may not belong together, and the second load of the size differs. */
         size_t size = __atomic_load_n(&g->size, __ATOMIC_SEQ_CST);
         uintptr_t start = __atomic_load_n(&g->start, __ATOMIC_SEQ_CST);
         if (address - start >= size || __atomic_load_n(&g->size, __ATOMIC_SEQ_CST) != size) continue;
-        /* First the mark: whoever has read a zero finds it. PAIRS WITH: check_whole in mapping.pxd. Several threads may come
-         * here for one range; each replaces it, so that none has to wait for another. */
+        /* Set the mark first, so that code that has read a zero finds it. PAIRS WITH: check_whole in mapping.pxd.
+         * Several threads may get here for one range. Each replaces it, so that none has to wait for another. */
         __atomic_store_n(&g->cut, 1, __ATOMIC_SEQ_CST);
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-        /* The bare system call: a C library's mmap need not be fit for a signal handler. */
+        /* The bare system call, since a C library's mmap need not be safe in a signal handler. */
         return syscall(SYS_mmap, start, size, g->protection, flags, -1, 0) != -1;
     }
     return false;
 }
 
-/* What would have happened without us. */
+/* Do what would have happened without our handler. */
 static inline void cf_guard_pass_on(int number, siginfo_t *info, void *context) {
     const struct sigaction *previous = __atomic_load_n(&cf_guard_previous, __ATOMIC_ACQUIRE);
     if (previous->sa_flags & SA_SIGINFO) {
@@ -85,7 +86,7 @@ static inline void cf_guard_pass_on(int number, siginfo_t *info, void *context) 
     } else if (previous->sa_handler != SIG_DFL && previous->sa_handler != SIG_IGN) {
         previous->sa_handler(number);
     } else if (previous->sa_handler == SIG_DFL || info->si_code > 0) { /* a fault cannot be ignored */
-        /* The end: once more the same signal, which comes as soon as this handler returns. */
+        /* End the process: send the same signal again, which arrives as soon as this handler returns. */
         struct sigaction ending = {.sa_handler = SIG_DFL};
         sigaction(number, &ending, NULL);
         if (syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), number, info)) raise(number);
@@ -102,8 +103,9 @@ static void cf_guard_handler(int number, siginfo_t *info, void *context) {
     errno = before;
 }
 
-/* Handle SIGBUS from now on; once is enough. A handler that was installed after ours is left alone, since it may pass on
- * to us. The default action does not, and is replaced again. 0 or an errno. */
+/* Handle SIGBUS from now on. Further calls change nothing, with one exception: if the default action was restored after
+ * our handler was installed, it is replaced again. Another handler that was installed after ours is left alone, since
+ * it may pass signals on to us. Returns 0 or an errno. */
 static inline int cf_guard_install(void) {
     struct sigaction now, ours = {.sa_sigaction = cf_guard_handler};
     if (sigaction(SIGBUS, NULL, &now)) return errno;
@@ -113,15 +115,15 @@ static inline int cf_guard_install(void) {
     if (!previous) return ENOMEM;
     *previous = now;
     __atomic_store_n(&cf_guard_previous, previous, __ATOMIC_RELEASE);
-    /* The mask and the flags that the previous handler expects; and the alternate stack, if the thread has one. */
+    /* With the mask and flags that the previous handler expects, and on the alternate stack, if the thread has one. */
     ours.sa_mask = now.sa_mask;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK | (now.sa_flags & (SA_RESTART | SA_NODEFER));
     return sigaction(SIGBUS, &ours, NULL) ? errno : 0;
 }
 
-/* ---- ranges ------------------------------------------------------------------------------------------------------- */
+/* ---- ranges ------------------------------------------------------------------------------------------------------ */
 
-/* Guard what was just mapped, before anybody touches it; NULL: no memory. Ends with cf_guard_unmap. */
+/* Guard a new mapping before it is touched. NULL: no memory. cf_guard_unmap ends the guard. */
 static inline cf_guard *cf_guard_watch(void *start, size_t size, int protection) {
     cf_guard *g = __atomic_load_n(&cf_guards, __ATOMIC_ACQUIRE);
     while (g && __atomic_exchange_n(&g->taken, 1, __ATOMIC_ACQUIRE)) g = g->next;
@@ -138,14 +140,14 @@ static inline cf_guard *cf_guard_watch(void *start, size_t size, int protection)
     return g;
 }
 
-/* Somebody has seen that the file is shorter, and touched nothing of what is missing: cut the range all the same. What
- * lies before the cut would still be found there, now and then. */
+/* Cut a range whose file was found to be truncated, although no missing page was touched. Otherwise the part before the
+ * end of the file would still be used from time to time. */
 static inline void cf_guard_cut(cf_guard *g) { cf_guard_mend(__atomic_load_n(&g->start, __ATOMIC_RELAXED)); }
 
-/* Unmap a range, which nobody uses any more. */
+/* Unmap a range that is no longer used. */
 static inline void cf_guard_unmap(cf_guard *g) {
     size_t size = __atomic_load_n(&g->size, __ATOMIC_RELAXED);
-    /* In this order: as soon as it is unmapped, the kernel may put something else there. */
+    /* In this order: as soon as the range is unmapped, the kernel may map something else there. */
     __atomic_store_n(&g->size, 0, __ATOMIC_SEQ_CST);
     munmap((void *)__atomic_load_n(&g->start, __ATOMIC_RELAXED), size);
     __atomic_store_n(&g->taken, 0, __ATOMIC_RELEASE);

@@ -1,17 +1,17 @@
 /* The messages that publisher and subscriber exchange over the publisher's Unix socket, protocol versions 1 to 3.
  *
- * Every message is a cf_message and `length` bytes of payload. Integers are little-endian, and nothing is aligned. Texts
- * have no final 0 and lie between the parts of a payload, whose sizes the part before gives.
+ * Every message is a cf_message and `length` bytes of payload. Integers are little-endian, and nothing is aligned. A
+ * text has no final 0; the structure before it in the payload gives its length.
  *
  *     HELLO_REQ       cf_hello_head, name, cf_hello_tail
- *     HELLO_RESP      cf_welcome_head, name of the control segment, cf_welcome_tail, name of the packet ring's
+ *     HELLO_RESP      cf_welcome_head, name of the control segment, cf_welcome_tail, name of the packet ring's segment
  *     SUBSCRIBE_REQ   nothing
  *     SUBSCRIBE_RESP  cf_subscribed
  *     ERROR           cf_error_head, text in UTF-8
- *     PING, PONG      anything; PONG returns it
+ *     PING, PONG      anything; PONG returns the payload of PING
  *     UNSUBSCRIBE, EVENT_FD, SHUTDOWN   nothing
  *
- * Descriptors come with the answers that docs/protocol.md says, to those who announce CF_EXT_PASS_FD. */
+ * docs/protocol.md says which answers carry descriptors. Only a subscriber that announces CF_EXT_PASS_FD gets them. */
 #ifndef CUFRAMES_MESSAGES_H
 #define CUFRAMES_MESSAGES_H
 
@@ -19,7 +19,7 @@
 
 #include "shm.h"
 
-#define CF_MAX_DESCRIPTORS 4u /* that come with one answer */
+#define CF_MAX_DESCRIPTORS 4u /* in one answer */
 
 enum {
     CF_MSG_HELLO_REQ = 1,
@@ -34,7 +34,7 @@ enum {
     CF_MSG_ERROR = 254,
 };
 
-/* Why a publisher refuses. The `result` of an answer is 0, or the negative of one of these. */
+/* Reasons for which a publisher refuses. The `result` of an answer is 0, or one of these values negated. */
 enum {
     CF_ERR_MALFORMED = 1,
     CF_ERR_OUT_OF_ORDER = 2,
@@ -56,7 +56,7 @@ typedef struct {
 
 typedef struct {
     uint32_t version;
-    uint32_t name_length; /* 1 to CF_MAX_NAME_LEN; a peer may count a final 0 */
+    uint32_t name_length; /* 1 to CF_MAX_NAME_LEN; some peers include a final 0 in the count */
 } cf_hello_head;
 
 typedef struct {
@@ -76,16 +76,16 @@ typedef struct {
 } cf_welcome_head;
 
 typedef struct {
-    uint32_t features; /* those of HELLO_REQ that the publisher grants */
+    uint32_t features; /* the features of HELLO_REQ that the publisher grants */
     uint32_t packets_path_length;
     uint32_t reserved;
 } cf_welcome_tail;
 
 typedef struct {
     int32_t result;
-    uint32_t bit; /* of the subscriber in every bitmap, 1 to 31 */
+    uint32_t bit; /* the subscriber's bit in every bitmap, 1 to 31 */
     uint64_t initial_seq;
-    uint64_t initial_frame_no; /* of initial_seq; 0 to plain version 3 programs */
+    uint64_t initial_frame_no; /* frame_no of frame initial_seq; 0 for plain version 3 programs */
     uint32_t reserved;
 } cf_subscribed;
 

@@ -1,14 +1,14 @@
 /* The packet ring: encoded packets of any size, one writer, any number of readers.
  *
- * Plain C over mapped bytes, without Python. Readers map the segment read-only and leave no trace in it; the writer
- * never waits for them: a slow reader loses the oldest packets, and is told how many.
+ * Plain C over mapped bytes, without Python. Readers map the segment read-only and leave no trace in it. The writer
+ * never waits for readers: a slow reader loses the oldest packets, and learns how many.
  *
  * HOW A READER KNOWS THAT A COPY IS WHOLE
  *
- * Packet s is described in slot s % ring_slots; its bytes lie in a data area that is a ring of its own. Either may be
- * reused while a reader copies, and large packets lap the data area long before the slots are. The writer announces
- * both before it touches a byte, the reader looks at both after it has copied (a seqlock for each, Lameter 2005,
- * Boehm 2012):
+ * Slot s % ring_slots describes packet s. The packet's bytes lie in a data area, which is a ring of its own. Slot and
+ * bytes may each be reused while a reader copies; with large packets, the data area wraps long before the slots do. So
+ * the writer announces the reuse of both before it touches a byte, and the reader checks both after it has copied.
+ * (Each is a seqlock: Lameter 2005, Boehm 2012.)
  *
  *     writer put                                    reader
  *     P1  slot seq = INVALID                        G1  slot seq is s? read the slot
@@ -19,7 +19,7 @@
  *
  * A reader that copied a byte of P3 sees P1 in G3 or P2 in G4.
  *
- * Nothing that a reader finds in the segment is used as a length or an offset before it was compared with the
+ * A reader never uses a value from the segment as a length or an offset before checking it against the size of the
  * mapping. */
 #ifndef CUFRAMES_PACKETS_H
 #define CUFRAMES_PACKETS_H
@@ -39,7 +39,7 @@ static inline uint64_t cf_packet_segment_size(uint32_t ring_slots, uint32_t data
     return sizeof(cf_packet_header) + (uint64_t)ring_slots * sizeof(cf_packet_slot) + data_size;
 }
 
-/* ---- the writer --------------------------------------------------------------------------------------------------- */
+/* ---- the writer -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     cf_packet_header *shared;
@@ -50,7 +50,7 @@ typedef struct {
     uint32_t data_size;
     uint32_t max_packet;
     uint32_t busy; /* atomic; a thread is writing */
-    uint64_t seq;  /* newest packet */
+    uint64_t seq;  /* of the newest packet */
     uint64_t offset;
 } cf_packet_writer;
 
@@ -65,7 +65,7 @@ static inline void cf_packet_writer_extradata(cf_packet_writer *w, const char *b
     cf_store_release_u32(changes, before + 2); /* X2. PAIRS WITH: reader extradata, X3 */
 }
 
-/* `segment` is zero-filled, of cf_packet_segment_size(), and nobody else can see it yet. */
+/* `segment` is zero-filled, cf_packet_segment_size() bytes long, and not yet visible to others. */
 static inline void cf_packet_writer_init(cf_packet_writer *w, void *segment, uint32_t ring_slots, uint32_t data_size,
                                          uint32_t max_packet, uint32_t codec_id, uint64_t pid) {
     cf_packet_header *h = segment;
@@ -87,10 +87,11 @@ static inline void cf_packet_writer_init(cf_packet_writer *w, void *segment, uin
     }
 }
 
-/* After whatever has to be there before the first reader: a segment that has its magic is a whole one. */
+/* To be called when everything else that a reader needs is written: a segment with its magic is complete. */
 static inline void cf_packet_writer_open(cf_packet_writer *w) { cf_store_release_u32(&w->shared->magic, CF_PACKET_MAGIC); }
 
-/* Write one packet; CF_OVERSIZED and CF_BUSY change nothing. Readers see it after cf_packet_writer_wake at the latest. */
+/* Write one packet. CF_OVERSIZED and CF_BUSY: nothing was changed. Sleeping readers may see the packet only after
+ * cf_packet_writer_wake. */
 static inline int cf_packet_writer_put(cf_packet_writer *w, const char *bytes, uint64_t size, int64_t pts_ns,
                                        int64_t dts_ns, uint32_t flags) {
     if (size > w->max_packet) return CF_OVERSIZED;
@@ -121,7 +122,7 @@ static inline int cf_packet_writer_put(cf_packet_writer *w, const char *bytes, u
     return CF_OK;
 }
 
-/* Readers cannot say that they sleep, since they may not write; so this is a system call for every packet. */
+/* Readers have no write access and cannot announce that they sleep, so this is a system call for every packet. */
 static inline void cf_packet_writer_wake(cf_packet_writer *w) { cf_futex_wake_all(cf_low_half(&w->shared->global_seq)); }
 
 static inline void cf_packet_writer_shutdown(cf_packet_writer *w) {
@@ -129,7 +130,7 @@ static inline void cf_packet_writer_shutdown(cf_packet_writer *w) {
     cf_packet_writer_wake(w);
 }
 
-/* ---- the reader --------------------------------------------------------------------------------------------------- */
+/* ---- the reader -------------------------------------------------------------------------------------------------- */
 
 enum { CF_START_KEYFRAME = 0, CF_START_OLDEST = 1, CF_START_NEXT = 2, CF_START_LATEST = 3 };
 
@@ -137,21 +138,21 @@ typedef struct {
     const cf_packet_header *shared;
     const cf_packet_slot *slots;
     const char *data;
-    uint32_t ring_slots; /* as they were when the segment was checked; never read again */
+    uint32_t ring_slots; /* the values that were checked; never read from the segment again */
     uint32_t data_size;
     uint64_t pid;
-    bool locks;   /* the writer holds the owner lock for life */
-    bool counts_changes; /* of the extradata */
+    bool locks;   /* the writer holds the owner lock as long as it lives */
+    bool counts_changes; /* the writer counts changes of the extradata */
     bool spin;
-    bool scanning; /* the next packet is the first keyframe from `at` on, rather than `at` itself: there was none */
-    bool seeking;  /* the next packet is the newest keyframe from `at` on: there was an overrun */
+    bool scanning; /* no keyframe was found at the start: take the first keyframe from `at` on, not `at` itself */
+    bool seeking;  /* after an overrun: take the newest keyframe from `at` on */
     int fd;       /* the segment */
     int event_fd; /* or -1 */
     cf_gate gate; /* closed by close() */
-    uint64_t at;       /* the packet wanted next */
-    uint64_t expected; /* what is missing from here on counts as lost; 0: nothing does before the first packet */
-    uint64_t seen;     /* newer packets than this are worth a look */
-    int64_t looked_ns; /* when wait_any last asked whether the publisher is alive */
+    uint64_t at;       /* the next packet to take */
+    uint64_t expected; /* packets missing from here on count as lost; 0: before the first packet none do */
+    uint64_t seen;     /* look again only when a packet newer than this was published */
+    int64_t looked_ns; /* when wait_any last checked whether the publisher is alive */
     uint64_t received;
     uint64_t lost;
 } cf_packet_reader;
@@ -166,7 +167,7 @@ typedef struct {
     uint32_t flags;
 } cf_packet;
 
-/* Attach to a mapped segment of `size` bytes. CF_CORRUPT: its header does not fit it. */
+/* Attach to a mapped segment of `size` bytes. CF_CORRUPT: the header is invalid, or does not fit this size. */
 static inline int cf_packet_reader_init(cf_packet_reader *r, const void *segment, uint64_t size, int fd) {
     const cf_packet_header *h = segment;
     memset(r, 0, sizeof *r);
@@ -187,16 +188,17 @@ static inline int cf_packet_reader_init(cf_packet_reader *r, const void *segment
     return CF_OK;
 }
 
-/* Whether the bytes that were read are those of the packet: to be asked after reading them. */
+/* Whether the bytes that were read belong to the packet. To be asked after reading them. */
 static inline bool cf_packet_whole(const cf_packet_reader *r, const cf_packet *p) {
     cf_fence_acquire();
     return cf_load_acquire(&r->slots[p->seq % r->ring_slots].seq) == p->seq                   /* G3 */
         && cf_load_acquire(&r->shared->write_offset) - p->offset <= r->data_size;             /* G4 */
 }
 
-/* Packet `seq` as its slot has it: CF_OK, CF_EMPTY (not there yet), CF_OVERRUN (not there any more), CF_CORRUPT. */
+/* Read the slot of packet `seq`: CF_OK, CF_EMPTY (not published yet), CF_OVERRUN (already overwritten), CF_CORRUPT. */
 static inline int cf_packets_look(const cf_packet_reader *r, uint64_t seq, cf_packet *p) {
-    /* In this order: whoever sees a global_seq of s or more would have found s in its slot, so it is not to come. */
+    /* Load global_seq first: if it is already `seq` or more, the packet was published before we look at its slot. If
+     * the slot then does not contain it, it has been overwritten. */
     uint64_t newest = cf_load_acquire(&r->shared->global_seq);
     const cf_packet_slot *slot = &r->slots[seq % r->ring_slots];
     if (cf_load_acquire(&slot->seq) != seq) return newest >= seq ? CF_OVERRUN : CF_EMPTY; /* G1 */
@@ -211,12 +213,12 @@ static inline int cf_packets_look(const cf_packet_reader *r, uint64_t seq, cf_pa
         bool absurd = p->offset > cf_load_acquire(&r->shared->write_offset);
         return absurd && cf_load_acquire(&slot->seq) == seq ? CF_CORRUPT : CF_OVERRUN;
     }
-    /* From here on these are the values that the writer stored with this seq. */
+    /* Here it is certain that the writer stored these values together with this seq. */
     if (p->size > r->data_size || p->size > cf_load_acquire(&r->shared->write_offset) - p->offset) return CF_CORRUPT;
     return CF_OK;
 }
 
-/* Where the packet's bytes are, if they do not run over the end of the data area; else NULL. */
+/* The address of the packet's bytes, or NULL if they wrap around the end of the data area. */
 static inline const char *cf_packet_bytes(const cf_packet_reader *r, const cf_packet *p) {
     size_t at = p->offset % r->data_size;
     return p->size <= r->data_size - at ? r->data + at : NULL;
@@ -231,13 +233,13 @@ static inline bool cf_packet_read(const cf_packet_reader *r, const cf_packet *p,
     return cf_packet_whole(r, p);
 }
 
-/* The newest packet at which reading may begin, or 0. A stream that never had a keyframe has none to wait for. */
+/* The newest packet at which reading may begin, or 0. Without any keyframe so far: the newest packet. */
 static inline uint64_t cf_packets_entry(const cf_packet_reader *r) {
     uint64_t key = cf_load_acquire(&r->shared->last_keyframe_seq);
     return key || !r->expected ? key : cf_load_acquire(&r->shared->global_seq);
 }
 
-/* The next packet to read, without waiting. */
+/* Find the next packet to read, without waiting. */
 static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
     r->seen = cf_load_acquire(&r->shared->global_seq);
     while (!r->seeking) {
@@ -256,7 +258,7 @@ static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
     }
 }
 
-/* The packet was read whole: go on behind it. Returns how many were lost before it. */
+/* The packet was read whole: advance to the next one. Returns how many packets were lost before it. */
 static inline uint64_t cf_packets_advance(cf_packet_reader *r, const cf_packet *p) {
     uint64_t lost = r->expected ? p->seq - r->expected : 0;
     r->at = r->expected = p->seq + 1;
@@ -267,11 +269,12 @@ static inline uint64_t cf_packets_advance(cf_packet_reader *r, const cf_packet *
     return lost;
 }
 
-/* What was found has been overwritten while it was read. */
+/* The packet that was found has been overwritten while it was read. */
 static inline void cf_packets_resync(cf_packet_reader *r) { r->seeking = true; }
 
-/* Where to begin: at the oldest or the newest keyframe that is still whole, else at the first that comes; at the newest
- * packet; or at the next one. If what was found is overwritten before it was read, begin again. */
+/* Choose where to begin. CF_START_OLDEST and CF_START_KEYFRAME: at the oldest or the newest keyframe that is still
+ * whole; if there is none, at the next keyframe. CF_START_LATEST: at the newest packet. CF_START_NEXT: at the next
+ * packet. If the chosen packet is overwritten before it was read, call this again. */
 static inline void cf_packets_start(cf_packet_reader *r, int start) {
     uint64_t newest = cf_load_acquire(&r->shared->global_seq);
     uint64_t count = newest < r->ring_slots ? newest : r->ring_slots;
@@ -285,19 +288,19 @@ static inline void cf_packets_start(cf_packet_reader *r, int start) {
         uint64_t seq = start == CF_START_OLDEST ? newest - count + i : newest + 1 - i;
         int rc = cf_packets_look(r, seq, &p);
         if (rc == CF_OVERRUN || (rc == CF_OK && !(p.flags & CF_PKT_KEY))) continue;
-        r->at = seq; /* or what is corrupt, to be found again by whoever reads */
+        r->at = seq; /* a keyframe, or a corrupt packet, which the next read then reports */
         r->scanning = false;
     }
 }
 
-/* Whether the writer is gone, whatever it left. */
+/* Whether the writer is gone. Some of its packets may not have been taken yet. */
 static inline bool cf_packets_abandoned(const cf_packet_reader *r) {
     if (!r->locks) return r->pid && kill((pid_t)r->pid, 0) && errno == ESRCH;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
     return fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
 }
 
-/* CF_OK: somebody may still write. CF_ENDED: the writer is gone. CF_CUT: its file was cut off. */
+/* CF_OK: the writer may still write. CF_ENDED: the writer is gone. CF_CUT: the file was truncated. */
 static inline int cf_packets_check(const cf_packet_reader *r) {
     struct stat file;
     if (fstat(r->fd, &file) == 0 && (uint64_t)file.st_size < cf_packet_segment_size(r->ring_slots, r->data_size))
@@ -305,20 +308,20 @@ static inline int cf_packets_check(const cf_packet_reader *r) {
     return cf_packets_abandoned(r) ? CF_ENDED : CF_OK;
 }
 
-/* Find the next packet, waiting for it until `deadline`. CF_AGAIN after a slice of waiting: call again. CF_ENDED: the
- * writer is gone and nothing is left. */
+/* Find the next packet, waiting for it until `deadline`. CF_AGAIN: a slice of waiting is over; call again. CF_ENDED:
+ * the writer is gone, and nothing is left. */
 static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_packet *p) {
     int64_t slice_end = 0;
     bool ended = false;
     for (uint32_t turn = 0;; turn++) {
         if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
-        /* The end is looked at before the ring: what was published before it is still taken. */
+        /* Check for the end before looking at the ring, so that packets published before the end are still taken. */
         ended |= cf_load_acquire(&r->shared->shutdown_flag) != 0;
         uint64_t seen = cf_load_seq_cst(&r->shared->global_seq);
         int rc = cf_packets_find(r, p);
         if (rc != CF_EMPTY) return rc;
         if (ended) return CF_ENDED;
-        /* Nothing left: make the event wait for the next packet, and look once more for one that came meanwhile. */
+        /* Nothing left: reset the eventfd, and if it was set, look once more for a packet that came meanwhile. */
         if (cf_event_drain(r->event_fd)) continue;
         if (r->spin && turn % CF_SPIN_BATCH) {
             cf_cpu_relax();
@@ -330,19 +333,19 @@ static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_pack
             rc = cf_packets_check(r);
             if (rc == CF_CUT) return rc;
             if (rc == CF_OK) return now >= deadline ? CF_TIMED_OUT : CF_AGAIN;
-            ended = true; /* look once more */
+            ended = true; /* and look once more */
         } else if (r->spin) {
             cf_spin_yield();
         } else {
-            /* Woken by any change of the word that was read before the ring. PAIRS WITH: writer put, global_seq */
+            /* The word was read before the ring, so any later change wakes us. PAIRS WITH: writer put, global_seq */
             const uint32_t *word = cf_low_half(&r->shared->global_seq);
             if (cf_futex_wait(word, (uint32_t)seen, cf_min_i64(deadline, slice_end) - now) == EINTR) return CF_AGAIN;
         }
     }
 }
 
-/* Feed `event_fd` whenever there is something to look at, until the writer is gone or the reader is closed. For a thread
- * of its own. */
+/* Signal `event_fd` whenever a packet is published, and at the end. Returns when the writer is gone or the reader is
+ * closed. Runs in a thread of its own. */
 static inline void cf_packets_watch(const cf_packet_reader *r, int event_fd) {
     const uint32_t *word = cf_low_half(&r->shared->global_seq);
     uint64_t signalled = 0;
@@ -359,10 +362,11 @@ static inline void cf_packets_watch(const cf_packet_reader *r, int event_fd) {
     }
 }
 
-/* The codec's extradata, up to CF_PKT_EXTRADATA_MAX bytes. 0: there is none.
+/* Copy the codec's extradata, up to CF_PKT_EXTRADATA_MAX bytes, and return their size. 0: there are none.
  *
- * Our writers count changes. Others only make the size 0 meanwhile, and a writer that was interrupted half way may have
- * finished by the time of a second look; so from them three copies are compared, over a millisecond. */
+ * Our writers count changes. Other writers only set the size to 0 during a change, and one that was interrupted half
+ * way may have finished by the time of a second look. Their extradata are therefore copied three times, over a
+ * millisecond or more, and the copies compared. */
 static inline uint32_t cf_packets_extradata(const cf_packet_reader *r, char *out) {
     const cf_packet_header *h = r->shared;
     char again[CF_PKT_EXTRADATA_MAX];
@@ -370,7 +374,7 @@ static inline uint32_t cf_packets_extradata(const cf_packet_reader *r, char *out
         uint32_t changes = cf_load_acquire_u32(&r->slots[0].extradata_changes); /* X3. PAIRS WITH: writer extradata, X2 */
         uint32_t size = cf_load_acquire_u32(&h->codec_extradata_size);
         bool whole = !(r->counts_changes && changes & 1);
-        if (size > CF_PKT_EXTRADATA_MAX) return size; /* for the caller to complain about */
+        if (size > CF_PKT_EXTRADATA_MAX) return size; /* the caller reports the error */
         cf_copy_racing(out, (const char *)h->codec_extradata, size);
         for (int look = 0; look < 2 && whole; look++) {
             cf_fence_acquire();
@@ -382,7 +386,7 @@ static inline uint32_t cf_packets_extradata(const cf_packet_reader *r, char *out
         /* X4. PAIRS WITH: writer extradata, X1 */
         if (!whole || cf_load_acquire_u32(&r->slots[0].extradata_changes) != changes) continue;
         if (size || r->counts_changes || tries >= 3 || !cf_load_acquire(&h->global_seq)) return size;
-        cf_sleep_ns(1000000); /* perhaps they are just being changed */
+        cf_sleep_ns(1000000); /* the extradata may just be changing */
     }
     return 0;
 }

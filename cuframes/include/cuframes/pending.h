@@ -1,26 +1,28 @@
 /* Frames in device memory that were released while the GPU may still read them.
  *
- * When the last view of a frame dies, an event is recorded on every stream that used it, and the frame is *pending*: it
- * goes back to the ring when all of these events are over. Whoever takes or releases a frame looks at the pending ones of
- * his reader first. But a subscriber may do nothing for a long time (wait in wait_any, await a frame, poll its fileno),
- * and with every slot pending nothing is published, so nothing would ever wake it. Therefore the process has one thread,
- * the reaper, which looks at all pending frames every millisecond, and sleeps while there are none.
+ * When the last view of a frame is gone, an event is recorded on every stream that used it, and the frame is *pending*.
+ * It goes back to the ring when all these events are over. Every call that takes or releases a frame first checks the
+ * pending frames of its reader. But a subscriber may do neither for a long time (wait in wait_any, await a frame, poll
+ * its fileno). If every slot is pending then, nothing is published, so nothing would ever wake the subscriber.
+ * Therefore the process has one thread, the reaper. It checks all pending frames every millisecond, and sleeps while
+ * there are none.
  *
- * Why this way, and not
- *   - a callback in the consumer's stream (cuLaunchHostFunc): it stops the stream until a CPU thread has run it, may not
- *     call CUDA, is not called after an error, becomes a node of a graph that is being captured, and there is no stream
- *     for a consumer that does not say where it works;
- *   - cuEventSynchronize in the thread: the oldest event would hide all others, also those of another GPU, and a thread
+ * The alternatives have drawbacks:
+ *   - a callback in the consumer's stream (cuLaunchHostFunc) stops the stream until a CPU thread has run it. It may not
+ *     call CUDA, is not called after an error, becomes a node of a graph that is being captured, and needs a stream,
+ *     which some consumers do not tell;
+ *   - cuEventSynchronize in the thread: the oldest event would hide all others, even those of another GPU, and a thread
  *     that sleeps in the driver cannot be stopped when the process ends;
- *   - a look before every kind of wait: it would have to be in every way to wait, also in the user's own select().
+ *   - a check before every kind of wait would have to be in every function that waits, even in the user's own select().
  *
  * THE RULES
- *   - A frame never goes back while the GPU may read it. What cannot be recorded now (a graph is being captured) is
- *     recorded later; what no stream can tell any more is taken for everything the context has queued. Only a lost
- *     context, in which nothing runs, and the end of the process are as good as an event that is over.
- *   - One lock guards the table. No call of the driver is made under it, which may wait for work that waits for a thread
- *     that wants the lock or the GIL. It is taken without the GIL.
- *   - The reaper never runs Python. What has to be dropped with the GIL it leaves for cf_pending_collect.
+ *   - A frame never goes back while the GPU may read it. If an event cannot be recorded now (a graph is being
+ *     captured), it is recorded later. If a stream is unknown or can no longer be used, the event covers all work that
+ *     the context has queued. Only two things count as an event that is over: a lost context, in which nothing runs, and
+ *     the end of the process.
+ *   - One lock guards the table. No driver call is made under it, since that call may wait for work that waits for a
+ *     thread that wants the lock or the GIL. The lock is taken without the GIL.
+ *   - The reaper never runs Python code. Objects that must be dropped with the GIL are left for cf_pending_collect.
  *   - A forked child has no reaper and an empty table. */
 #ifndef CUFRAMES_PENDING_H
 #define CUFRAMES_PENDING_H
@@ -37,17 +39,17 @@
 #include "cuda.h"
 #include "frame_ring.h"
 
-#define CF_MAX_STREAMS 4           /* that one frame is followed on; with more, the whole context is */
+#define CF_MAX_STREAMS 4           /* most streams to follow per frame; with more, the whole context is followed */
 #define CF_REAPER_NS 1000000       /* between two looks */
-#define CF_RETRY_NS 100000000      /* between two tries to record a context: each ends a capture that is going on */
+#define CF_RETRY_NS 100000000      /* between two tries to record a context: each ends a graph capture in progress */
 #define CF_SPARE_EVENTS 64
 
-/* One thing that used a frame. */
+/* One use of a frame: by a stream, or by unknown work of the context. */
 typedef struct {
     void *event;
     void *stream;  /* NULL: the whole context */
     bool recorded;
-    bool drain;    /* the driver cannot record a context: the reaper waits until all of its work is over */
+    bool drain;    /* the driver cannot record a context; the reaper waits until all its work is over */
 } cf_pending_use;
 
 typedef struct {
@@ -55,45 +57,45 @@ typedef struct {
     cf_pending_use use[CF_MAX_STREAMS];
     int uses;
     int64_t retry_ns; /* when to try again to record the context */
-    void *keep;       /* Python's: keeps the streams alive while one of them is not recorded yet */
+    void *keep;       /* a Python object that keeps the streams alive until all are recorded */
 } cf_pending_frame;
 
 /* The pending frames of one reader. */
 typedef struct cf_pending {
     cf_gpu gpu;
     cf_reader *ring;
-    cf_pending_frame frame[CF_MAX_RING]; /* by slot. Whoever has claimed a frame may look into it without the lock */
+    cf_pending_frame frame[CF_MAX_RING]; /* by slot; the thread that claimed a frame may access it without the lock */
     uint32_t mask;      /* changed under the lock; the frames that are pending */
-    uint32_t claimed;   /* lock; those that some thread is asking the driver about */
-    uint32_t busy;      /* lock; the reaper, or a look, is in here */
-    void *spare[CF_SPARE_EVENTS]; /* lock; events to be used again */
+    uint32_t claimed;   /* lock; frames that some thread is asking the driver about */
+    uint32_t busy;      /* lock; number of threads (the reaper, or calls) that are using this structure */
+    void *spare[CF_SPARE_EVENTS]; /* lock; events for reuse */
     int spares;
-    void *outlive;      /* lock; Python's: to be called when nothing is pending any more; keeps the reader alive */
-    bool hang_up;       /* lock; the reader is closed: end the connection when nothing is held any more */
+    void *outlive;      /* lock; a Python callable, to be called when nothing is pending; keeps the reader alive */
+    bool hang_up;       /* lock; the reader is closed: end the connection when nothing is held */
     struct cf_pending *next;
 } cf_pending;
 
 static struct {
     pthread_mutex_t lock;
-    pthread_cond_t work; /* for the reaper: there is something pending, or it is to stop */
-    pthread_cond_t idle; /* for those who take a reader out of the table: its `busy` fell */
+    pthread_cond_t work; /* for the reaper: something is pending, or the reaper must stop */
+    pthread_cond_t idle; /* for threads that take a reader out of the table: its `busy` is 0 */
     cf_pending *first;
     pthread_t thread;
     bool running;
     bool asleep;         /* nothing is pending */
     bool stop;
     uint32_t ready;      /* atomic; there may be something to collect */
-    bool notified;       /* and that was said */
+    bool notified;       /* Python has been asked to collect */
     int (*notify)(void); /* asks for a collection, from a thread without the GIL; NULL when Python has ended */
 } cf_table = {.lock = PTHREAD_MUTEX_INITIALIZER, .idle = PTHREAD_COND_INITIALIZER};
 
-/* Record what `use` stands for. 0, or the driver's error: then it is tried again later. */
+/* Record the event of `use`. 0, or the driver's error; recording is then repeated later. */
 static inline int cf_pending_record(cf_pending *p, cf_pending_frame *f, cf_pending_use *use, int64_t now) {
     int result = use->event ? CF_CUDA_SUCCESS : cf_gpu_new_event(&p->gpu, &use->event);
     if (result) return result;
     if (use->stream) {
         result = cf_gpu_record(&p->gpu, use->event, use->stream);
-        if (result && !cf_cuda_is_capture(result)) use->stream = NULL; /* it is of no use, but its work may not be over */
+        if (result && !cf_cuda_is_capture(result)) use->stream = NULL; /* unusable, but its work may not be over */
     }
     if (!use->stream) {
         if (now < f->retry_ns) return CF_CUDA_NOT_READY;
@@ -108,7 +110,7 @@ static inline int cf_pending_record(cf_pending *p, cf_pending_frame *f, cf_pendi
     return result;
 }
 
-/* Whether what `use` stands for is over. */
+/* Whether the work of `use` is over. */
 static inline bool cf_pending_use_over(cf_pending *p, cf_pending_frame *f, cf_pending_use *use, bool may_block) {
     int64_t now = cf_now_ns();
     if (!use->recorded) {
@@ -123,11 +125,11 @@ static inline bool cf_pending_use_over(cf_pending *p, cf_pending_frame *f, cf_pe
     }
     int result = cf_gpu_query(&p->gpu, use->event);
     if (!result || cf_cuda_is_lost(result)) return true;
-    if (result != CF_CUDA_NOT_READY) use->recorded = false; /* captured after all, or worth nothing: record it anew */
+    if (result != CF_CUDA_NOT_READY) use->recorded = false; /* captured after all, or invalid: record again */
     return false;
 }
 
-/* Give back the pending frames of a reader whose work is over. `may_block`: the caller has nothing else to do. */
+/* Give back those pending frames of a reader whose work is over. `may_block`: the call may wait for the GPU. */
 static inline void cf_pending_look(cf_pending *p, bool may_block) {
     uint32_t over = 0;
     pthread_mutex_lock(&cf_table.lock);
@@ -146,7 +148,7 @@ static inline void cf_pending_look(cf_pending *p, bool may_block) {
     for (uint32_t left = over; left; left &= left - 1) {
         uint32_t k = (uint32_t)__builtin_ctz(left);
         cf_pending_frame *f = &p->frame[k];
-        /* At most four events for each slot: there is room. */
+        /* There is room: a slot has at most CF_MAX_STREAMS events. */
         for (int i = 0; i < f->uses; i++)
             if (f->use[i].event) p->spare[p->spares++] = f->use[i].event;
         if (f->keep) cf_store_seq_cst_u32(&cf_table.ready, 1);
@@ -155,7 +157,7 @@ static inline void cf_pending_look(cf_pending *p, bool may_block) {
     cf_store_seq_cst_u32(&p->mask, p->mask & ~over);
     p->claimed &= ~mine;
     if (!p->mask && p->hang_up && !cf_reader_held(p->ring)) {
-        /* Under the lock, since after cf_pending_stay the descriptor may be another file's. */
+        /* Under the lock, since after cf_pending_stay the descriptor may belong to another file. */
         shutdown(p->ring->sock, SHUT_RDWR);
         p->hang_up = false;
     }
@@ -171,14 +173,14 @@ static void *cf_reaper(void *unused) {
         for (cf_pending *p = cf_table.first; p && !cf_table.stop; p = p->next) {
             if (!p->mask) continue;
             any = true;
-            p->busy++; /* so it stays in the table, and its `next` good */
+            p->busy++; /* keeps it in the table, and its `next` valid */
             pthread_mutex_unlock(&cf_table.lock);
             cf_pending_look(p, true);
             pthread_mutex_lock(&cf_table.lock);
             if (!--p->busy) pthread_cond_broadcast(&cf_table.idle);
         }
         if (cf_load_seq_cst_u32(&cf_table.ready) && !cf_table.notified && cf_table.notify) {
-            /* Under the lock, so that Python does not end meanwhile. A request that finds no place is made again. */
+            /* Under the lock, so that Python does not end meanwhile. If its queue is full, ask again later. */
             cf_table.notified = !cf_table.notify();
             any |= !cf_table.notified;
         }
@@ -199,7 +201,7 @@ static void *cf_reaper(void *unused) {
     return unused;
 }
 
-/* The process ends, and the driver after this: no call of it is made from now on. */
+/* The process ends, and the driver will end after this function: make no driver call from now on. */
 static void cf_reaper_stop(void) {
     struct timespec until;
     pthread_mutex_lock(&cf_table.lock);
@@ -209,14 +211,14 @@ static void cf_reaper_stop(void) {
     if (running) pthread_cond_signal(&cf_table.work);
     pthread_mutex_unlock(&cf_table.lock);
     if (!running) return;
-    /* It may be waiting for a GPU that never comes to an end; that is no reason not to. */
+    /* The reaper may be waiting for work that never ends, so wait for the thread only for a limited time. */
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += 2;
     pthread_timedjoin_np(cf_table.thread, NULL, &until);
 }
 
-/* lock. See to it that the reaper looks. Without one (no thread can be had) frames go back when others are taken or
- * released, and the next frame tries again. */
+/* lock. Wake the reaper, or start it. If no thread can be created, frames go back when others are taken or released,
+ * and the next pending frame tries to start it again. */
 static inline void cf_reaper_wake(void) {
     static bool registered;
     if (cf_table.running || cf_table.stop) {
@@ -228,7 +230,7 @@ static inline void cf_reaper_wake(void) {
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&cf_table.work, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    /* Signals are for the program's threads; but a fault of our own must reach its handler. */
+    /* Signals are for the program's own threads, except that a fault in this thread must reach its handler. */
     sigset_t all, before;
     sigfillset(&all);
     sigdelset(&all, SIGBUS);
@@ -241,11 +243,11 @@ static inline void cf_reaper_wake(void) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!cf_table.running) return;
     pthread_setname_np(cf_table.thread, "cuframes-gpu");
-    /* Now, after the driver has begun: what was registered last runs first. */
+    /* Register it now, after the driver was initialised: handlers run in reverse order of registration. */
     if (!registered) registered = !atexit(cf_reaper_stop);
 }
 
-/* In the child of a fork: readers, streams and the thread are the parent's. */
+/* In the child of a fork: readers, streams and the thread belong to the parent. */
 static void cf_pending_forked(void) {
     pthread_mutex_init(&cf_table.lock, NULL);
     pthread_cond_init(&cf_table.idle, NULL);
@@ -261,8 +263,9 @@ static inline void cf_pending_join(cf_pending *p) {
     pthread_mutex_unlock(&cf_table.lock);
 }
 
-/* Take a reader out of the table, before it is freed. If frames are still pending (it was dropped, not closed), wait
- * until the context has done everything: with the reader goes its place, and then the frames would be written. */
+/* Take a reader out of the table before it is freed. If frames are still pending (the reader was dropped, not closed),
+ * wait until the context has finished all work: the reader's place in the ring ends with it, and then the publisher
+ * would overwrite those frames. */
 static inline void cf_pending_leave(cf_pending *p) {
     if (cf_load_seq_cst_u32(&p->mask)) cf_gpu_drain(&p->gpu);
     pthread_mutex_lock(&cf_table.lock);
@@ -278,9 +281,10 @@ static inline void cf_pending_leave(cf_pending *p) {
     for (int i = 0; i < p->spares; i++) p->gpu.calls->event_destroy(p->spare[i]);
 }
 
-/* A frame was released that these streams used (`stream_unknown`: or whatever else): it goes back at once if its work is over,
- * otherwise when it is. `*keep` keeps the streams alive; it comes back NULL when the table has kept it, and what the slot
- * had kept before comes back in `*old`. Returns 0, or the driver's error if something could not be recorded yet. */
+/* Release a frame that these streams used (`stream_unknown`: and other, unknown work). It goes back at once if that
+ * work is over, otherwise when it is. `*keep` is an object that keeps the streams alive; it is set to NULL if the table
+ * takes it over. `*old` is set to the object that the slot kept before. Returns 0, or the driver's error if an event
+ * could not be recorded yet. */
 static inline int cf_pending_defer(cf_pending *p, uint32_t k, uint64_t seq, void *const *streams, int count,
                                    bool stream_unknown, void **keep, void **old) {
     cf_pending_frame f = {.seq = seq, .uses = stream_unknown ? 1 : count};
@@ -311,8 +315,8 @@ static inline int cf_pending_defer(cf_pending *p, uint32_t k, uint64_t seq, void
     return result;
 }
 
-/* The reader is closed: when nothing is held any more, end its connection, and have `what` called. False: nothing is
- * pending, and `what` stays the caller's. */
+/* To be called when the reader is closed: when nothing is held any more, its connection is ended and `what` is called.
+ * False: nothing is pending, and the caller still owns `what`. */
 static inline bool cf_pending_outlive(cf_pending *p, void *what) {
     bool kept = false;
     pthread_mutex_lock(&cf_table.lock);
@@ -325,21 +329,21 @@ static inline bool cf_pending_outlive(cf_pending *p, void *what) {
     return kept;
 }
 
-/* The caller closes the connection: its descriptor is not to be used any more. */
+/* The caller is about to close the connection: do not use its descriptor any more. */
 static inline void cf_pending_stay(cf_pending *p) {
     pthread_mutex_lock(&cf_table.lock);
     p->hang_up = false;
     pthread_mutex_unlock(&cf_table.lock);
 }
 
-/* What a slot kept, when its reader is out of the table. */
+/* Take the object that a slot kept. The reader must be out of the table. */
 static inline void *cf_pending_kept(cf_pending *p, uint32_t k) {
     void *kept = p->frame[k].keep;
     p->frame[k].keep = NULL;
     return kept;
 }
 
-/* Something of Python's that nothing needs here any more, or NULL. `*call`: it is to be called before it is dropped. */
+/* A Python object that the table no longer needs, or NULL. `*call`: call the object before dropping it. */
 static inline void *cf_pending_collect(int *call) {
     void *found = NULL;
     *call = 0;
@@ -366,7 +370,7 @@ static inline void *cf_pending_collect(int *call) {
 
 static inline bool cf_pending_ready(void) { return cf_load_seq_cst_u32(&cf_table.ready); }
 
-/* Who is asked for a collection; NULL: nobody any more. */
+/* Set the function that asks Python for a collection. NULL: Python has ended. */
 static inline void cf_pending_set_notify(int (*notify)(void)) {
     pthread_mutex_lock(&cf_table.lock);
     cf_table.notify = notify;

@@ -1,32 +1,32 @@
 /* Shared layouts, atomics and futex of cuframes.
  *
- * Everything in this file describes bytes that several processes map at the same time. It is the one place
- * that knows a byte offset; the rest of the library goes through the names below.
+ * Everything in this file describes bytes that several processes map at the same time. Only this file knows byte
+ * offsets; the rest of the library uses the names below.
  *
  * FORMAT
  *
  * All integers are little-endian and at their natural alignment. There are three kinds of segment:
  *
- *   frame ring       "/cuframes-<key>"          cf_frame_header, nothing behind it. The pixels live elsewhere (a
+ *   frame ring       "/cuframes-<key>"          cf_frame_header, nothing behind it. The pixels are elsewhere (in a
  *                                               memfd or device memory); slot k of the pool belongs to slots[k].
  *   packet ring      "/cuframes-<key>-packets"  cf_packet_header, ring_slots x cf_packet_slot, data_size bytes.
  *   framecache slot  framecache/<slot_id>       cf_cache_header, ring_depth x (cf_cache_entry, frame_size bytes).
  *
- * Sequence numbers start at 1; 0 means "none yet". Sequence s lives in slot s % ring_size. A slot whose seq is
- * CF_SEQ_INVALID is being written or was never used.
+ * Sequence numbers start at 1; 0 means "none yet". Frame s is in slot s % ring_size. A slot whose seq is CF_SEQ_INVALID
+ * is being written or was never used.
  *
- * Fields that later versions of this library added sit in bytes that protocol version 3 calls reserved. They mean
- * something only when the matching bit of ext_flags is set; a publisher that knows none of them leaves zeros.
+ * Fields that later versions of this library added are in bytes that protocol version 3 calls reserved. They are valid
+ * only if the matching bit of ext_flags is set. A publisher that does not know these fields leaves zeros there.
  *
  * MEMORY ORDER
  *
  * Fields shared between processes are read and written only through the cf_load_* / cf_store_* / cf_fetch_* helpers
  * (a plain read in a loop may be hoisted out of it). The three orders used:
  *
- *   relaxed   the value alone matters, or another access orders it.
- *   acquire / release   what the other side wrote before its release is visible after our acquire.
- *   seq_cst   for the two "store mine, then read yours" handshakes (pins and sleepers): one total order over all
- *             such accesses, so that at least one of the two sides sees the other.
+ *   relaxed   only the value matters, or another access orders it.
+ *   acquire / release   everything that the other side wrote before its release is visible after our acquire.
+ *   seq_cst   for the two handshakes in which each side stores its own word and then reads the other's (pins and
+ *             sleepers): there is one total order of all such accesses, so at least one side sees the other.
  */
 #ifndef CUFRAMES_SHM_H
 #define CUFRAMES_SHM_H
@@ -70,22 +70,22 @@
 
 #define CF_CACHE_VERSION 1u
 #define CF_CACHE_HEADER_SIZE 4096u
-#define CF_CACHE_DEFAULT_DEPTH 120u /* what C clients assume */
-#define CF_CACHE_MIN_DEPTH 2u       /* with one entry, a frame would be overwritten as soon as it is there */
+#define CF_CACHE_DEFAULT_DEPTH 120u /* the depth that C clients assume */
+#define CF_CACHE_MIN_DEPTH 2u       /* with one entry, a frame would be overwritten as soon as it is published */
 
 /* cf_frame_header.ext_flags; the same bits travel in the handshake */
-#define CF_EXT_PINS 1u          /* readers pin slots, the publisher honours it */
+#define CF_EXT_PINS 1u          /* readers pin slots, and the publisher honours the pins */
 #define CF_EXT_FUTEX 2u         /* the publisher wakes sleepers on global_seq */
 #define CF_EXT_HOST_MEMORY 4u   /* the pool is host memory, passed by descriptor */
 #define CF_EXT_VMM_MEMORY 8u    /* the pool is one device allocation, passed by descriptor */
-#define CF_EXT_OWNER_LOCK 16u   /* the publisher holds a file lock on the segment for life */
+#define CF_EXT_OWNER_LOCK 16u   /* the publisher holds a file lock on the segment as long as it lives */
 #define CF_EXT_PASS_FD 256u     /* handshake only: "I can receive descriptors" */
-#define CF_EXT_EXTRADATA_CHANGES 1024u /* packet rings: extradata_changes of slot 0 counts */
+#define CF_EXT_EXTRADATA_CHANGES 1024u /* packet rings: extradata_changes of slot 0 is valid */
 
 /* cf_packet_slot.flags */
-#define CF_PKT_KEY 1u                 /* decoding can begin here */
+#define CF_PKT_KEY 1u                 /* decoding can begin at this packet */
 #define CF_PKT_CORRUPT 2u
-#define CF_PKT_DISCONTINUITY 4u       /* something is missing before it */
+#define CF_PKT_DISCONTINUITY 4u       /* packets are missing before this one */
 #define CF_PKT_LAST_IN_ACCESS_UNIT 8u
 
 enum { CF_POLICY_DROP_OLDEST = 0, CF_POLICY_STRICT_WAIT = 1 };
@@ -99,11 +99,11 @@ typedef struct {
     int32_t width;
     int32_t height;
     int32_t pitch_y;  /* bytes from one row of the first plane to the next */
-    int32_t pitch_uv; /* the same for the second and third plane */
+    int32_t pitch_uv; /* the same, for the second and third plane */
     uint32_t bits_per_pixel;
     uint64_t frame_size_bytes;
     /* reserved */
-    uint8_t device_uuid[16]; /* the GPU of the pool; zero in host memory */
+    uint8_t device_uuid[16]; /* the GPU of the pool; zero for host memory */
     uint8_t reserved[16];
 } cf_frame_meta;
 
@@ -116,10 +116,10 @@ typedef struct {
     uint8_t cuda_ptr_external[32];
     /* reserved_a */
     uint64_t pin_bitmap; /* atomic; bit i: subscriber i is reading this slot now */
-    uint64_t frame_no;   /* dense number of this frame, from 1 */
+    uint64_t frame_no;   /* consecutive number of this frame, from 1 */
     /* reserved_b */
     int64_t published_ns; /* CLOCK_MONOTONIC */
-    uint64_t base_offset; /* the frame begins so many bytes into the memory of mem_handle */
+    uint64_t base_offset; /* where the frame begins: this many bytes into the memory of mem_handle */
     uint8_t reserved_b[32];
 } cf_slot;
 
@@ -129,7 +129,7 @@ typedef struct {
     uint64_t last_seen_seq;
     int64_t last_ack_ns;
     char consumer_name[32];
-    /* reserved: counters that anyone may read without joining */
+    /* reserved: counters that can be read without joining */
     uint64_t received;
     uint64_t lost;
     uint64_t skipped;
@@ -156,7 +156,7 @@ typedef struct {
     uint64_t shutdown_flag;     /* atomic */
     /* reserved_b */
     uint32_t waiters;     /* atomic; subscribers asleep on global_seq */
-    uint32_t writer_wait; /* atomic; 1: the publisher sleeps on this word until a reader lets go (strict_wait) */
+    uint32_t writer_wait; /* atomic; 1: the publisher sleeps on this word until a frame is released (strict_wait) */
     uint64_t epoch;
     uint64_t frames_published; /* atomic */
     uint64_t frames_dropped;   /* atomic */
@@ -177,8 +177,8 @@ typedef struct {
     uint32_t flags; /* CF_PKT_* */
     /* reserved */
     int64_t published_ns; /* CLOCK_MONOTONIC */
-    uint32_t ext_flags;   /* CF_EXT_OWNER_LOCK; the same in every slot, since the header has no byte to spare */
-    uint32_t extradata_changes; /* atomic; slot 0 only: odd while the codec's extradata are being changed */
+    uint32_t ext_flags;   /* CF_EXT_*; the same in every slot, since the header has no spare byte */
+    uint32_t extradata_changes; /* atomic; in slot 0 only: odd while the codec's extradata are being changed */
     uint8_t reserved[8];
 } cf_packet_slot;
 
@@ -188,16 +188,16 @@ typedef struct {
     uint32_t ring_slots;
     uint32_t data_size;
     uint32_t codec_id;
-    uint32_t codec_extradata_size; /* atomic; 0 while they change */
+    uint32_t codec_extradata_size; /* atomic; 0 while the extradata are being changed */
     uint64_t producer_pid;
     uint64_t global_seq;        /* atomic; its low half is the futex word that readers sleep on */
     uint64_t last_keyframe_seq; /* atomic */
-    uint64_t write_offset;      /* atomic; bytes ever written, advanced before they are */
+    uint64_t write_offset;      /* atomic; total bytes written; advanced before the bytes are written */
     uint64_t shutdown_flag;     /* atomic */
     uint8_t codec_extradata[4096];
 } cf_packet_header;
 
-/* ---- socket messages: packed by session/wire.py, declared here so that one file holds every size ------------------ */
+/* ---- socket messages: packed by session/wire.py, declared here so that one file contains every size -------------- */
 
 typedef struct {
     uint32_t msg_type;
@@ -209,7 +209,7 @@ typedef struct {
     uint32_t consumer_name_len;
 } cf_hello_req_head;
 
-/* meta lies at offset 16 and the size is 84, so this one is made of 4-byte members only. */
+/* meta is at offset 16 and the size is 84, so this structure consists of 4-byte members only. */
 typedef struct {
     int32_t result;
     uint32_t proto_version_actual;
@@ -219,7 +219,7 @@ typedef struct {
     uint32_t shm_path_len;
 } cf_hello_resp_head;
 
-/* 28 bytes: the trailing reserved bytes are not a multiple of 8, hence initial_seq in two halves. */
+/* initial_seq is split into two halves, since the size of 28 bytes is not a multiple of 8. */
 typedef struct {
     int32_t result;
     uint32_t assigned_bit;
@@ -240,16 +240,16 @@ typedef struct {
     uint32_t frame_size;
     uint32_t ring_depth;
     uint32_t futex; /* reserved; atomic; 1: the writer also wakes the low half of write_cursor */
-    uint64_t write_cursor;   /* atomic; frames ever written, which is the number of the next one */
-    uint64_t dropped_frames; /* atomic; the writer's own */
+    uint64_t write_cursor;   /* atomic; number of frames written so far, and so the number of the next frame */
+    uint64_t dropped_frames; /* atomic; frames that the writer's source lost */
     char source_type[32];
     char slot_id[64];
-    /* behind what the format names, up to the first entry */
-    uint64_t writer_pid; /* whoever holds the writer's lock; means nothing when nobody does */
+    /* not part of the format: the bytes up to the first entry */
+    uint64_t writer_pid; /* the process that holds the writer's lock; meaningless if the lock is free */
     uint8_t pad[3936];
 } cf_cache_header;
 
-/* Not always aligned: the next one comes 24 + frame_size bytes later. */
+/* Not always aligned, since entries are 24 + frame_size bytes apart. */
 
 typedef struct {
     uint64_t pts_us;
@@ -258,12 +258,12 @@ typedef struct {
     uint32_t pad;
 } cf_cache_entry;
 
-/* The file of a slot's semaphore, as glibc's sem_open makes it on 64-bit machines. */
+/* The file of a slot's semaphore, in the form that glibc's sem_open creates on 64-bit machines. */
 #define CF_SEMAPHORE_SHARED 128u
 
 typedef struct {
-    uint64_t data;   /* atomic; low half: the value, which is the futex word; high half: how many wait */
-    uint32_t shared; /* CF_SEMAPHORE_SHARED: who waits may be in other processes */
+    uint64_t data;   /* atomic; low half: the value, which is the futex word; high half: the number of waiters */
+    uint32_t shared; /* CF_SEMAPHORE_SHARED: waiters may be in other processes */
     uint8_t pad[20];
 } cf_semaphore;
 
@@ -407,7 +407,7 @@ CF_LAYOUT_SIZES(CF_ASSERT_SIZE)
 #undef CF_ASSERT_FIELD
 #undef CF_ASSERT_SIZE
 
-/* The same table as data, so that a test can compare what the compiler laid out with the published figures. */
+/* The same table as data, so that a test can compare the compiler's layout with the documented figures. */
 typedef struct {
     const char *type;
     const char *field; /* NULL: the row gives the size of the type */
@@ -447,15 +447,16 @@ static inline uint32_t cf_fetch_add_u32(uint32_t *p, uint32_t v) { return __atom
 static inline uint32_t cf_fetch_or_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t cf_fetch_and_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t cf_exchange_u32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
-/* Reads before it come before reads and writes after it. gcc's thread sanitizer does not know fences; where this one is
- * used, what it orders is not atomic on the other side either, so there is nothing for the sanitizer to check. */
+/* Orders earlier reads before later reads and writes. gcc's thread sanitizer does not support fences, so it is omitted
+ * there. Nothing is lost: the accesses that it orders are not atomic on the other side either, so the sanitizer could
+ * not check them. */
 static inline void cf_fence_acquire(void) {
 #if !defined(__SANITIZE_THREAD__)
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
 #endif
 }
 
-/* Everything before it, before everything after it; also before non-temporal stores, which memcpy may use. */
+/* Orders all earlier accesses before all later ones, including non-temporal stores, which memcpy may use. */
 static inline void cf_fence_full(void) {
 #if !defined(__SANITIZE_THREAD__)
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -483,8 +484,8 @@ static inline void cf_sleep_ns(int64_t ns) {
     nanosleep(&ts, NULL);
 }
 
-/* Shared futexes (no PRIVATE flag): the waiters are in other processes, perhaps in other pid namespaces.
- * Returns 0 when woken or when *word no longer is `expected`, otherwise ETIMEDOUT or EINTR. */
+/* Shared futexes (no PRIVATE flag), since the waiters are in other processes, perhaps in other pid namespaces.
+ * Returns 0 if woken or if *word is not `expected`, otherwise ETIMEDOUT or EINTR. */
 static inline int cf_futex_wait(const uint32_t *word, uint32_t expected, int64_t timeout_ns) {
     struct timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
     if (syscall(SYS_futex, word, FUTEX_WAIT, expected, &ts, NULL, 0) == 0 || errno == EAGAIN) return 0;
@@ -497,16 +498,17 @@ static inline void cf_futex_wake_all(const uint32_t *word) {
 
 static inline void cf_futex_wake_one(const uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
 
-/* Add 1 to an eventfd, without blocking: whoever shares it may have made it blocking, and full. */
+/* Add 1 to an eventfd without blocking. The process that shares it may have made it blocking, and filled its
+ * counter. */
 static inline void cf_event_signal(int fd) {
     struct pollfd p = {.fd = fd, .events = POLLOUT};
     uint64_t one = 1;
-    if (fd < 0 || poll(&p, 1, 0) <= 0 || !(p.revents & POLLOUT)) return; /* full: whoever polls it is told already */
+    if (fd < 0 || poll(&p, 1, 0) <= 0 || !(p.revents & POLLOUT)) return; /* full: it is signalled already */
     ssize_t ignored = write(fd, &one, sizeof one);
     (void)ignored;
 }
 
-/* Take what an eventfd has counted, without blocking. True: it was not zero. */
+/* Reset an eventfd's counter to zero, without blocking. True: it was not zero before. */
 static inline bool cf_event_drain(int fd) {
     struct pollfd p = {.fd = fd, .events = POLLIN};
     uint64_t count;

@@ -1,13 +1,13 @@
 /* The framecache slot: raw frames in a file, one writer, any number of readers.
  *
- * Plain C over mapped bytes, without Python. Readers map the file read-only and leave no trace in it; the writer never
- * waits for them. A slot outlives its writers: the next one goes on where the last one stopped.
+ * Plain C over mapped bytes, without Python. Readers map the file read-only and leave no trace in it, and the writer
+ * never waits for them. A slot outlives its writers: the next writer continues where the last one stopped.
  *
  * HOW A READER KNOWS THAT A COPY IS WHOLE
  *
- * Frame n lies in entry n % ring_depth. write_cursor says how many frames were written, so n is there once it is above n,
- * and n's entry is being overwritten as soon as frame n + ring_depth is being written: while write_cursor still says
- * n + ring_depth. Therefore ring_depth - 1 frames at most are whole.
+ * Frame n is in entry n % ring_depth. write_cursor is the number of frames written so far, so frame n has been written
+ * once write_cursor > n. Its entry is overwritten by frame n + ring_depth, and while that frame is being written,
+ * write_cursor still is n + ring_depth. Therefore at most ring_depth - 1 frames are whole.
  *
  *     writer                                        reader
  *     W1  write_cursor = m                          R1  write_cursor > n? read the entry
@@ -15,13 +15,14 @@
  *     W2  write frame m into entry m % ring_depth       acquire fence
  *     W3  write_cursor = m + 1                      R3  write_cursor < n + ring_depth
  *
- * A reader that copied a byte of W2 sees W1 in R3. (A writer in C that lacks the fence is safe where stores are not
- * reordered, as on x86-64.)
+ * A reader that copied a byte of W2 sees W1 in R3. (A writer in C without the fence is safe on machines that do not
+ * reorder stores, such as x86-64.)
  *
  * HOW A READER SLEEPS
  *
- * On the low half of write_cursor, which our writers wake for everybody. Other writers post a semaphore, which wakes one
- * reader of many: it is left to the C programs, and readers of ours look at the cursor every so often instead. */
+ * A reader sleeps on the low half of write_cursor as a futex. Our writers wake all sleepers on it. Other writers only
+ * post a semaphore, which wakes just one of many readers. That is left to readers in C; our readers poll the cursor of
+ * such a writer. */
 #ifndef CUFRAMES_CACHE_H
 #define CUFRAMES_CACHE_H
 
@@ -36,13 +37,14 @@
 #include "shm.h"
 #include "status.h"
 
-/* Without a futex: the shortest and the longest time between two looks at the cursor, and in between which part of the
- * time waited so far. */
+/* Polling the cursor of a writer that does not wake the futex: the shortest and the longest time between two looks. In
+ * between, it is the time waited so far, divided by CF_CACHE_POLL_PART. */
 #define CF_CACHE_POLL_NS 500000
 #define CF_CACHE_POLL_MAX_NS 20000000
 #define CF_CACHE_POLL_PART 16
 
-/* What both ends know of the file. Taken from the header once, compared with the file's size, and never read again. */
+/* The dimensions of the slot, for both ends. Read from the header once, checked against the file's size, and never read
+ * again. */
 typedef struct {
     uint64_t stride; /* bytes from one entry to the next */
     uint32_t frame_size;
@@ -53,8 +55,8 @@ static inline uint64_t cf_cache_size(uint32_t frame_size, uint32_t depth) {
     return CF_CACHE_HEADER_SIZE + (uint64_t)depth * (sizeof(cf_cache_entry) + frame_size);
 }
 
-/* CF_CORRUPT: no slot of version 1, or one that does not fit its file of `size` bytes. Whoever wrote the header may have
- * written anything: the depth is compared by division, since the product of two such numbers can be beyond 64 bits. */
+/* Read and check the dimensions. CF_CORRUPT: not a slot of version 1, or it does not fit its file of `size` bytes. The
+ * header may contain any values. The depth is checked with a division, since a product could overflow 64 bits. */
 static inline int cf_cache_measure(const void *segment, uint64_t size, cf_cache_shape *s) {
     const cf_cache_header *h = segment;
     if (size < sizeof *h || cf_load_acquire_u32(&h->magic) != CF_CACHE_MAGIC ||
@@ -67,7 +69,7 @@ static inline int cf_cache_measure(const void *segment, uint64_t size, cf_cache_
     return sound ? CF_OK : CF_CORRUPT;
 }
 
-/* ---- the writer --------------------------------------------------------------------------------------------------- */
+/* ---- the writer -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     cf_cache_header *shared;
@@ -75,11 +77,12 @@ typedef struct {
     cf_cache_shape shape;
     int fd;
     cf_gate gate;    /* closed by close() */
-    uint32_t busy;   /* atomic; a frame is being written, by a call or by a caller who fills it */
-    uint64_t cursor; /* the frame to be written next */
+    uint32_t busy;   /* atomic; a frame is being written, by a call or in place by the caller */
+    uint64_t cursor; /* number of the next frame */
 } cf_cache_writer;
 
-/* Make a slot out of zero bytes that nobody else can see yet; the caller fills in what only people read. */
+/* Make a slot out of zero-filled bytes that are not yet visible to others. The caller fills in the descriptive
+ * fields. */
 static inline void cf_cache_format(cf_cache_header *h, uint32_t frame_size, uint32_t depth) {
     h->version = CF_CACHE_VERSION;
     h->frame_size = frame_size;
@@ -87,7 +90,7 @@ static inline void cf_cache_format(cf_cache_header *h, uint32_t frame_size, uint
     cf_store_release_u32(&h->magic, CF_CACHE_MAGIC);
 }
 
-/* Become the writer of a mapped slot, whose lock the caller holds. */
+/* Become the writer of a mapped slot. The caller holds the slot's lock. */
 static inline int cf_cache_writer_init(cf_cache_writer *w, void *segment, uint64_t size, int fd, uint64_t pid) {
     memset(w, 0, sizeof *w);
     int rc = cf_cache_measure(segment, size, &w->shape);
@@ -105,8 +108,8 @@ static inline char *cf_cache_entry_at(const cf_cache_shape *s, const void *segme
     return (char *)segment + CF_CACHE_HEADER_SIZE + n % s->depth * s->stride;
 }
 
-/* Where the next frame's pixels go. CF_BUSY: another frame is being written. CF_ENDED: the slot was removed. Ends with
- * cf_cache_end. */
+/* Begin a frame: `pixels` is where its pixels go. CF_BUSY: another frame is being written. CF_ENDED: the slot was
+ * removed. cf_cache_end must follow. */
 static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
     struct stat file;
     if (cf_exchange_u32(&w->busy, 1)) return CF_BUSY;
@@ -119,10 +122,11 @@ static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
     return CF_OK;
 }
 
-/* What was begun is over, published or not. */
+/* End the begun frame, whether it was published or not. */
 static inline void cf_cache_end(cf_cache_writer *w) { cf_store_seq_cst_u32(&w->busy, 0); }
 
-/* The pixels are there: publish them, and wake who sleeps. Readers cannot say that they do, so this is a system call. */
+/* Publish the frame, whose pixels are written, and wake sleeping readers. Readers cannot announce that they sleep, so
+ * this is a system call for every frame. */
 static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t pts_us, uint64_t wall_us) {
     cf_cache_entry entry = {.pts_us = pts_us, .wall_us = wall_us, .size = size};
     cf_copy_racing(cf_cache_entry_at(&w->shape, w->shared, w->cursor), (const char *)&entry, sizeof entry);
@@ -130,18 +134,18 @@ static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t p
     cf_futex_wake_all(cf_low_half(&w->shared->write_cursor));
 }
 
-/* Note frames that the source lost before they came here. */
+/* Count frames that the source lost before they reached the writer. */
 static inline void cf_cache_drop(cf_cache_writer *w, uint64_t count) { cf_fetch_add(&w->shared->dropped_frames, count); }
 
-/* Leave the slot to the next writer, whoever that is. A frame that is still being filled is taken out of it first: see
- * cf_cache_revoke. */
+/* Leave the slot to the next writer. If the caller is still filling a frame in place, call cf_cache_revoke before
+ * giving up the lock. */
 static inline void cf_cache_writer_leave(cf_cache_writer *w) {
     cf_store_release_u32(&w->shared->futex, 0);
-    cf_futex_wake_all(cf_low_half(&w->shared->write_cursor)); /* sleepers have to look by themselves from here on */
+    cf_futex_wake_all(cf_low_half(&w->shared->write_cursor)); /* from now on sleepers have to poll */
 }
 
-/* Take the mapping out of the slot: whoever still fills a frame of it writes to memory of his own. Afterwards the lock may
- * be given up. */
+/* Replace the mapping by private memory: a caller that is still filling a frame in place then no longer writes to the
+ * slot. Afterwards the lock may be given up. False: the mapping could not be replaced. */
 static inline bool cf_cache_revoke(cf_cache_writer *w) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
     return mmap(w->shared, w->size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
@@ -149,35 +153,36 @@ static inline bool cf_cache_revoke(cf_cache_writer *w) {
 
 /* ---- the semaphore ------------------------------------------------------------------------------------------------
  *
- * What sem_post does, but not by the C library: members of the slot's group may write the file, and what they put there
- * makes that fail or abort. Here a nonsensical number of waiters costs a system call. */
+ * Does the same as sem_post, but without the C library: members of the slot's group may write to the file, and invalid
+ * values make sem_post fail or abort. Here an invalid number of waiters only costs a system call. */
 
-/* Post it, unless it has as much as is enough. False: it is no semaphore any more; one that was cut off is zeros. */
+/* Post the semaphore, unless its value is already `enough`. False: the file is not a semaphore any more. (If it was
+ * truncated, it reads as zeros.) */
 static inline bool cf_semaphore_post(cf_semaphore *s, uint32_t enough) {
     uint32_t value = cf_load_relaxed_u32(cf_low_half(&s->data));
     if (value > INT_MAX || cf_load_relaxed_u32(&s->shared) != CF_SEMAPHORE_SHARED) return false;
     if (value >= enough) return true;
-    /* Not by comparing and swapping, which a neighbour could keep from succeeding. PAIRS WITH: sem_wait */
+    /* No compare-and-swap loop, which another process could keep from succeeding. PAIRS WITH: sem_wait */
     uint64_t before = cf_fetch_add(&s->data, 1);
     if (before >> 32) cf_futex_wake_one(cf_low_half(&s->data));
     return true;
 }
 
-/* ---- the reader --------------------------------------------------------------------------------------------------- */
+/* ---- the reader -------------------------------------------------------------------------------------------------- */
 
 enum { CF_CACHE_NEXT = 0, CF_CACHE_LATEST = 1, CF_CACHE_OLDEST = 2 };
 
 typedef struct {
     const cf_cache_header *shared;
     cf_cache_shape shape;
-    bool newest;       /* always go on with the newest frame */
-    bool unlocked;     /* no writer of ours is there, whatever the header says */
+    bool newest;       /* always take the newest frame */
+    bool unlocked;     /* no writer holds the lock, whatever the header says */
     int fd;            /* the file */
     int event_fd;      /* or -1 */
     cf_gate gate;      /* closed by close() */
-    uint32_t skip_ahead;    /* how far behind the oldest whole frame to go on: 0, or more after torn copies */
-    uint64_t at;       /* the frame wanted next */
-    int64_t looked_ns; /* when the file was last looked at */
+    uint32_t skip_ahead;    /* skip this many of the oldest whole frames: 0, or more after torn copies */
+    uint64_t at;       /* the next frame to read */
+    int64_t looked_ns; /* when the file was last checked */
     int64_t since_ns;  /* when waiting for frame `waiting_for` began */
     uint64_t waiting_for;
     uint64_t received;
@@ -195,7 +200,7 @@ typedef struct {
 
 static inline uint64_t cf_cache_cursor(const cf_cache_reader *r) { return cf_load_acquire(&r->shared->write_cursor); }
 
-/* The oldest frame that is whole while the cursor says so. */
+/* The oldest frame that is whole as long as the cursor has this value. */
 static inline uint64_t cf_cache_oldest(const cf_cache_reader *r, uint64_t cursor) {
     return cursor < r->shape.depth ? 0 : cursor - r->shape.depth + 1;
 }
@@ -213,14 +218,14 @@ static inline int cf_cache_reader_init(cf_cache_reader *r, const void *segment, 
     return CF_OK;
 }
 
-/* Whether what was read of frame `seq` is that frame (R3): to be asked after reading. */
+/* Whether everything read so far belongs to frame `seq` (R3). To be asked after reading. */
 static inline bool cf_cache_whole(const cf_cache_reader *r, uint64_t seq) {
     cf_fence_acquire(); /* PAIRS WITH: writer begin, W1 before W2 */
     uint64_t cursor = cf_cache_cursor(r);
     return cursor > seq && cursor - seq < r->shape.depth;
 }
 
-/* Frame `seq` as its entry has it: CF_OK, CF_EMPTY (not there yet), CF_OVERRUN (not there any more), CF_CORRUPT. */
+/* Read the entry of frame `seq`: CF_OK, CF_EMPTY (not written yet), CF_OVERRUN (already overwritten), CF_CORRUPT. */
 static inline int cf_cache_look(const cf_cache_reader *r, uint64_t seq, cf_cache_frame *f) {
     if (cf_cache_cursor(r) <= seq) return CF_EMPTY; /* R1. PAIRS WITH: writer commit, W3 */
     const char *at = cf_cache_entry_at(&r->shape, r->shared, seq);
@@ -236,11 +241,12 @@ static inline int cf_cache_look(const cf_cache_reader *r, uint64_t seq, cf_cache
     return CF_OK;
 }
 
-/* The next frame to read, without waiting. CF_AGAIN: the writer is so fast that none stays for long enough; try again. */
+/* Find the next frame to read, without waiting. CF_AGAIN: the writer overwrote every frame that was tried; call
+ * again. */
 static inline int cf_cache_find(cf_cache_reader *r, cf_cache_frame *f) {
     for (int tries = 0; tries < CF_SPIN_BATCH; tries++) {
         uint64_t cursor = cf_cache_cursor(r);
-        if (cursor < r->at) r->at = cursor; /* the slot was begun anew */
+        if (cursor < r->at) r->at = cursor; /* the slot was started again */
         if (cursor == r->at) return CF_EMPTY;
         uint64_t seq = r->at, oldest = cf_cache_oldest(r, cursor);
         if (seq < oldest + r->skip_ahead) seq = oldest + r->skip_ahead;
@@ -257,7 +263,7 @@ static inline bool cf_cache_read(const cf_cache_reader *r, const cf_cache_frame 
     return cf_cache_whole(r, f->seq);
 }
 
-/* The frame was read whole: go on behind it. Returns how many were missed before it. */
+/* The frame was read whole: advance to the next one. Returns how many frames were missed before it. */
 static inline uint64_t cf_cache_advance(cf_cache_reader *r, const cf_cache_frame *f) {
     uint64_t dropped = f->seq - r->at;
     r->at = f->seq + 1;
@@ -267,14 +273,14 @@ static inline uint64_t cf_cache_advance(cf_cache_reader *r, const cf_cache_frame
     return dropped;
 }
 
-/* The writer came round while the frame was copied. The oldest one is always about to be overwritten, so go on at a
- * later one each time. */
+/* The frame was overwritten while it was copied. The oldest frame is always about to be overwritten, so continue at a
+ * later one, and skip more frames each time. */
 static inline void cf_cache_resync(cf_cache_reader *r) {
     r->lapped += 1;
     r->skip_ahead = r->skip_ahead * 2 + 1 < r->shape.depth ? r->skip_ahead * 2 + 1 : r->shape.depth;
 }
 
-/* CF_OK: there may be more. CF_ENDED: the slot was removed. CF_CUT: its file was cut off. */
+/* CF_OK: more frames may come. CF_ENDED: the slot was removed. CF_CUT: the file was truncated. */
 static inline int cf_cache_check(cf_cache_reader *r) {
     struct stat file;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
@@ -284,13 +290,14 @@ static inline int cf_cache_check(cf_cache_reader *r) {
     return file.st_nlink == 0 ? CF_ENDED : CF_OK;
 }
 
-/* Whether the writer wakes those who sleep on the cursor. One that was killed has left the flag behind, and the one after
- * it may know nothing of it. PAIRS WITH: writer init */
+/* Whether the writer wakes sleepers on the cursor. The flag alone is not enough: a killed writer leaves it set, and the
+ * next writer may not know it. PAIRS WITH: writer init */
 static inline bool cf_cache_wakes(const cf_cache_reader *r) {
     return !r->unlocked && cf_load_acquire_u32(&r->shared->futex);
 }
 
-/* Sleep until the cursor is no longer `seen`, or for `timeout`; `waited` is how long this wait has lasted. */
+/* Sleep until the cursor differs from `seen`, for at most `timeout`. `waited` is how long this wait has lasted so
+ * far. */
 static inline int cf_cache_sleep(const cf_cache_reader *r, uint64_t seen, int64_t timeout, int64_t waited) {
     if (!cf_cache_wakes(r)) {
         int64_t look = cf_min_i64(waited / CF_CACHE_POLL_PART, CF_CACHE_POLL_MAX_NS);
@@ -299,15 +306,15 @@ static inline int cf_cache_sleep(const cf_cache_reader *r, uint64_t seen, int64_
     return cf_futex_wait(cf_low_half(&r->shared->write_cursor), (uint32_t)seen, timeout);
 }
 
-/* Wait for a frame until `deadline`. CF_OK: look. CF_AGAIN after a slice of waiting: call again. CF_ENDED: the slot was
- * removed and nothing is left. */
+/* Wait for a frame until `deadline`. CF_OK: look for it. CF_AGAIN: a slice of waiting is over; call again. CF_ENDED:
+ * the slot was removed, and nothing is left. */
 static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
     int64_t begin = 0;
     for (;;) {
         if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
         uint64_t cursor = cf_load_seq_cst(&r->shared->write_cursor);
         if (cursor != r->at) return CF_OK;
-        /* Nothing left: make the event wait for the next frame, and look once more for one that came meanwhile. */
+        /* Nothing left: reset the eventfd, and if it was set, look once more for a frame that came meanwhile. */
         if (cf_event_drain(r->event_fd)) continue;
         int64_t now = cf_now_ns();
         if (!begin) begin = now;
@@ -325,8 +332,8 @@ static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
     }
 }
 
-/* Feed `event_fd` whenever there is something to look at, until the slot is removed or the reader is closed. For a thread
- * of its own, with a reader of its own. */
+/* Signal `event_fd` whenever a frame is published, and at the end. Returns when the slot is removed or the reader is
+ * closed. Runs in a thread of its own, on a copy of the reader. */
 static inline void cf_cache_watch(const cf_cache_reader *watched, int event_fd) {
     cf_cache_reader r = *watched;
     uint64_t signalled = UINT64_MAX;

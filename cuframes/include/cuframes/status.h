@@ -1,4 +1,5 @@
-/* What the rings' functions return, and how they wait. status.pyx: check() turns a status into an exception. */
+/* Status codes that the rings' functions return, and constants for waiting. check() in status.pyx turns a status into
+ * an exception. */
 #ifndef CUFRAMES_STATUS_H
 #define CUFRAMES_STATUS_H
 
@@ -11,28 +12,28 @@ enum {
     CF_HELD = -2,        /* every slot is held by a reader */
     CF_TIMED_OUT = -3,   /* the caller's deadline has passed */
     CF_AGAIN = -4,       /* a slice of waiting is over: look at signals, then call again */
-    CF_SOCKET = -5,        /* the publisher's socket has something to say, or hung up */
-    CF_ENDED = -6,       /* the publisher is gone and everything valid was taken */
-    CF_TOO_MANY = -7,    /* max_held frames are out */
-    CF_OVERWRITTEN = -8, /* what was read changed meanwhile, and is worth nothing */
+    CF_SOCKET = -5,        /* the publisher's socket has a message, or hung up */
+    CF_ENDED = -6,       /* the publisher is gone, and everything valid was taken */
+    CF_TOO_MANY = -7,    /* the subscriber holds max_held frames */
+    CF_OVERWRITTEN = -8, /* the frame changed while it was read: discard what was read */
     CF_BUSY = -9,        /* another thread is writing, or taking, at this end */
     CF_CLOSED = -10,     /* this end was closed */
     CF_NO_BIT = -11,     /* 31 subscribers are active */
     CF_OVERSIZED = -12,  /* a packet larger than the ring's limit */
     CF_OVERRUN = -13,    /* packets were overwritten before they were read */
     CF_NO_WAITV = -15,   /* the kernel cannot wait for several futexes */
-    CF_WARM_UP = -16,       /* nothing yet, but a frame is due or may be: get warm, then call again */
-    CF_CORRUPT = -14,    /* the segment holds what no writer would write */
-    CF_CUT = -17,        /* the segment's file is shorter than what is mapped of it */
+    CF_WARM_UP = -16,       /* no frame yet, but one is due or may be: warm up, then call again */
+    CF_CORRUPT = -14,    /* the segment contains values that no writer would store */
+    CF_CUT = -17,        /* the segment's file is shorter than its mapping */
 };
 
-#define CF_SLICE_NS 100000000 /* a sleeper looks this often whether the other side is still alive */
-#define CF_SPIN_SLICE_NS 10000000 /* who spins comes back this often, to look at signals */
+#define CF_SLICE_NS 100000000 /* a sleeper checks this often whether the other side is still alive */
+#define CF_SPIN_SLICE_NS 10000000 /* a spinning call returns this often, to look at signals */
 #define CF_SPIN_BATCH 64      /* looks at the ring between two looks at the clock */
 
-/* For who looks without sleeping, after a batch of looks: let somebody else have this core. It may be the publisher who
- * waits for it, since the kernel likes to put those that wake each other on one; without this, a frame was up to 4 ms
- * late. */
+/* Called after a batch of looks when spinning: gives this core to another thread. That thread may be the publisher that
+ * we wait for, since the kernel tends to put threads that wake each other on one core. Without this call, a frame was
+ * up to 4 ms late. */
 static inline void cf_spin_yield(void) { sched_yield(); }
 
 static inline int64_t cf_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,9 +1,9 @@
 /* Waiting for the first of several rings.
  *
- * Either one system call sleeps on all of them (futex_waitv, Linux 5.16): the publishers pay nothing for it, but the kernel
- * puts every ring on a queue and takes it off again for each sleep, about 0.5 us a ring. Or the thread sleeps on an epoll
- * of the eventfds that the publishers feed (EVENT_FD), which costs the same for any number of rings, and each publisher
- * a write() per frame. */
+ * There are two ways. One system call sleeps on all rings (futex_waitv, Linux 5.16). It costs the publishers nothing,
+ * but for each sleep the kernel queues the thread on every ring and removes it again, about 0.5 us per ring. Or the
+ * thread sleeps on an epoll of eventfds that the publishers signal (EVENT_FD). That costs the same for any number of
+ * rings, but each publisher makes one write() per frame. */
 #ifndef CUFRAMES_ANY_H
 #define CUFRAMES_ANY_H
 
@@ -13,10 +13,10 @@
 #include "slot_ring.h"
 #include "frame_ring.h"
 
-#define CF_ANY_MAX 128 /* as many as futex_waitv takes */
+#define CF_ANY_MAX 128 /* the limit of futex_waitv */
 #define CF_ANSWER_SLICE_NS 20000000
 
-/* As in linux/futex.h, which older systems have without it. */
+/* As in linux/futex.h. Older systems have that header without this structure. */
 typedef struct {
     uint64_t val;
     uint64_t uaddr;
@@ -32,22 +32,23 @@ typedef struct {
 #define SYS_epoll_pwait2 441 /* Linux 5.11 */
 #endif
 
-/* One of the rings: of frames, of packets, a slot; none: a receiver that is closed. */
+/* One of the rings: a frame ring, a packet ring or a slot. All NULL: the receiver is closed. */
 typedef struct {
     cf_reader *frames;
     cf_packet_reader *packets;
     cf_cache_reader *slots;
 } cf_any;
 
-/* The number that grows with everything that is published. */
+/* The counter that grows with every frame or packet published. */
 static inline const uint64_t *cf_any_seq(const cf_any *a) {
     if (a->frames) return &a->frames->shared->global_seq;
     return a->packets ? &a->packets->shared->global_seq : &a->slots->shared->write_cursor;
 }
 
-/* CF_ANY_READY: taking without waiting has something to say, a frame or packet, or the end. (A newer number alone is not
- * enough: its slot may be being written again already.) CF_ANY_CONNECTION: the connection should be read. Whether the other
- * side is still alive costs a system call; it is asked once in a slice, also while other rings keep us busy. */
+/* CF_ANY_READY: taking without waiting would return a frame or packet, or report the end. (A newer number alone is not
+ * enough: its slot may already be being written again.) CF_ANY_CONNECTION: the connection should be read. Checking
+ * whether the other side is alive costs a system call, so it is done once per slice, even while other rings keep us
+ * busy. */
 enum { CF_ANY_NOTHING = 0, CF_ANY_READY = 1, CF_ANY_CONNECTION = 2 };
 
 static inline int cf_any_ready(const cf_any *a, int64_t now_ns) {
@@ -66,7 +67,7 @@ static inline int cf_any_ready(const cf_any *a, int64_t now_ns) {
         cf_cache_reader *r = a->slots;
         uint64_t cursor = cf_cache_cursor(r);
         if (cursor > r->at || cf_gate_is_shut(&r->gate)) return CF_ANY_READY;
-        if (cursor < r->at) r->at = cursor; /* the slot was begun anew */
+        if (cursor < r->at) r->at = cursor; /* the slot was started again */
         if (now_ns - r->looked_ns < CF_SLICE_NS) return CF_ANY_NOTHING;
         r->looked_ns = now_ns;
         return cf_cache_check(r) == CF_OK ? CF_ANY_NOTHING : CF_ANY_READY;
@@ -79,15 +80,14 @@ static inline int cf_any_ready(const cf_any *a, int64_t now_ns) {
     return cf_packets_check(r) == CF_OK ? CF_ANY_NOTHING : CF_ANY_READY;
 }
 
-/* Sleep until one of the rings moves, at most until `end`; 0 or the errno of not having slept to the end. `now` as for
- * cf_any_ready. */
+/* Sleep until one of the rings changes, at most until `end`. Returns 0 or an errno. `now` is as for cf_any_ready. */
 static inline int cf_any_sleep(const cf_any *rings, uint32_t count, int64_t end, int64_t now) {
     cf_futex_waitv waits[CF_ANY_MAX];
     uint32_t asleep = 0;
     bool news = false;
     for (; asleep < count && !news; asleep++) {
         const cf_any *a = &rings[asleep];
-        /* Sleepers: store mine (waiters), then read yours. PAIRS WITH: writer commit, its last step */
+        /* Sleepers: store ours (waiters), then read the writer's. PAIRS WITH: writer commit, its last step */
         if (a->frames && a->frames->wakes) cf_fetch_add_u32(&a->frames->shared->waiters, 1);
         bool silent = a->frames ? !a->frames->wakes : a->slots && !cf_cache_wakes(a->slots);
         if (silent) end = cf_min_i64(end, now + CF_LOOK_NS);
@@ -105,8 +105,8 @@ static inline int cf_any_sleep(const cf_any *rings, uint32_t count, int64_t end,
     return problem;
 }
 
-/* The same on an epoll to which every ring's eventfd was added, edge-triggered: a frame published after the look at its
- * ring is an edge after it, so it ends this sleep; edges from before end it for nothing, once. */
+/* The same on an epoll to which every ring's eventfd was added, edge-triggered. A frame that is published after the
+ * look at its ring causes an edge after that look, and so ends this sleep. Earlier edges end it needlessly, once. */
 static inline int cf_any_poll(int epoll, int64_t ns) {
     struct epoll_event news[64];
     struct timespec left = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
@@ -115,9 +115,10 @@ static inline int cf_any_poll(int epoll, int64_t ns) {
     return rc < 0 ? errno : 0;
 }
 
-/* Wait until one of the rings is ready, at most until `deadline`, on `epoll` or, when that is -1, with futex_waitv. CF_OK,
- * and `ready` says what each is; CF_TIMED_OUT; CF_AGAIN after a slice: look at signals, and call again; CF_NO_WAITV: the
- * kernel cannot. With `unanswered`, publishers have yet to send their eventfds: CF_AGAIN whenever anything happens, soon. */
+/* Wait until one of the rings is ready, at most until `deadline`: on `epoll` or, if that is -1, with futex_waitv.
+ * CF_OK: `ready` has the state of each ring. CF_TIMED_OUT. CF_AGAIN: a slice is over; look at signals and call again.
+ * CF_NO_WAITV: the kernel does not have futex_waitv. `unanswered`: some publishers have yet to send their eventfds, so
+ * CF_AGAIN is returned soon after anything happens. */
 static inline int cf_any_wait(const cf_any *rings, uint32_t count, int epoll, bool unanswered, int *ready,
                               int64_t deadline) {
     int64_t now = cf_now_ns(), slice_end = now + (unanswered ? CF_ANSWER_SLICE_NS : CF_SLICE_NS);
