@@ -407,13 +407,21 @@ class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
                     self._watch(ring)
                 except BaseException:  # no descriptor or thread to be had: the next call tries again
                     event, self._event_fd = self._event_fd, -1
-                    os.close(event)
+                    if event >= 0:
+                        os.close(event)
                     raise
             if self._closed:
                 raise self._is_closed()
             return self._event_fd
 
     def _watch(self, ring: W) -> None:
+        try:
+            self._start_watching(ring)
+        except OSError:
+            if not self._closed:  # else a signal handler has closed the descriptor just now
+                raise
+
+    def _start_watching(self, ring: W) -> None:
         with self._changing:
             if self._event_fd < 0:
                 return
