@@ -751,3 +751,51 @@ def test_what_another_user_has_left_in_a_sticky_directory_is_named(key, open_to_
     assert str(path) in said
     assert "another user" in said
     assert path.exists()
+
+
+def test_what_replaces_a_new_socket_is_not_touched(key, runtime_dir, tmp_path, monkeypatch):
+    """Somebody who may write to the directory puts a link there before owner and mode are set."""
+    secret = tmp_path / "secret"
+    secret.write_text("")
+    secret.chmod(0o400)
+    bind = socket.socket.bind
+
+    def swapped(sock, path):
+        bind(sock, path)
+        if os.fsdecode(path).endswith(".sock"):
+            os.unlink(path)
+            os.symlink(secret, path)
+
+    monkeypatch.setattr(socket.socket, "bind", swapped)
+    with pytest.raises(FileExistsError, match="was replaced while it was made"):
+        Publisher(key, 64, 48, "gray8", group=os.getgid())
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o400
+    (runtime_dir / f"{key}.sock").unlink()
+
+
+def test_a_loop_of_links_in_place_of_the_directory_does_not_end_a_publisher(key, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(directory))
+    with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key) as subscriber:
+        directory.rename(tmp_path / "away")
+        directory.symlink_to(directory)
+        time.sleep(1.2)  # it looks every half second
+        publisher.publish(bytes(64 * 48))
+        assert subscriber.next(10).seq == 1
+        directory.unlink()
+        (tmp_path / "away").rename(directory)
+
+
+@as_root
+def test_a_directory_that_a_stranger_made_in_place_of_ours_is_not_used(key, open_to_all, monkeypatch, caplog):
+    directory = open_to_all / "run"
+    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(directory))
+    with Publisher(key, 64, 48, "gray8") as publisher:
+        for file in directory.iterdir():
+            file.unlink()
+        directory.rmdir()
+        directory.mkdir()
+        os.chown(directory, STRANGER, STRANGER)
+        assert eventually(lambda: "cannot be made again" in caplog.text)
+        publisher.publish(bytes(64 * 48))
+        assert not list(directory.iterdir())

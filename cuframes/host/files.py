@@ -61,10 +61,12 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def same_file(path: str | os.PathLike[str], fd: int) -> bool:
-    """Whether `path` (not what a link there points to) is still the file that `fd` has open."""
+    """Whether `path` (not what a link there points to) is still the file that `fd` has open. A path that cannot be
+    looked at, for whatever reason (a loop of links, a volume that is gone), is not.
+    """
     try:
         there = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except OSError:
         return False
     here = os.fstat(fd)
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)

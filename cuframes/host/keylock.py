@@ -10,6 +10,7 @@ owner it does not.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from cuframes.errors import AlreadyExists, ProtocolError
 from cuframes.host import lifetime
 from cuframes.host.files import HEIR_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
-from cuframes.host.names import make_directory
+from cuframes.host.names import check_directory, make_directory
 
 __all__ = ["KeyLock", "cleaning", "lock_path", "owner_pid"]
 
@@ -52,6 +53,7 @@ class KeyLock:
         self._name = name
         self._guard = threading.RLock()  # the session thread looks, another thread closes
         self._lost = False
+        self._trusted = {0, os.geteuid(), os.stat(directory).st_uid}
         self._fd = _take(self.path, name)
 
     def look(self) -> bool:
@@ -61,6 +63,7 @@ class KeyLock:
                 return self._fd >= 0
             try:
                 make_directory(self.path.parent)
+                self._check_directory()
                 fd = _take(self.path, self._name, 0.0)
             except (OSError, ProtocolError) as problem:
                 if not self._lost:
@@ -75,6 +78,12 @@ class KeyLock:
             self._fd, self._lost = fd, False
             log.warning("%s was removed; it is there again", self.path)
             return True
+
+    def _check_directory(self) -> None:
+        """Refuse a directory that somebody else has made in place of ours."""
+        check_directory(self.path.parent)
+        if os.stat(self.path.parent).st_uid not in self._trusted:
+            raise PermissionError(errno.EPERM, f"{self.path.parent} is another user's by now")
 
     def close(self) -> None:
         """Remove the file, if it is still ours, and let the lock go."""
@@ -112,7 +121,7 @@ def cleaning(directory: Path, name: str) -> Iterator[bool]:
         except (OSError, ProtocolError):
             free = False
         yield free
-        if free:
+        if free and same_file(path, fd):  # a cleaner may have removed it, and a publisher have made another
             with contextlib.suppress(OSError):
                 path.unlink()
     finally:

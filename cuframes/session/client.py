@@ -54,6 +54,7 @@ log = logging.getLogger("cuframes")
 
 FEATURES = PINS | FUTEX | HOST_MEMORY | VMM_MEMORY | OWNER_LOCK | PASS_FD
 HANDSHAKE_SECONDS = 2.0
+MESSAGES_AT_ONCE = 64
 
 
 _ERRORS: dict[int, type[CuframesError]] = {
@@ -102,8 +103,9 @@ class Connection:
         if not self._reading.acquire(blocking=False):
             return self._gone  # another thread reads, or the one that this signal handler has interrupted
         try:
-            while not self._gone and self._read():
-                pass
+            for _ in range(MESSAGES_AT_ONCE):  # whoever sends all the time must not keep us
+                if self._gone or not self._read():
+                    break
         finally:
             self._reading.release()
         return self._gone
@@ -142,6 +144,8 @@ class Connection:
                 self.event_fd = descriptors.pop(0)
                 if self._arrived is not None:
                     self._arrived(self.event_fd)
+        elif message.type not in (MessageType.EVENT_FD, MessageType.PING, MessageType.PONG):
+            raise ProtocolError(f"the publisher sent message type {message.type}")
 
     def request_event(self, arrived: Callable[[int], None] | None = None) -> None:
         """Ask for an eventfd that the publisher feeds at every frame. Does not wait for it: see ``event_fd``.

@@ -57,11 +57,14 @@ class Listener:
             sock.bind(os.fsencode(self.path))
             bound = True
             file = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-            if self._gid is None:
-                self.path.chmod(0o600)
-            else:
-                os.chown(self.path, -1, self._gid)
-                self.path.chmod(0o660)
+            # Through the open file: others who may write to the directory can put something else under the name.
+            found, made = os.fstat(file), f"/proc/self/fd/{file}"
+            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+                bound = False
+                raise FileExistsError(f"{self.path} was replaced while it was made; see who may write to its directory")
+            if self._gid is not None:
+                os.chown(made, -1, self._gid)
+            os.chmod(made, 0o600 if self._gid is None else 0o660)
             sock.listen(BACKLOG)  # nobody can connect before
             sock.setblocking(False)
         except BaseException:
