@@ -799,3 +799,15 @@ def test_a_directory_that_a_stranger_made_in_place_of_ours_is_not_used(key, open
         assert eventually(lambda: "cannot be made again" in caplog.text)
         publisher.publish(bytes(64 * 48))
         assert not list(directory.iterdir())
+
+
+def test_a_publisher_of_another_container_is_alive_whatever_a_dead_one_has_left_here(key):
+    with Worker("producer.py", key, "--delay", 0.01) as dead:
+        dead.kill()
+    assert not find_publisher(key).alive
+    with container(PUBLISH, key) as other:
+        assert other.stdout.readline().strip() == "started"
+        found = find_publisher(key)
+        assert (found.alive, found.named) == (True, False)
+        assert [info.alive for info in list_publishers() if info.key == key] == [True]
+    collect_garbage([key])

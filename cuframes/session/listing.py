@@ -107,7 +107,8 @@ def list_publishers() -> list[PublisherInfo]:
     A publisher that is known by its socket alone and does not answer is left out, with a line in the log.
     """
     found = {name: _info(name, state) for name, state in _segments() if state.kind == "frames"}
-    asked = set().union(*(_names(directory, suffix=".sock") for directory in runtime_dirs())) - found.keys()
+    alive = {name for name, info in found.items() if info.alive}  # a dead one may live on in another container
+    asked = set().union(*(_names(directory, suffix=".sock") for directory in runtime_dirs())) - alive
     if asked:
         with ThreadPoolExecutor(ASKING_THREADS) as threads:  # many may be silent, each for half a second
             found |= {info.key: info for info in threads.map(_ask_or_say, sorted(asked)) if info is not None}
@@ -144,7 +145,11 @@ def find_publisher(key: str) -> PublisherInfo:
         state = inspect(fd)
     finally:
         os.close(fd)
-    if state.state == "foreign" or state.kind == "packets":
+    if state.state != "alive" and (info := _ask(key)):  # what is here is left over; it lives in another container
+        return info
+    if state.kind == "packets":
+        raise NotFound(f"{key!r} is a packet ring, not a publisher of frames; see cuframes ls")
+    if state.state == "foreign":
         raise ProtocolError(f"{SEGMENT_DIR / segment_name(key)[1:]} is not a frame ring of version 3; remove that file")
     if state.header is None:
         raise NotFound(f"the publisher of {key!r} has not finished starting, or died doing so; see cuframes gc")
