@@ -114,10 +114,11 @@ def demo(
                     live.update(_table(watchers))
                 time.sleep(0.1)
     except Stopped:
-        # Nothing is summed up: they may not have begun yet.
-        for child in [*children, *([camera] if camera else [])]:
-            child.process.terminate()
-        raise
+        if not all(watcher.last for watcher in watchers):  # not everybody has begun, so there is nothing to sum up
+            for child in children:
+                child.process.terminate()
+            raise
+        publisher.process.terminate()
     finally:
         if publisher.failed or any(child.failed for child in children):
             for child in children:
