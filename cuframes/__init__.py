@@ -144,8 +144,8 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 def get_include() -> str:
     """The directory of the C headers, for programs that join a ring without Python.
 
-    With this directory as ``-I``, C and C++ programs find ``#include "cuframes/frame_ring.h"`` and the others.
-    The headers are plain C11 and C++17, and need nothing else of this library.
+    With this directory as ``-I``, C programs find ``#include "cuframes/frame_ring.h"`` and the others. They are C11,
+    compiled with ``-D_GNU_SOURCE``, and need nothing else of this library.
     """
     return str(Path(__file__).parent / "include")
 

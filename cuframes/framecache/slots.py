@@ -241,7 +241,7 @@ def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, fl
 def open_semaphore(slot_id: str, fd: int) -> int:
     """A descriptor of the file of a slot's semaphore, created if need be, for the same users as the slot's file, `fd`.
 
-    It is mapped and posted by ourselves (_cache.h): the C library trusts what is in it.
+    It is mapped and posted by ourselves (slot_ring.h): the C library trusts what is in it.
 
     Raises
     ------
