@@ -18,30 +18,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuframes._version import __version__
+from cuframes.errors import (
+    AlreadyExists,
+    CuframesError,
+    DeviceError,
+    Disconnected,
+    FrameDropped,
+    NoCodecParameters,
+    NoPacketRing,
+    NotFound,
+    OutOfSharedMemory,
+    Overwritten,
+    PacketOverrun,
+    PacketOversized,
+    ProtocolError,
+    SegmentTruncated,
+    Timeout,
+    TooManyHeld,
+)
 
 if TYPE_CHECKING:
     from cuframes import framecache as framecache
     from cuframes._native.frame import Frame, WritableFrame
     from cuframes._native.status import monotonic_ns
     from cuframes._native.views import Plane
-    from cuframes.errors import (
-        AlreadyExists,
-        CuframesError,
-        DeviceError,
-        Disconnected,
-        FrameDropped,
-        NoCodecParameters,
-        NoPacketRing,
-        NotFound,
-        OutOfSharedMemory,
-        Overwritten,
-        PacketOverrun,
-        PacketOversized,
-        ProtocolError,
-        SegmentTruncated,
-        Timeout,
-        TooManyHeld,
-    )
     from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
     from cuframes.publisher import Publisher, PublisherStats
     from cuframes.session.listing import (
@@ -102,24 +102,6 @@ _MODULES = {
     "cuframes._native.frame": ("Frame", "WritableFrame"),
     "cuframes._native.status": ("monotonic_ns",),
     "cuframes._native.views": ("Plane",),
-    "cuframes.errors": (
-        "AlreadyExists",
-        "CuframesError",
-        "DeviceError",
-        "Disconnected",
-        "FrameDropped",
-        "NoCodecParameters",
-        "NoPacketRing",
-        "NotFound",
-        "OutOfSharedMemory",
-        "Overwritten",
-        "PacketOverrun",
-        "PacketOversized",
-        "ProtocolError",
-        "SegmentTruncated",
-        "Timeout",
-        "TooManyHeld",
-    ),
     "cuframes.packets": (
         "Packet",
         "PacketFlags",
