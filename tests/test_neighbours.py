@@ -23,11 +23,12 @@ from harness import Worker, eventually
 import cuframes
 from cuframes import PacketPublisher, Publisher, Subscriber
 from cuframes._native import messages
+from cuframes.host import lifetime
 from cuframes.host import names as cuframes_names
 from cuframes.host.files import lock
-from cuframes.host.keylock import KeyLock
+from cuframes.host.keylock import KeyLock, cleaning
 from cuframes.host.segment import reserve
-from cuframes.session import server, wire
+from cuframes.session import client, server, wire
 from cuframes.session.listing import collect_garbage, find_packet_ring, find_publisher, list_publishers
 
 SHM = Path("/dev/shm")
@@ -466,7 +467,6 @@ class TestOneKeyOnePublisher:
             assert path.exists()
 
     def test_a_lock_that_is_only_being_cleaned_up_is_waited_for(self, key, runtime_dir):
-        from cuframes.host.keylock import cleaning
 
         started = threading.Event()
 
@@ -811,3 +811,67 @@ def test_a_publisher_of_another_container_is_alive_whatever_a_dead_one_has_left_
         assert (found.alive, found.named) == (True, False)
         assert [info.alive for info in list_publishers() if info.key == key] == [True]
     collect_garbage([key])
+
+
+@pytest.mark.parametrize("call", ["made", "opened to a group"])
+def test_what_replaces_a_new_directory_is_not_touched(key, tmp_path, monkeypatch, call):
+    """Somebody who may write to its parent puts a link there before the mode is set."""
+    private = tmp_path / "private"
+    private.mkdir(0o750)
+    directory = tmp_path / "run"
+    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(directory))
+    real = {"made": (Path, "mkdir"), "opened to a group": (os, "access")}[call]
+    function = getattr(*real)
+
+    def swapped(path, *arguments, **options):
+        answer = function(path, *arguments, **options)
+        if path == directory and arguments != (os.X_OK,):  # the last one before the mode is set
+            directory.rename(tmp_path / "away")
+            directory.symlink_to(private)
+        return answer
+
+    monkeypatch.setattr(*real, swapped)
+    with pytest.raises((PermissionError, NotADirectoryError)):
+        Publisher(key, 64, 48, "gray8", group=os.getgid() + 1)
+    assert stat.S_IMODE(private.stat().st_mode) == 0o750
+
+
+def test_messages_of_unknown_types_end_a_connection(key):
+    """They used to be passed over for as long as they came, whatever the timeout was."""
+    ours, theirs = socket.socketpair()
+    lifetime.own(ours.fileno())
+    ours.setblocking(False)
+    connection = client.Connection(ours, wire.Parser(), wire.Welcome(0), wire.Subscribed(0), [])
+    theirs.sendall(wire.pack(wire.MessageType.PONG, b"") + messages.pack_message(77, b""))
+    assert connection.read_messages()
+    connection.forget()
+    theirs.close()
+
+
+def test_one_look_at_a_connection_ends_while_messages_keep_coming(key, monkeypatch):
+    ours, theirs = socket.socketpair()
+    lifetime.own(ours.fileno())
+    connection = client.Connection(ours, wire.Parser(), wire.Welcome(0), wire.Subscribed(0), [])
+    pong = wire.pack(wire.MessageType.PONG, b"")
+    monkeypatch.setattr(wire, "receive", lambda *_: (pong, False))  # there is always one more
+    assert not connection.read_messages()
+    connection.forget()
+    theirs.close()
+
+
+def test_gc_leaves_a_lock_that_was_made_while_it_looked(runtime_dir, key):
+    """A cleaner removes the lock file that gc has locked, and a publisher starts."""
+    path = runtime_dir / f"{key}.lock"
+    path.touch(0o600)
+    with cleaning(runtime_dir, key) as free:
+        assert free
+        path.unlink()
+        publisher = Publisher(key, 64, 48, "gray8")
+    assert path.exists()
+    with publisher, pytest.raises(cuframes.AlreadyExists):
+        Publisher(key, 64, 48, "gray8")
+
+
+def test_a_packet_ring_is_not_called_something_to_remove(key):
+    with PacketPublisher(key, 27), pytest.raises(cuframes.NotFound, match="is a packet ring, not a publisher"):
+        find_publisher(f"{key}-packets")

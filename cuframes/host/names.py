@@ -142,9 +142,24 @@ def make_directory(path: Path) -> None:
                 parent.mkdir(0o755)
     with contextlib.suppress(FileExistsError):
         path.mkdir(0o700)
-        path.chmod(0o700)
-        there = path.stat()
+        there = _set_mode(path, 0o700)
         _made.add((there.st_dev, there.st_ino))
+
+
+def _set_mode(path: Path, mode: int, wanted: os.stat_result | None = None) -> os.stat_result:
+    """Set the mode of a directory of ours; returns what it is. Only of the one that is `wanted`, or, by default, of the
+    very directory at `path`: whoever may write to its parent can put something else there at any moment.
+    """
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if wanted is None else 0))
+    try:
+        there = os.fstat(fd)
+        same = wanted is None or (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino)
+        if there.st_uid != os.geteuid() or not same:
+            raise PermissionError(errno.EPERM, f"{path} was replaced while it was made")
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+    return there
 
 
 def _let_through(path: Path, there: os.stat_result, gid: int) -> None:
@@ -153,7 +168,7 @@ def _let_through(path: Path, there: os.stat_result, gid: int) -> None:
     # A directory of a default name that looks as we make them is ours, whichever process made it.
     ours = not os.environ.get("CUFRAMES_RUNTIME_DIR") and stat.S_IMODE(there.st_mode) == 0o700
     if there.st_uid == os.geteuid() and (ours or (there.st_dev, there.st_ino) in _made):
-        path.chmod(0o711)
+        _set_mode(path, 0o711, there)
     else:
         log.warning(
             "members of group %d cannot pass through %s (mode %04o), so they cannot subscribe; chmod o+x it, or give "
