@@ -363,9 +363,11 @@ def test_packets_of_a_failed_trial_on_the_gpu_come_once(clip, monkeypatch, caplo
 
 
 def test_commands_without_a_standard_output_say_so_in_a_line(published):
-    for command in ("ls", f"pipe {published}"):
+    for command, status, said in (("ls", 0, ""), (f"pipe {published}", 1, "no standard output to write to")):
         line = f"{sys.executable} -m cuframes {command} >&-"
         done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == status
+        assert said in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,8 @@ from cuframes import (
     Subscriber,
     framecache,
 )
+from cuframes._native.control import layout_rows
+from cuframes.framecache import SlotReader, SlotWriter
 
 SHM = Path("/dev/shm")
 CUT = "SegmentTruncated"
@@ -217,6 +220,23 @@ def test_a_slot_reader_says_so_and_delivers_no_zeros(slots, slot_id, how):
         result = victim.result()
         assert result["failed"] == result["again"] == CUT
         assert result["bad"] == result["left"] == 0
+    framecache.remove_slot(slot_id)
+
+
+def test_a_slot_that_was_seen_to_be_cut_off_stays_so(slots, slot_id):
+    """Also for a reader that has touched nothing of what is missing: what lies before the cut is there all the same."""
+    with SlotWriter(slot_id, 64, 48, "gray8", ring_depth=8) as writer, SlotReader(slot_id) as reader:
+        for _ in range(8):
+            writer.write(bytes(64 * 48))
+            reader.next(5)
+        [cursor] = [row[2] for row in layout_rows() if row[:2] == ("cf_cache_header", "write_cursor")]
+        os.truncate(slots / slot_id, (slots / slot_id).stat().st_size // 2)
+        with pytest.raises(cuframes.SegmentTruncated):
+            reader.next(0.3)
+        with open(slots / slot_id, "r+b") as file:  # another frame, before the cut
+            os.pwrite(file.fileno(), struct.pack("Q", 9), cursor)
+        with pytest.raises(cuframes.SegmentTruncated):
+            reader.next(0.3)
     framecache.remove_slot(slot_id)
 
 

@@ -49,8 +49,8 @@ def pipe(
     """
     if format not in ("y4m", "raw"):
         raise ValueError(f"--format is y4m or raw, not {format!r}")
-    if sys.stdout.name == os.devnull:  # main's, where there is none
-        raise BrokenPipeError(errno.EPIPE, "there is no standard output to write to")
+    if sys.__stdout__ is None:
+        raise OSError(errno.EBADF, "there is no standard output to write to")
     if sys.stdout.isatty():
         raise ValueError("frames are not for a terminal; pipe them: cuframes pipe KEY | ffplay -")
     stop_on_signals()
