@@ -95,6 +95,7 @@ class PacketPublisher(lifetime.Closing):
 
     _reader = "cuframes.PacketReader"
 
+    @lifetime.settled
     def __init__(
         self,
         key: str,
@@ -215,6 +216,7 @@ class PacketPublisher(lifetime.Closing):
         """A descriptor of the segment, open for reading, to give away."""
         return self._segment.descriptor(writable=False)
 
+    @lifetime.settled
     def close(self) -> None:
         """End the stream: readers drain what is there, then get :class:`Disconnected`. Closing twice is fine."""
         if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks

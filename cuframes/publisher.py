@@ -154,6 +154,7 @@ class Publisher(lifetime.Closing):
         publisher._open(key, shape, policy, group, lambda: create_external(buffers, device, shape.nbytes))
         return publisher
 
+    @lifetime.settled
     def _open(
         self, key: str, shape: FrameShape, policy: str, group: str | int | None, create: Callable[[], Pool]
     ) -> None:
@@ -301,6 +302,7 @@ class Publisher(lifetime.Closing):
         wanted = -1 if slot is None else whole_number(slot, "slot", 0, self._slots - 1)
         return WritableFrame(writer, self._layout, stream, timeout, wanted)
 
+    @lifetime.settled
     def enable_packets(
         self,
         codec: str | int,
@@ -399,6 +401,7 @@ class Publisher(lifetime.Closing):
         seq, published, dropped = writer.counters
         return PublisherStats(published, dropped, seq, len(self.subscribers))
 
+    @lifetime.settled
     def close(self) -> None:
         """End the stream: subscribers drain what is valid, then get :class:`Disconnected`. Frames they hold stay whole.
 

@@ -293,9 +293,9 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             if self._epoll is None and not self._closed:
                 self._epoll = select.epoll()
                 self._watch(ring)
-            if self._closed or self._epoll is None:
-                raise self._is_closed()
-            return self._epoll.fileno()
+            if not self._closed and self._epoll is not None:
+                return self._epoll.fileno()
+        raise self._is_closed()  # without the lock: at exit this takes a while
 
     def _watch(self, ring: FrameReader) -> None:
         with self._changing:

@@ -844,3 +844,28 @@ def test_a_daemon_thread_that_waits_for_its_publisher_prints_nothing_at_exit(key
             [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["frames", "packets", "both"])
+def test_publishers_that_a_daemon_thread_opens_at_exit_leave_nothing(key, runtime_dir, kind):
+    script = f"""
+        import threading, time
+        import cuframes
+        def loop():
+            while True:
+                if {kind!r} == "packets":
+                    publisher = cuframes.PacketPublisher("{key}", 27)
+                else:
+                    publisher = cuframes.Publisher("{key}", 64, 48, "gray8", memory="host")
+                    if {kind!r} == "both":
+                        publisher.enable_packets(27)
+                publisher.close()
+        threading.Thread(target=loop, daemon=True).start()
+        time.sleep(0.05)
+    """
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not [path for path in (*runtime_dir.iterdir(), *Path("/dev/shm").iterdir()) if key in path.name]

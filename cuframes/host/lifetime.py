@@ -2,16 +2,23 @@
 
 import atexit
 import contextlib
+import functools
 import os
 import socket
+import threading
+import time
 import weakref
+from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self, TypeVar, cast
 
 from cuframes._native import ring_end
 from cuframes.errors import refusal
 
-__all__ = ["Closing", "close_owned", "own", "register", "unregister"]
+__all__ = ["Closing", "close_owned", "own", "register", "settled", "unregister"]
+
+
+EXIT_SECONDS = 1.0  # how long the interpreter's exit waits for other threads
 
 
 class Closable(Protocol):
@@ -81,9 +88,6 @@ _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
 def register(thing: Closable) -> None:
     """Close `thing` at interpreter exit, if it is still there by then, and make it harmless in a forked child."""
     _open.add(thing)
-    if ring_end.is_exiting():  # a daemon thread has opened it while everything else was closed
-        thing.close()
-        ring_end.pause_at_exit()
 
 
 def unregister(thing: Closable) -> None:
@@ -97,9 +101,40 @@ def _still_open() -> list[Closable]:
             return list(_open)
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+_busy: set[int] = set()  # threads that are in a settled method
+
+
+def settled(method: Method) -> Method:
+    """A method that opens or closes something with files: the interpreter's exit waits until it is over, for a second
+    at most. It does not begin any more once everything is being closed, and what it has opened meanwhile is closed.
+    """
+
+    @functools.wraps(method)
+    def whole(self: Any, *arguments: Any, **options: Any) -> Any:
+        me = threading.get_ident()
+        if me in _busy:  # a publisher opens its packet ring, say
+            return method(self, *arguments, **options)
+        ring_end.pause_at_exit()
+        _busy.add(me)
+        try:
+            result = method(self, *arguments, **options)
+            if ring_end.is_exiting():
+                self.close()
+            return result
+        finally:
+            _busy.discard(me)
+            ring_end.pause_at_exit()
+
+    return cast(Method, whole)
+
+
 @atexit.register
 def _close_all() -> None:
     ring_end.begin_exit()
+    end, me = time.monotonic() + EXIT_SECONDS, threading.get_ident()
+    while _busy - {me} and time.monotonic() < end:
+        time.sleep(0.001)
     for thing in _still_open():
         with contextlib.suppress(Exception):  # one that fails must not keep the others open
             thing.close()

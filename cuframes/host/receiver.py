@@ -410,9 +410,9 @@ class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
                     if event >= 0:
                         os.close(event)
                     raise
-            if self._closed:
-                raise self._is_closed()
-            return self._event_fd
+            if not self._closed:
+                return self._event_fd
+        raise self._is_closed()  # without the lock: at exit this takes a while
 
     def _watch(self, ring: W) -> None:
         try:
