@@ -128,7 +128,7 @@ def test_creating_twice(service, client, slot_id):
 def test_a_lock_that_a_killed_writer_has_just_left_is_no_conflict(slots, slot_id, monkeypatch):
     from cuframes.framecache.service import Registry
 
-    monkeypatch.setattr("cuframes.host.files.HEIR_SECONDS", 30)
+    monkeypatch.setattr("cuframes.host.files.INHERITED_SECONDS", 30)
     registry, wanted = Registry(), SlotParameters(slot_id, 64, 48, 25, 1, "uyvy422", "", 2)
     registry.create(wanted)
     heir = os.open(slots / slot_id, os.O_RDWR | os.O_CLOEXEC)

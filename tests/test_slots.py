@@ -279,7 +279,7 @@ def test_a_writer_that_has_not_said_its_pid_is_named_as_well_as_can_be(slots, sl
             assert lock(holder.fileno())
             yield
 
-        monkeypatch.setattr("cuframes.framecache.writer.heir_moments", moments)
+        monkeypatch.setattr("cuframes.framecache.writer.lock_attempts", moments)
         with pytest.raises(AlreadyExists, match=r"has a writer \(pid unknown\)"):
             SlotWriter(slot_id)
         poke(slots, slot_id, 152, 4711, code="Q")
@@ -289,7 +289,7 @@ def test_a_writer_that_has_not_said_its_pid_is_named_as_well_as_can_be(slots, sl
 
 def test_a_lock_that_a_killed_writer_has_just_left_is_waited_for(slots, slot_id, monkeypatch):
     """A child that it was just starting has a copy of it, until it runs its program."""
-    monkeypatch.setattr("cuframes.host.files.HEIR_SECONDS", 30)
+    monkeypatch.setattr("cuframes.host.files.INHERITED_SECONDS", 30)
     create_slot(slot_id, 64, 48, ring_depth=2)
     heir = os.open(slots / slot_id, os.O_RDWR | os.O_CLOEXEC)
     assert lock(heir)

@@ -188,7 +188,7 @@ cdef class RingEnd:
             self.finish_close()  # for the close() that did not wait for us
             return
         cf_inside -= 1
-        if exiting_thread:  # whatever this call has found, its publisher's end say, has nobody to tell
+        if exiting_thread:  # what this call has found, for example that its publisher has ended, would only be printed
             wait_for_exit()
 
     cdef void finish_close(self) noexcept:

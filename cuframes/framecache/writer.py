@@ -24,7 +24,7 @@ from cuframes.framecache.slots import (
     slots_dir,
 )
 from cuframes.host import lifetime
-from cuframes.host.files import heir_moments, naming
+from cuframes.host.files import lock_attempts, naming
 from cuframes.host.names import group_id
 from cuframes.host.segment import lock_owner
 
@@ -122,7 +122,7 @@ class SlotWriter(lifetime.Closing):
         if made is None:
             lock = lifetime.own(open_slot(self.slot_id, writable=True))
             undo.callback(lifetime.close_owned, lock)
-            if not any(lock_owner(lock) for _ in heir_moments()):
+            if not any(lock_owner(lock) for _ in lock_attempts()):
                 pid = info(self.slot_id, ring).writer_pid or "unknown"  # by now it has had the time to say so
                 raise AlreadyExists(f"the slot {self.slot_id!r} has a writer (pid {pid}); a slot has only one")
         else:

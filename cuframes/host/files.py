@@ -16,10 +16,11 @@ from pathlib import Path
 
 from cuframes.errors import CuframesError, ProtocolError
 
-__all__ = ["heir_moments", "is_locked", "lock", "naming", "open_regular", "same_file", "unlink_stale", "unlock"]
+__all__ = ["is_locked", "lock", "lock_attempts", "naming", "open_regular", "same_file", "unlink_stale", "unlock"]
 
-# A process that was killed while it started a child may leave its locks to it, until the child runs its program.
-HEIR_SECONDS = 0.25
+# A process that is killed while it starts a child leaves its locks to the child, until that runs its program: at most
+# this long, in seconds.
+INHERITED_SECONDS = 0.25
 
 # A link, a socket or FIFO, a directory, a device, a file on which somebody has a lease.
 _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EAGAIN)
@@ -104,9 +105,9 @@ def lock(fd: int, start: int = 0, length: int = 0) -> bool:
     return True
 
 
-def heir_moments() -> Iterator[None]:
-    """When to try for a lock that somebody holds: at once, and again until an heir would have let it go."""
-    deadline = time.monotonic() + HEIR_SECONDS
+def lock_attempts() -> Iterator[None]:
+    """Yields whenever a lock is to be tried: at once, and then until a child would have let an inherited lock go."""
+    deadline = time.monotonic() + INHERITED_SECONDS
     yield
     while time.monotonic() < deadline:
         time.sleep(0.002)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cuframes.errors import AlreadyExists, ProtocolError
 from cuframes.host import lifetime
-from cuframes.host.files import HEIR_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
+from cuframes.host.files import INHERITED_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
 from cuframes.host.names import check_directory, make_directory
 
 __all__ = ["KeyLock", "cleaning", "lock_path", "owner_pid"]
@@ -188,7 +188,7 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
             ) from None
         try:
             owned = is_locked(fd, *OWNER)
-            if owned and time.monotonic() >= begun + min(seconds, HEIR_SECONDS):
+            if owned and time.monotonic() >= begun + min(seconds, INHERITED_SECONDS):
                 raise AlreadyExists(
                     f"a publisher of {name!r} is running (pid {owner_pid(path) or 'unknown'}, {path} is locked); stop "
                     "it or use another key"

@@ -24,9 +24,9 @@ from cuframes._native.mapping import Mapping
 from cuframes._native.packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAGIC, describe_packets
 from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.host import lifetime
-from cuframes.host.files import heir_moments, open_regular, same_file, unlink_stale
 from cuframes.host.files import is_locked as is_owned
 from cuframes.host.files import lock as lock_owner
+from cuframes.host.files import lock_attempts, open_regular, same_file, unlink_stale
 from cuframes.host.keylock import KeyLock
 from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX
 
@@ -209,7 +209,7 @@ def remove_dead(name: str) -> bool:
     except ProtocolError:
         return False
     try:
-        for _ in heir_moments():
+        for _ in lock_attempts():
             held = not lock_owner(fd) and is_owned(fd)
             if not held:
                 break

@@ -22,7 +22,7 @@ from cuframes.framecache.slots import (
     slot_names,
     slots_dir,
 )
-from cuframes.host.files import heir_moments
+from cuframes.host.files import lock_attempts
 from cuframes.host.names import group_id
 from cuframes.host.segment import free_bytes
 
@@ -133,8 +133,8 @@ class Registry:
             There is one with a living writer, or with other parameters, or a file that is no slot.
         OutOfSharedMemory, PermissionError
         """
-        # Whoever starts a killed writer anew comes at once, when an heir may still hold that one's lock.
-        for _ in heir_moments():
+        # A killed writer is restarted at once, when a child that it was starting may still hold its lock.
+        for _ in lock_attempts():
             if not _has_writer(wanted.slot_id):
                 break
         with self._creating:
