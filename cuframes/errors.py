@@ -5,6 +5,7 @@ Bad arguments are plain ``ValueError`` and ``TypeError``. What is not in ``__all
 """
 
 import errno
+from typing import Self
 
 __all__ = [
     "AlreadyExists",
@@ -113,6 +114,9 @@ class OutOfSharedMemory(CuframesError, OSError):
         OSError.__init__(self, errno.ENOSPC, message)
         self.needed = needed
         self.free = free
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int | None, int | None]]:
+        return type(self), (str(self), self.needed, self.free)
 
     def __str__(self) -> str:
         return str(self.strerror)

@@ -77,11 +77,8 @@ def _wait(receivers: list[Waitable], timeout: float | None) -> list[Waitable]:
 
 def _is_lost(receiver: Waitable) -> bool:
     """Whether its publisher has ended, as its ``next`` has found, and there is not yet another one."""
-    ring = receiver._ring
-    try:
-        return ring is not None and receiver._steps is not None and ring.over
-    except ValueError:  # closed meanwhile
-        return False
+    ring: Any = receiver._ring
+    return ring is not None and receiver._is_lost(ring)
 
 
 def _wait_rejoining(waiting: list[Waitable], lost: list[Waitable], deadline: float | None) -> list[Waitable]:

@@ -317,3 +317,18 @@ def test_a_descriptor_that_is_no_file_to_read_is_foreign(kind, tmp_path):
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def test_what_is_free_is_what_was_free_before(tmp_path):
+    script = """
+import copy, pickle
+import cuframes
+try:
+    cuframes.framecache.create_slot("big", 640, 480, "gray8", ring_depth=120)
+except cuframes.OutOfSharedMemory as problem:
+    for same in (problem, pickle.loads(pickle.dumps(problem)), copy.copy(problem)):
+        print(same.free, same.needed, str(same.free) in str(same))
+"""
+    done = in_namespace(script, 8 << 20)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(8 << 20), str(4096 + 120 * (640 * 480 + 24)), "True"] * 3

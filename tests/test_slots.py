@@ -1,12 +1,14 @@
 """Framecache slots: files as the format has them, writing and reading them."""
 
 import asyncio
+import copy
 import ctypes
 import errno
 import fcntl
 import gc
 import itertools
 import os
+import pickle
 import select
 import signal
 import socket
@@ -1390,3 +1392,58 @@ def test_a_writer_that_runs_out_of_descriptors_leaves_no_slot(slots, slot_id):
             os.close(fd)
     if (slots / slot_id).exists():
         remove_slot(slot_id)
+
+
+@pytest.mark.parametrize("format", ["gray8", "nv12", "gray16"])
+def test_a_frame_in_the_callers_buffer_is_a_picture_all_the_same(slots, slot_id, format):
+    shape = FrameShape(FORMATS[format], 64, 48, align=1)
+    with SlotWriter(slot_id, 64, 48, format, ring_depth=4) as writer:
+        with SlotReader(slot_id) as reader:
+            size = shape.nbytes
+            sent = bytes(range(256)) * (size // 256)
+            arrays = numpy.zeros(size // 4, "f4"), numpy.zeros(size, "u1")
+            for out in (bytearray(size), memoryview(bytearray(size)), *arrays):
+                writer.write(sent)
+                frame = reader.next(5, out=out)
+                assert frame.data is out
+                assert frame.shape == shape.array_shape
+                assert len(frame.planes) == len(shape.planes)
+                assert bytes(numpy.asarray(frame)) == bytes(memoryview(out).cast("B")) == sent
+                again = pickle.loads(pickle.dumps(frame))
+                assert (numpy.asarray(again) == numpy.asarray(frame)).all()
+                assert f"{size} bytes" in repr(frame)
+                assert numpy.from_dlpack(frame).shape == shape.array_shape
+    remove_slot(slot_id)
+
+
+def test_what_a_copied_frame_says(slots, slot_id):
+    with SlotWriter(slot_id, 64, 48, "gray8", ring_depth=4) as writer, SlotReader(slot_id, mode="newest") as reader:
+        for _ in range(3):
+            writer.write(bytes(64 * 48), pts_us=2**63)
+        frame = reader.next(5)
+        assert frame.pts_ns == 2**63 * 1000
+        for same in (frame, pickle.loads(pickle.dumps(frame)), copy.copy(frame)):
+            assert (same.lost, same.skipped, same.pts_us, repr(same)) == (0, 2, 2**63, repr(frame))
+    remove_slot(slot_id)
+
+
+def test_two_who_remove_a_slot_at_once(slots, slot_id):
+    """One of them did; to the others there is none."""
+    problems = []
+
+    def remove():
+        try:
+            remove_slot(slot_id)
+        except NotFound:
+            pass
+        except Exception as problem:
+            problems.append(problem)
+
+    for _ in range(60):
+        create_slot(slot_id, 64, 48, "gray8", ring_depth=4)
+        threads = [threading.Thread(target=remove) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert problems == []

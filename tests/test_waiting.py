@@ -425,3 +425,38 @@ def test_an_irregular_source_is_not_predicted(pace):
 def test_a_new_rate_is_learnt(pace):
     windows = pace(20_000_000, 0, 0, 40_000_000)
     assert all(begin <= due <= end for begin, due, end in windows[-10:])
+
+
+@pytest.mark.parametrize("kind", ["frames", "packets", "slot"])
+def test_a_ring_that_another_call_has_joined_is_not_joined_again(key, slots, slot_id, kind):
+    """Its items came twice, and a second handshake was left half-way."""
+
+    def source():
+        if kind == "slot":
+            return SlotWriter(slot_id, 64, 48, "gray8", ring_depth=4)
+        return Publisher(key, 64, 48, "gray8") if kind == "frames" else PacketPublisher(key, "h264")
+
+    def end(it):
+        it.close()
+        if kind == "slot":
+            remove_slot(slot_id)
+
+    readers = {"frames": Subscriber, "packets": PacketReader, "slot": SlotReader}
+    first = source()
+    with readers[kind](slot_id if kind == "slot" else key, reconnect=True) as receiver:
+        end(first)
+        with pytest.raises(cuframes.Timeout):
+            receiver.next(0)
+        second = source()
+        wait_any([receiver, receiver], 1)
+        if kind == "packets":
+            second.publish_packet(b"x", pts_ns=0, keyframe=True)
+        else:
+            second.write(FRAME) if kind == "slot" else second.publish(FRAME)
+        receiver.next(5)
+        receiver._look_again()
+        with pytest.raises(cuframes.Timeout):
+            receiver.next(0)
+        end(second)
+        with pytest.raises(cuframes.Timeout):
+            receiver.next(0.3)

@@ -318,6 +318,8 @@ cdef class PacketRing(ReaderEnd):
         cf_packets_watch(&self.ring, fd)
 
     cdef void finish(self) noexcept:
+        if self.ahead is not None:  # read, and never taken
+            self.ring.received -= 1
         self.ahead = None
         self.close_descriptors()
 
@@ -350,8 +352,8 @@ cdef class PacketRing(ReaderEnd):
 
     @property
     def counters(self):
-        """(received, lost)"""
-        return self.ring.received, self.ring.lost
+        """(received, lost). A packet that was read ahead counts when it is taken."""
+        return self.ring.received - (self.ahead is not None), self.ring.lost
 
 
 @cython.freelist(64)

@@ -128,6 +128,10 @@ cdef class SlotFrame:
     cdef readonly object data
     cdef readonly uint64_t dropped
     cdef bint newest
+    cdef bint into  # data is the caller's buffer, of whatever shape
+    cdef object array  # data as an array, once it was asked for
+
+    cdef object as_array(self)
 
 
 cdef class WritableSlotFrame:

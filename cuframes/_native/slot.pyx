@@ -528,7 +528,7 @@ cdef class CacheRing(ReaderEnd):
             frame.data = shaped(flat, self.layout if whole_frame else None)
         else:
             if out is not None:
-                frame.data = out
+                frame.data, frame.into = out, True
             elif whole_frame:
                 frame.data = numpy.empty(self.layout.shape.array_shape, f"u{self.layout.item_bytes}")
             else:
@@ -614,7 +614,7 @@ cdef class SlotFrame:
         the format: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height, width, 3) for RGB. Flat bytes
         if the frame is smaller than a picture of the format, or if the format is unknown. With ``read(copy=False)`` it
         is a read-only view of the slot's own memory, which may be overwritten at any time; check :attr:`valid` after
-        use.
+        use. With ``next(out=buffer)`` it is that buffer.
     dropped : int
         Number of frames that were missed between the frame read before and this one: ``lost`` and ``skipped`` together.
         (``dropped`` is the slot format's own word.)
@@ -622,7 +622,7 @@ cdef class SlotFrame:
     Notes
     -----
     Like a :class:`cuframes.Frame`, the frame itself can be used as an array: the buffer protocol, NumPy's array
-    interface and DLPack give :attr:`data` without another copy.
+    interface and DLPack give :attr:`data`, in the picture's shape, without another copy.
     """
 
     @property
@@ -643,7 +643,7 @@ cdef class SlotFrame:
     @property
     def pts_ns(self):
         """Presentation time in nanoseconds. The slot stores microseconds."""
-        return self.found.pts_us * 1000
+        return <object>self.found.pts_us * 1000  # as an int of Python: any 64 bits are possible
 
     @property
     def pts_us(self):
@@ -657,8 +657,8 @@ cdef class SlotFrame:
 
     @property
     def shape(self):
-        """Shape of :attr:`data`."""
-        return self.data.shape
+        """Shape of the frame as an array."""
+        return self.as_array().shape
 
     @property
     def format(self):
@@ -684,12 +684,19 @@ cdef class SlotFrame:
         ValueError
             The frame is not a whole picture of its format, or the format is unknown.
         """
-        return planes_of(self.data, self.layout)
+        return planes_of(self.as_array(), self.layout)
 
     @property
     def valid(self):
         """Whether everything read from :attr:`data` so far belongs to this frame. Always true for a copy."""
         return self.ring is None or cf_cache_whole(&self.ring.ring, self.found.seq)
+
+    cdef object as_array(self):
+        """:attr:`data` as an array of the frame's shape: `out` may be any buffer of so many bytes."""
+        if self.array is None:
+            whole = self.layout is not None and <Py_ssize_t>self.found.size == self.layout.tight_bytes
+            self.array = shaped(self.data, self.layout if whole else None) if self.into else self.data
+        return self.array
 
     def __enter__(self):
         return self
@@ -701,38 +708,41 @@ cdef class SlotFrame:
         if self.ring is not None:
             raise refusal(self, "read it with copy=True, or copy its data and then check valid")
         shape = None if self.layout is None else self.layout.shape
-        return _slot_frame, (self.seq, self.pts_us, self.wall_us, self.data, self.dropped, shape)
+        return _slot_frame, (
+            self.seq, self.pts_us, self.wall_us, self.as_array(), self.dropped, shape, self.newest)
 
     def __array__(self, dtype=None, copy=None):
         if copy is None:  # NumPy 1 does not have this argument
-            return numpy.asarray(self.data, dtype)
-        return numpy.array(self.data, dtype, copy=copy)
+            return numpy.asarray(self.as_array(), dtype)
+        return numpy.array(self.as_array(), dtype, copy=copy)
 
     @property
     def __array_interface__(self):
-        return self.data.__array_interface__
+        return self.as_array().__array_interface__
 
     def __getbuffer__(self, Py_buffer* view, int flags):
-        PyObject_GetBuffer(self.data, view, flags)
+        PyObject_GetBuffer(self.as_array(), view, flags)
 
     def __dlpack__(self, **asked):
-        return self.data.__dlpack__(**asked)
+        return self.as_array().__dlpack__(**asked)
 
     def __dlpack_device__(self):
-        return self.data.__dlpack_device__()
+        return self.as_array().__dlpack_device__()
 
     def __repr__(self):
-        return (f"<SlotFrame {self.seq}, {self.data.nbytes} bytes, pts_us={self.pts_us}"
+        return (f"<SlotFrame {self.seq}, {self.found.size} bytes, pts_us={self.pts_us}"
                 f"{f', {self.dropped} dropped before it' if self.dropped else ''}>")
 
 
-def _slot_frame(seq, pts_us, wall_us, data, dropped, shape):
+def _slot_frame(seq, pts_us, wall_us, data, dropped, shape, newest):
     """A frame from its parts, for unpickling."""
     cdef SlotFrame frame = SlotFrame.__new__(SlotFrame)
     frame.found.seq = seq
     frame.found.pts_us = pts_us
     frame.found.wall_us = wall_us
+    frame.found.size = data.nbytes
     frame.data = data
+    frame.newest = newest
     frame.dropped = dropped
     frame.layout = None if shape is None else FrameLayout(shape)
     return frame

@@ -545,6 +545,8 @@ def remove_slot(slot_id: str) -> None:
         try:
             with naming(path):
                 what = _what_else(slot_id, folder, there)
+        except FileNotFoundError:
+            raise NotFound(f"the slot {slot_id!r} was just removed by somebody else") from None
         except PermissionError:
             raise PermissionError(
                 f"{path} belongs to uid {there.st_uid}, and is not ours to read, so it may be no slot; remove it as "

@@ -177,8 +177,19 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         return ring
 
     def _look_again(self) -> None:
-        """Join the next publisher, if it is there, without waiting. Errors are those of :meth:`_rejoin`."""
-        self._rejoin(self._joined(), 0.0)
+        """Join the next publisher, if there is none now and the next one is there, without waiting. Errors are those of
+        :meth:`_rejoin`.
+        """
+        ring = self._joined()
+        if self._is_lost(ring):  # else another thread, or the same call, has joined it meanwhile
+            self._rejoin(ring, 0.0)
+
+    def _is_lost(self, ring: R) -> bool:
+        """Whether the ring's publisher has ended, as a call has found, and this receiver has no other yet."""
+        try:
+            return self._ring is ring and self._steps is not None and ring.over
+        except ValueError:  # closed, or replaced, meanwhile
+            return False
 
     def _late(self) -> Timeout:
         return Timeout(f"no {self._source} {self.key!r} came back in time")

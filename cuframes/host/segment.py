@@ -81,6 +81,7 @@ def reserve(fd: int, size: int, what: str) -> None:
         # EFBIG: more than any file of this file system can have.
         if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
             raise
+        os.ftruncate(fd, 0)  # what was reserved is free again
         free = free_bytes(fd)
         where = "" if free is None else f"; {free} bytes are free there"
         raise OutOfSharedMemory(

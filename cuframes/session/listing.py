@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cuframes._native.control import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
+from cuframes._native.ring_end import pause_at_exit
 from cuframes.errors import NotFound, ProtocolError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.host.keylock import cleaning, lock_path, owner_pid
@@ -110,8 +111,12 @@ def list_publishers() -> list[PublisherInfo]:
     alive = {name for name, info in found.items() if info.alive}  # a dead one may live on in another container
     asked = set().union(*(_names(directory, suffix=".sock") for directory in runtime_dirs())) - alive
     if asked:
-        with ThreadPoolExecutor(ASKING_THREADS) as threads:  # many may be silent, each for half a second
-            found |= {info.key: info for info in threads.map(_ask_or_say, sorted(asked)) if info is not None}
+        try:
+            with ThreadPoolExecutor(ASKING_THREADS) as threads:  # many may be silent, each for half a second
+                found |= {info.key: info for info in threads.map(_ask_or_say, sorted(asked)) if info is not None}
+        except RuntimeError:  # no threads any more: the interpreter ends
+            pause_at_exit()
+            raise
     return [found[key] for key in sorted(found)]
 
 

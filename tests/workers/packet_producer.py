@@ -36,3 +36,4 @@ with cuframes.PacketPublisher(options.key, "h264", **sizes) as publisher:
         publisher.publish_packet(body, pts_ns=checksum, keyframe=number % 10 == 0)
         if options.delay:
             time.sleep(options.delay)
+    print(json.dumps(publisher.packets_published))

@@ -320,7 +320,14 @@ static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_pack
         uint64_t seen = cf_load_seq_cst(&r->shared->global_seq);
         int rc = cf_packets_find(r, p);
         if (rc != CF_EMPTY) return rc;
-        if (ended) return CF_ENDED;
+        if (ended) {
+            /* What was overwritten, or lies before a keyframe that will not come any more, is lost. */
+            if (r->expected && seen >= r->expected) {
+                r->lost += seen + 1 - r->expected;
+                r->at = r->expected = seen + 1;
+            }
+            return CF_ENDED;
+        }
         /* Nothing left: reset the eventfd, and if it was set, look once more for a packet that came meanwhile. */
         if (cf_event_drain(r->event_fd)) continue;
         if (r->spin && turn % CF_SPIN_BATCH) {

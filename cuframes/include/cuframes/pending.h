@@ -248,7 +248,7 @@ static inline void cf_reaper_wake(void) {
 }
 
 /* In the child of a fork: readers, streams and the thread belong to the parent. */
-static void cf_pending_forked(void) {
+static inline void cf_pending_forked(void) {
     pthread_mutex_init(&cf_table.lock, NULL);
     pthread_cond_init(&cf_table.idle, NULL);
     cf_table.first = NULL;
