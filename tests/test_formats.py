@@ -86,3 +86,20 @@ def test_bad_sizes(name, size, said):
 def test_unknown_format_lists_the_known():
     with pytest.raises(ValueError, match="unknown pixel format 'h264'; known are nv12, p010"):
         pixel_format("h264")
+
+
+def test_conversions_lose_no_pixels():
+    """FFmpeg's threads once wrote beyond their rows, over the first pixels of each other's."""
+    av = pytest.importorskip("av")
+    from cuframes.media.pictures import reformat
+
+    y, x = numpy.mgrid[0:480, 0:850]
+    video = av.VideoFrame.from_ndarray(numpy.stack([x // 4, y // 2, (x + y) // 6], 2).astype(numpy.uint8), "rgb24")
+
+    def gray():
+        plane = reformat(video, 850, 480, "gray16le").planes[0]
+        return numpy.frombuffer(plane, numpy.uint8).reshape(480, -1)[:, :1700].copy()
+
+    first = gray()
+    for _ in range(100):
+        assert (gray() == first).all()

@@ -126,7 +126,8 @@ def _raw(out: BinaryIO, frame: Any) -> None:
 
 
 def _y4m(out: BinaryIO, frame: Any) -> None:
-    planar = pictures.to_video(frame).reformat(format=Y4M.get(frame.format, Y4M_RGB)[1])
+    _, format = Y4M.get(frame.format, Y4M_RGB)
+    planar = pictures.reformat(pictures.to_video(frame), frame.width, frame.height, format)
     sample = 2 if planar.format.name.endswith("le") else 1
     out.write(b"FRAME\n")
     for plane in planar.planes:

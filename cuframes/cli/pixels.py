@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from cuframes.formats import ALIASES, FrameShape, pixel_format
-from cuframes.media.pictures import GBR_OF_RGB, encode, ffmpeg_format, rows, to_video, video_rows
+from cuframes.media.pictures import GBR_OF_RGB, encode, ffmpeg_format, reformat, rows, to_video, video_rows
 from cuframes.memory.driver import upload_columns
 
 __all__ = ["check_stampable", "convert", "read_stamp", "save_picture", "stamp"]
@@ -20,7 +20,7 @@ def convert(frame: Any, width: int, height: int, format: str) -> Any:
     if frame.format.name == "cuda":  # decoded on the GPU, which is asked for only when nothing needs converting
         return frame
     if (frame.format.name, frame.width, frame.height) != (wanted, width, height):
-        frame = frame.reformat(width=width, height=height, format=wanted)
+        frame = reformat(frame, width, height, wanted)
     if format == "rgbp":
         return [video_rows(frame.planes[i], width)[:height] for i in GBR_OF_RGB]
     return frame

@@ -1,5 +1,6 @@
 """Frames as pictures, through PyAV: FFmpeg's names of our formats, PyAV's frames, PNG and JPEG."""
 
+import functools
 from fractions import Fraction
 from typing import Any
 
@@ -7,17 +8,39 @@ import av
 import numpy
 from numpy.lib.stride_tricks import as_strided
 
-__all__ = ["GBR_OF_RGB", "encode", "ffmpeg_format", "rows", "to_video", "video_rows"]
+__all__ = ["GBR_OF_RGB", "encode", "ffmpeg_format", "reformat", "rows", "to_video", "video_rows"]
 
 FFMPEG_NAMES = {"i420": "yuv420p", "gray8": "gray", "gray16": "gray16le", "p010": "p010le", "rgbp": "gbrp"}
 # FFmpeg's planar RGB has its planes in the order G, B, R.
 GBR_OF_RGB = (2, 0, 1)
+VECTOR = 128  # pixels; rows of a multiple of it, and of half of it, are whole vectors of 64 bytes
 ENCODERS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p")}
 
 
 def ffmpeg_format(name: str) -> str:
     """FFmpeg's name of a format of ours."""
     return FFMPEG_NAMES.get(name, name)
+
+
+def reformat(video: Any, width: int, height: int, format: str) -> Any:
+    """A PyAV frame in another size or format: PyAV's ``reformat``, without its race.
+
+    FFmpeg writes whole vectors, also at the end of a row, where they can reach into the next one. The next row follows
+    and is then right, unless another thread began with it: its first pixels are lost. So one thread does all rows
+    unless they end with a whole vector.
+    """
+    threads = {} if width % VECTOR == 0 else _one_thread()
+    return video.reformat(width=width, height=height, format=format, **threads)
+
+
+@functools.cache
+def _one_thread() -> dict[str, int]:
+    """What makes PyAV convert in one thread; older ones do not take it, and have no other way."""
+    try:
+        av.VideoFrame(2, 2, "gray").reformat(format="rgb24", threads=1)
+    except TypeError:
+        return {}
+    return {"threads": 1}
 
 
 def rows(plane: Any) -> Any:
@@ -47,7 +70,7 @@ def to_video(frame: Any) -> Any:
 def encode(video: Any, kind: str) -> bytes:
     """A PyAV frame as a picture: ``"png"`` or ``"jpeg"``."""
     codec, format = ENCODERS[kind]
-    picture = video.reformat(format=format)
+    picture = reformat(video, video.width, video.height, format)
     picture.pts = 0
     encoder: Any = av.CodecContext.create(codec, "w")
     encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, format

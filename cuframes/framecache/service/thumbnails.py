@@ -8,7 +8,7 @@ from av.error import FFmpegError
 from cuframes._native.slot import START_LATEST
 from cuframes.errors import CuframesError, NotFound, Timeout
 from cuframes.framecache.slots import attach
-from cuframes.media.pictures import encode, to_video
+from cuframes.media.pictures import encode, reformat, to_video
 
 __all__ = ["Thumbnails"]
 
@@ -50,7 +50,7 @@ def _picture(slot_id: str) -> tuple[int, bytes]:
         video = to_video(frame)
         width = min(WIDTH, video.width // 2 * 2 or 2)
         height = min(HEIGHT, max(2, round(video.height * width / video.width / 2) * 2))
-        return frame.seq, encode(video.reformat(width=width, height=height), "jpeg")
+        return frame.seq, encode(reformat(video, width, height, video.format.name), "jpeg")
     except NotFound:
         raise
     except Timeout:
