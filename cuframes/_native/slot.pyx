@@ -10,7 +10,7 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
-from cuframes._native.layout cimport FrameLayout
+from cuframes._native.layout cimport MAX_PLANES, FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_exchange_u32, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
 from cuframes._shm cimport cf_now_ns, cf_store_release_u32
@@ -242,7 +242,7 @@ cdef class CacheWriter:
     def write(self, src, pts_us, wall_us):
         """Copy a frame in and publish it; the copy runs without the GIL. Errors change nothing."""
         cdef Py_buffer buffer
-        cdef Rows[3] rows
+        cdef Rows[MAX_PLANES] rows
         cdef Source source
         if pts_us is not None:
             pts_us = microseconds_of(pts_us)
@@ -706,10 +706,11 @@ cdef class SlotFrame:
     Attributes
     ----------
     data : numpy.ndarray
-        The pixels, of ``uint8`` (``uint16`` for p010 and gray16), in the shape that one array of the format has, as in
-        OpenCV and FFmpeg: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height, width, 3) for RGB.
-        Flat bytes if the frame is smaller than the format's, or the format is not known. With ``read(copy=False)`` it
-        is read-only and the slot's own memory, which may be overwritten at any time; look at :attr:`valid` after use.
+        The pixels, of ``uint8`` (``uint16`` where samples have more than 8 bits), in the shape that one array of the
+        format has, as in OpenCV and FFmpeg: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height,
+        width, 3) for RGB. Flat bytes if the frame is smaller than the format's, or the format is not known. With
+        ``read(copy=False)`` it is read-only and the slot's own memory, which may be overwritten at any time; look at
+        :attr:`valid` after use.
     dropped : int
         Frames that were missed between this one and the one read before.
     """

@@ -5,18 +5,17 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from cuframes._native.slot import DEFAULT_DEPTH, MIN_DEPTH, slot_size
-from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format, whole_number
+from cuframes.formats import FORMATS, FrameShape, pixel_format, whole_number
 
 __all__ = ["Rate", "SlotParameters", "check_slot_id", "rate"]
 
 Rate = Fraction | int | float | str | tuple[int, int]
 
-# The number that stands for a pixel format in a slot's header; 0 is the format's own, the others are ours.
-CODES = {
-    name: code
-    for code, name in enumerate(
-        "uyvy422 yuyv422 nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra rgbp".split()  # noqa: SIM905
-    )
+# The number that stands for a pixel format in a slot's header; 0 is the format's own, the others are ours. From 12 on
+# they are those of a publisher's segment.
+_FIRST = "uyvy422 yuyv422 nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra rgbp".split()  # noqa: SIM905
+CODES = {name: code for code, name in enumerate(_FIRST)} | {
+    f.name: f.code for f in FORMATS.values() if f.code >= len(_FIRST)
 }
 NAMES = {code: name for name, code in CODES.items()}
 REGISTRY = "registry.json"  # the service's list, in the same directory
@@ -74,8 +73,8 @@ class SlotParameters(NamedTuple):
     def checked(self) -> "SlotParameters":
         """These, with the format's own name for its aliases; raises ValueError or TypeError if they make no slot."""
         check_slot_id(self.slot_id)
-        name = ALIASES.get(self.pixel_format, self.pixel_format)
-        shape = FrameShape(pixel_format(name), self.width, self.height, align=1)
+        format = pixel_format(self.pixel_format)
+        shape = FrameShape(format, self.width, self.height, align=1)
         frame_size = shape.nbytes
         if frame_size >= 2**32:
             raise ValueError(f"a frame of {frame_size} bytes is too large: the format has 32 bits for its size")
@@ -87,7 +86,7 @@ class SlotParameters(NamedTuple):
         if len(self.source_type.encode()) > 31:
             raise ValueError(f"source_type has room for 31 bytes of UTF-8, not for {self.source_type!r}")
         return SlotParameters(
-            self.slot_id, shape.width, shape.height, fps_num, fps_den, name, self.source_type, ring_depth
+            self.slot_id, shape.width, shape.height, fps_num, fps_den, format.name, self.source_type, ring_depth
         )
 
     @property
