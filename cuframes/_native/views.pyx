@@ -17,6 +17,8 @@ from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
 from cuframes._native.dlpack cimport *
 from cuframes._native.source cimport check_unmasked
 
+from numbers import Integral
+
 from cuframes.errors import refusal
 
 
@@ -65,13 +67,13 @@ cdef void* dlpack_stream(object stream) except? NULL:
     """
     if stream is None:
         return <void*>CF_CUDA_STREAM_LEGACY
-    if not isinstance(stream, int) or isinstance(stream, bool):
+    if not isinstance(stream, Integral) or isinstance(stream, bool):
         raise TypeError(f"a DLPack stream is None or an int, not {stream!r}")
     if stream == -1:
         return NULL
     if stream <= 0:
         raise ValueError(f"a DLPack stream on CUDA is -1, 1, 2 or a handle; {stream} is not unambiguous")
-    return <void*><uintptr_t>stream
+    return <void*><uintptr_t>int(stream)
 
 
 cdef class View:

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from numbers import Rational, Real
 from typing import NamedTuple
 
 from cuframes._native.slot import DEFAULT_DEPTH, MIN_DEPTH, slot_size
@@ -51,11 +52,14 @@ def check_slot_id(slot_id: str) -> str:
 
 def rate(fps: Rate) -> Fraction:
     """Frames per second as a fraction: ``25``, ``59.94``, ``(60000, 1001)``, ``"60000/1001"``."""
+    # NumPy has reals that are no float, and its integers would stay what they are inside a Fraction.
+    real = isinstance(fps, Real) and not isinstance(fps, Rational)
     try:
-        given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(fps)
-    except (TypeError, ValueError, ZeroDivisionError):
+        given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(float(fps) if real else fps)
+        given = Fraction(int(given.numerator), int(given.denominator))
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         raise ValueError(f"fps is a number or a fraction, not {fps!r}") from None
-    return given.limit_denominator(1001) if isinstance(fps, float) else given
+    return given.limit_denominator(1001) if real else given
 
 
 class SlotParameters(NamedTuple):
