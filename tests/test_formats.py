@@ -357,6 +357,8 @@ def test_frames_of_ffmpeg_through_the_ring(key, video):
         sources = [video.src, video.data, whole]
         if video.name != "v210":
             sources.append(video.frame)
+        if video.name in ("nv12", "i420", "gray8", "gray16", "rgb24", "bgra", "yuyv422", "yuv444p"):
+            sources.append(video.frame.to_ndarray())
         for src in sources:
             publisher.publish(src)
             with subscriber.next(1) as frame:
