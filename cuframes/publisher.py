@@ -62,9 +62,10 @@ class Publisher(lifetime.Closing):
     key : str
         1 to 63 characters of ``A-Z a-z 0-9 _ -``; one living publisher per key and host.
     width, height : int
-        Pixels. Both even for 4:2:0 formats, the width even for 4:2:2.
+        Pixels. Both even for 4:2:0 formats, the width even for 4:2:2, the height even for 4:4:0.
     format : str
-        ``nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra uyvy422 yuyv422 rgbp``.
+        FFmpeg's name of a pixel format, or GStreamer's or V4L2's of the same bytes (``NV12``, ``YUYV``, ``P010_10LE``);
+        ``cuframes.formats`` lists them.
     ring_size : int
         Slots, 2 to 16. The memory of all of them is reserved now.
     memory : {"auto", "host", "cuda", "cuda-ipc"}
@@ -246,10 +247,11 @@ class Publisher(lifetime.Closing):
         Parameters
         ----------
         src : array-like
-            The frame as one array (``(height * 3 // 2, width)`` for 4:2:0, ``(3, height, width)`` for ``rgbp``, else
-            ``(height, width[, components])``), as a list or tuple of its planes, as its bytes without padding, or
-            anything with planes and a format: a PyAV ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 for
-            ``p010`` and ``gray16``. Rows may be padded, and lie in any order and direction.
+            The frame as one array (``(height * 3 // 2, width)`` for 4:2:0, ``(height * 2, width)`` for planar 4:2:2,
+            ``(planes, height, width)`` for planar RGB and 4:4:4, else ``(height, width[, components])``), as a list or
+            tuple of its planes, as its bytes without padding, or anything with planes and a format: a PyAV
+            ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 where they have more than 8 bits; rows of
+            ``v210`` are bytes. Rows may be padded, and lie in any order and direction.
             Device memory takes arrays of its GPU (CUDA array interface, DLPack, PyAV's frames decoded there), copied on
             `stream`, and host arrays, uploaded through pinned memory; the host waits for neither.
         pts_ns : int, optional

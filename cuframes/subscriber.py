@@ -141,7 +141,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         self.name = _check_name(name) if name is not None else client.default_name()
         self.mode = mode
         self.wait = wait
-        self._device = device
+        self._device = None if device is None else whole_number(device, "device")
         self._stream = stream
         self._start = start
         self._max_held = held

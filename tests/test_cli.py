@@ -181,7 +181,22 @@ def test_snapshot(published, tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    "format", ["nv12", "i420", "p010", "gray8", "gray16", "rgb24", "bgra", "uyvy422", "yuyv422", "rgbp"]
+    "format",
+    [
+        "nv12",
+        "i420",
+        "p010",
+        "gray8",
+        "gray16",
+        "rgb24",
+        "bgra",
+        "uyvy422",
+        "yuyv422",
+        "rgbp",
+        "v210",
+        "I422_10LE",
+        "XR24",
+    ],
 )
 def test_formats_through_publish_snapshot_and_pipe(key, tmp_path, format):
     """What went in as FFmpeg's test picture comes out as the same picture, whatever the format between."""

@@ -157,7 +157,7 @@ class TestOneProcess:
             publisher.publish(gray(1))
             plane = subscriber.next(5).planes[0]
             assert plane.__dlpack_device__() == (2, driver.gpu().ordinal)
-            for stream in (None, 1, 2, -1):
+            for stream in (None, 1, 2, -1, numpy.int64(1), numpy.int8(-1)):
                 assert '"dltensor"' in repr(plane.__dlpack__(stream=stream))
             assert '"dltensor_versioned"' in repr(plane.__dlpack__(stream=1, max_version=(1, 1)))
             for stream, error in ((0, ValueError), (-2, ValueError), ("1", TypeError), (True, TypeError)):
@@ -708,7 +708,7 @@ class TestExternal:
 
     def test_pointers_are_announced(self, key, allocate):
         buffers = [allocate(8192) for _ in range(3)]
-        with Publisher.external(key, buffers, 64, 48, "gray8") as publisher:
+        with Publisher.external(key, list(numpy.array(buffers, numpy.uint64)), 64, 48, "gray8") as publisher:
             raw = Path(f"/dev/shm/cuframes-{key}").read_bytes()
             assert struct.unpack_from("<Q", raw, 40) == (1,)
             assert [struct.unpack_from("<Q", raw, 256 + 192 * k + 96)[0] for k in range(3)] == buffers
@@ -741,6 +741,11 @@ def test_auto_means_cuda_where_there_is_a_gpu(key):
         assert find_publisher(key).memory == "cuda"
     with pytest.raises(cuframes.DeviceError, match="there is no GPU cuda:99"):
         Publisher(key, 64, 48, "gray8", memory="cuda", device=99)
+    for wrong in (True, 0.0, "0"):
+        with pytest.raises(TypeError, match="device must be an int, not"):
+            Publisher(key, 64, 48, "gray8", memory="cuda", device=wrong)
+        with pytest.raises(TypeError, match="device must be an int, not"):
+            Subscriber(key, device=wrong)
     with Publisher(key, 64, 48, "gray8", memory="host"):
         with pytest.raises(cuframes.DeviceError, match="host memory"):
             Subscriber(key, device=0)

@@ -39,6 +39,11 @@ SIZES = {
     "i420": [(8, 4)],
     "p010": [(8, 4)],
     "rgbp": [(4, 3)],
+    "nv16": [(8, 3)],
+    "nv24": [(5, 3)],
+    "yuv422p10le": [(8, 3)],
+    "yuva444p12le": [(5, 3)],
+    "v210": [(50, 3)],
 }
 EXAMPLES = int(os.environ.get("CUFRAMES_TEST_EXAMPLES", "200"))
 tries = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

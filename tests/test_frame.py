@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import zlib
+from fractions import Fraction
 
 import numpy
 import pytest
@@ -15,6 +16,8 @@ import pytest
 import cuframes
 from cuframes import Publisher, Subscriber
 from cuframes.formats import FORMATS, FrameShape
+from cuframes.framecache.parameters import rate
+from cuframes.host.steps import deadline_after
 
 
 def pattern(name, width, height):
@@ -707,6 +710,23 @@ class TestNumbers:
             found = writer.info()
             assert (found.dropped_frames, found.width, found.ring_depth, found.fps_num) == (2, 60, 4, 25)
         cuframes.framecache.remove_slot(slot_id)
+
+    def test_numpy_rates_and_timeouts(self, slot_id):
+        exact = Fraction(2997, 50)
+        for fps in ((numpy.int32(2997), numpy.int32(50)), 59.94, numpy.float64(59.94), numpy.float32(59.94)):
+            found = rate(fps)
+            assert found == exact
+            assert (type(found.numerator), type(found.denominator)) == (int, int)
+        for fps in (numpy.float32("nan"), numpy.float64("inf"), numpy.zeros(2)):
+            with pytest.raises(ValueError, match="fps is a number"):
+                rate(fps)
+        # Added to the clock as float32, a timeout would be rounded with it, to seconds after some months.
+        assert type(deadline_after(numpy.float32(0.1))) is float
+        cuframes.framecache.create_slot(slot_id, 64, 48, ring_depth=2)
+        with cuframes.framecache.SlotReader(slot_id, connect_timeout=numpy.float32(1)) as reader:
+            for timeout in (numpy.float32(0.01), numpy.int64(0), numpy.float64(0)):
+                with pytest.raises(cuframes.Timeout):
+                    reader.read(timeout)
 
     @pytest.mark.parametrize("wrong", [True, numpy.True_, 2.0, "2", None, numpy.float64(2)])
     def test_others_are_refused(self, key, slot_id, wrong):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numpy
 import pytest
 
 from cuframes import NotFound, OutOfSharedMemory, ProtocolError
@@ -80,6 +81,19 @@ def test_a_list_as_the_service_sends_it():
         assert [slot._asdict() for slot in Client(url).list()] == [SLOT]
     with answering(slots(), pause=0) as url:
         assert Client(f"{url}/").list()
+
+
+def test_numpy_numbers_are_numbers():
+    """JSON knows Python's only."""
+    n = numpy.int64
+    with answering(http(json.dumps(SLOT).encode())) as url:
+        client = Client(url, timeout=numpy.float32(10))
+        for fps in (n(25), (n(25), n(1)), numpy.float32(25), 25.0, "25"):
+            found = client.create("cam", n(64), numpy.uint16(48), fps=fps, ring_depth=n(4))
+            assert found.slot_id == "cam"
+        for wrong in ({"width": 64.0}, {"height": True}, {"ring_depth": "4"}):
+            with pytest.raises(TypeError, match="must be an int"):
+                client.create("cam", **({"width": 64, "height": 48} | wrong))
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def test_pixel_formats_go_by_name_or_number(service, slot_id):
     body = BODY | {"slot_id": slot_id, "pixel_format": 0}
     assert request(service, "POST", "/slots", body)[2]["pixel_format"] == "uyvy422"
     assert request(service, "POST", "/slots", body | {"pixel_format": "uyvy422"})[0] == 200
+    assert request(service, "POST", "/slots", body | {"pixel_format": "UYVY"})[0] == 200
 
 
 def test_what_happens_behind_its_back_is_seen(service, client, slots, slot_id):
@@ -231,7 +232,7 @@ def test_thumbnails_are_made_from_the_newest_frame_and_not_more_often_than_once_
         ({"width": 32768, "height": 32768, "pixel_format": "rgba"}, 422),
         ({"width": 32766, "height": 32768, "pixel_format": "rgba", "ring_depth": 4096}, 507),
         ({"fps_den": 0}, 422),
-        ({"pixel_format": "v210"}, 422),
+        ({"pixel_format": "yv12"}, 422),
         ({"pixel_format": 99}, 422),
         ({"pixel_format": None}, 422),
         ({"ring_depth": 1}, 422),

@@ -149,7 +149,7 @@ def test_names_that_are_no_slot_ids(slots, name):
         ({"width": 0}, "width"),
         ({"width": 63}, "multiple of 2"),
         ({"width": 10**9}, "width"),
-        ({"format": "v210"}, "unknown pixel format"),
+        ({"format": "yv12"}, "unknown pixel format"),
         ({"ring_depth": 1}, "ring_depth"),
         ({"ring_depth": 10**6}, "ring_depth"),
         ({"fps": 0}, "fps_num"),

@@ -8,6 +8,7 @@ from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
 import sys
+from numbers import Integral
 
 from cuframes.errors import DeviceError
 
@@ -87,6 +88,8 @@ cdef void* stream_of(object stream) except? NULL:
         handle = stream.cuda_stream
     elif hasattr(stream, "ptr"):
         handle = stream.ptr
+    elif isinstance(stream, Integral):  # NumPy's
+        handle = int(stream)
     else:
         raise TypeError(f"stream must be None, an int, or a CUDA stream object, not {type(stream).__name__}")
     # 0 means the default stream of whichever context is current; name the legacy default stream explicitly instead.

@@ -8,7 +8,7 @@ from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._native.cuda cimport Device, check_driver, stream_of
 from cuframes._native.frame_ring cimport cf_reader_valid
 from cuframes._native.device_source cimport device_source_of
-from cuframes._native.layout cimport FrameLayout, Geometry
+from cuframes._native.layout cimport MAX_PLANES, FrameLayout, Geometry
 from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
 from cuframes._native.ring_end cimport is_inherited
 from cuframes._native.status cimport deadline_after, nanoseconds_of
@@ -406,7 +406,7 @@ def publish(FrameWriter writer not None, FrameLayout layout not None, src, pts_n
 cdef object publish_inside(FrameWriter writer, FrameLayout layout, object src, object pts_ns, object stream,
                            object timeout):
     cdef Py_buffer buffer
-    cdef Rows[3] rows
+    cdef Rows[MAX_PLANES] rows
     if writer.slots.device is None and stream is None and plain_rows(layout, src, &buffer, rows):
         try:
             if pts_ns is not None:

@@ -3,6 +3,10 @@ cdef extern from "cuframes/copy.h" nogil:
         pass
 
 
+cdef enum:
+    MAX_PLANES = 4
+
+
 cdef struct Geometry:
     Py_ssize_t offset
     int ndim
@@ -17,11 +21,12 @@ cdef class FrameLayout:
     cdef str format
     cdef int planes
     cdef int item_bytes
-    cdef Geometry[3] plane
+    cdef Geometry[MAX_PLANES] plane
     cdef Geometry matrix
     cdef Py_ssize_t nbytes
     cdef Py_ssize_t tight_bytes
-    # The whole frame as one array: its extents, and whether all planes have the same pitch (true except for i420).
+    # The whole frame as one array: its extents, and whether the rows of all planes are of one length,
+    # so that one pitch serves them (not in i420).
     cdef int array_ndim
     cdef Py_ssize_t[3] array_extent
     cdef bint one_pitch

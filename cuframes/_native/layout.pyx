@@ -23,13 +23,14 @@ cdef class FrameLayout:
         self.planes = len(shape.planes)
         self.item_bytes = shape.format.itemsize
         self.nbytes = shape.nbytes
+        self.one_pitch = True
         for i in range(self.planes):
             fill_geometry(&self.plane[i], shape.planes[i], self.item_bytes)
+            self.one_pitch = self.one_pitch and self.plane[i].row_bytes == self.plane[0].row_bytes
             self.tight_bytes += self.plane[i].row_bytes * self.plane[i].rows
         self.array_ndim = len(shape.array_shape)
         for i in range(self.array_ndim):
             self.array_extent[i] = shape.array_shape[i]
-        self.one_pitch = self.planes == 1 or self.plane[1].row_bytes == self.plane[0].row_bytes
         self.matrix.ndim = 0
         if shape.matrix is not None:
             fill_geometry(&self.matrix, shape.matrix, self.item_bytes)

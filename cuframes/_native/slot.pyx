@@ -10,7 +10,7 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
-from cuframes._native.layout cimport FrameLayout
+from cuframes._native.layout cimport MAX_PLANES, FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_now_ns
 from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_short_frame
@@ -242,7 +242,7 @@ cdef class CacheWriter(RingEnd):
         """Copy a frame into the slot and publish it. The copy runs without the GIL. If it fails, no frame is published.
         """
         cdef Py_buffer buffer
-        cdef Rows[3] rows
+        cdef Rows[MAX_PLANES] rows
         cdef Source source
         if pts_us is not None:
             pts_us = microseconds_of(pts_us)
@@ -610,11 +610,11 @@ cdef class SlotFrame:
     Attributes
     ----------
     data : numpy.ndarray
-        The pixels, of ``uint8`` (``uint16`` for p010 and gray16), in the array shape that OpenCV and FFmpeg use for
-        the format: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height, width, 3) for RGB. Flat bytes
-        if the frame is smaller than a picture of the format, or if the format is unknown. With ``read(copy=False)`` it
-        is a read-only view of the slot's own memory, which may be overwritten at any time; check :attr:`valid` after
-        use. With ``next(out=buffer)`` it is that buffer.
+        The pixels, of ``uint8`` (``uint16`` where samples have more than 8 bits), in the array shape that OpenCV and
+        FFmpeg use for the format: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height, width, 3) for
+        RGB. Flat bytes if the frame is smaller than a picture of the format, or if the format is unknown. With
+        ``read(copy=False)`` it is a read-only view of the slot's own memory, which may be overwritten at any time;
+        check :attr:`valid` after use. With ``next(out=buffer)`` it is that buffer.
     dropped : int
         Number of frames that were missed between the frame read before and this one: ``lost`` and ``skipped`` together.
         (``dropped`` is the slot format's own word.)

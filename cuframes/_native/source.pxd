@@ -1,4 +1,4 @@
-from cuframes._native.layout cimport FrameLayout
+from cuframes._native.layout cimport MAX_PLANES, FrameLayout
 
 
 cdef extern from "cuframes/copy.h" nogil:
@@ -43,7 +43,7 @@ cdef class Array:
 
 cdef class Source:
     cdef FrameLayout layout
-    cdef Rows[3] rows
+    cdef Rows[MAX_PLANES] rows
     cdef list keep
     cdef bint on_gpu
     cdef bint on_host

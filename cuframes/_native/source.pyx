@@ -348,10 +348,16 @@ cdef class Source:
         name = getattr(src.format, "name", src.format)
         if name == "cuda":  # PyAV, decoded on the GPU: sw_format is the format of the samples
             name = getattr(getattr(src, "sw_format", None), "name", name)
+        planes = src.planes
+        if layout.format == "rgbp" and name == "gbrp":  # FFmpeg's planar RGB, whose planes are G, B, R
+            planes, name = (planes[2], planes[0], planes[1]), "rgbp"
         if ALIASES.get(name, name) != layout.format or (src.width, src.height) != (mine.width, mine.height):
+            remedy = "frame.reformat"
+            if layout.format == "v210":  # which FFmpeg has as a codec, not as a format of frames
+                remedy += " to yuv422p10le, then the encoder v210, whose packet is a frame"
             raise ValueError(f"this publisher shares {layout.format} {mine.width}x{mine.height}, but the frame is "
-                             f"{name} {src.width}x{src.height}; convert it first (PyAV: frame.reformat)")
-        return self.all_planes(src.planes)
+                             f"{name} {src.width}x{src.height}; convert it first (PyAV: {remedy})")
+        return self.all_planes(planes)
 
     cdef int all_planes(self, object planes) except -1:
         cdef int i

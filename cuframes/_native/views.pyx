@@ -18,6 +18,8 @@ from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
 from cuframes._native.dlpack cimport *
 from cuframes._native.source cimport check_unmasked
 
+from numbers import Integral
+
 from cuframes.errors import refusal
 
 
@@ -66,14 +68,14 @@ cdef void* dlpack_stream(object stream) except? NULL:
     """
     if stream is None:
         return <void*>CF_CUDA_STREAM_LEGACY
-    if not isinstance(stream, int) or isinstance(stream, bool):
+    if not isinstance(stream, Integral) or isinstance(stream, bool):
         raise TypeError(f"a DLPack stream is None or an int, not {stream!r}")
     if stream == -1:
         return NULL
     if stream <= 0:
         raise ValueError(f"stream={stream} is ambiguous or invalid in DLPack; pass 1 (legacy default), 2 (per-thread "
                          "default), -1 (no ordering) or a handle")
-    return <void*><uintptr_t>stream
+    return <void*><uintptr_t>int(stream)
 
 
 cdef class View:

@@ -23,16 +23,24 @@ __all__ = ["pipe"]
 SECOND_NS = 1_000_000_000
 LOOK_SECONDS = 0.2  # so often, while no frame comes, whether the reader has gone
 # What YUV4MPEG2 can say: the colour space of its header, and FFmpeg's name of the planar format behind it.
-Y4M = {
-    "nv12": ("420jpeg", "yuv420p"),
-    "i420": ("420jpeg", "yuv420p"),
-    "p010": ("420p10", "yuv420p10le"),
-    "gray8": ("mono", "gray"),
-    "gray16": ("mono16", "gray16le"),
-    "uyvy422": ("422", "yuv422p"),
-    "yuyv422": ("422", "yuv422p"),
+Y4M_PLANAR = {
+    "420jpeg": ("yuv420p", "nv12 nv21 i420"),
+    "420p10": ("yuv420p10le", "p010 yuv420p10le"),
+    "420p12": ("yuv420p12le", "yuv420p12le"),
+    "420p16": ("yuv420p16le", "p016le"),
+    "422": ("yuv422p", "nv16 yuv422p uyvy422 yuyv422 yvyu422"),
+    "422p10": ("yuv422p10le", "p210le yuv422p10le v210"),
+    "422p12": ("yuv422p12le", "yuv422p12le"),
+    "444p10": ("yuv444p10le", "yuv444p10le yuva444p10le gbrp10le"),
+    "444p12": ("yuv444p12le", "yuv444p12le yuva444p12le gbrp12le"),
+    "444p16": ("yuv444p16le", "yuv444p16le"),
+    "mono": ("gray", "gray8"),
+    "mono10": ("gray10le", "gray10le"),
+    "mono12": ("gray12le", "gray12le"),
+    "mono16": ("gray16le", "gray16"),
 }
-Y4M_RGB = ("444", "yuv444p")
+Y4M = {name: (colour, planar) for colour, (planar, names) in Y4M_PLANAR.items() for name in names.split()}
+Y4M_OTHERS = ("444", "yuv444p")  # 8-bit RGB and YUV of other sampling
 
 
 def pipe(
@@ -86,7 +94,7 @@ def _copy(
     """Write the frames of a subscriber or of a slot."""
     write = _raw if format == "raw" else _y4m
     if format == "y4m":
-        colour = Y4M.get(source.format, Y4M_RGB)[0]
+        colour = Y4M.get(source.format, Y4M_OTHERS)[0]
         if rate is None:
             rate = _measure(lambda: _wait(take, out))
         header = f"YUV4MPEG2 W{source.width} H{source.height} F{rate.numerator}:{rate.denominator} Ip A1:1"
@@ -129,7 +137,7 @@ def _raw(out: BinaryIO, frame: Any) -> None:
 
 
 def _y4m(out: BinaryIO, frame: Any) -> None:
-    _, format = Y4M.get(frame.format, Y4M_RGB)
+    _, format = Y4M.get(frame.format, Y4M_OTHERS)
     planar = pictures.reformat(pictures.to_video(frame), frame.width, frame.height, format)
     sample = 2 if planar.format.name.endswith("le") else 1
     out.write(b"FRAME\n")

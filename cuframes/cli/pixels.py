@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy
 
-from cuframes.formats import ALIASES, FrameShape, pixel_format
-from cuframes.media.pictures import GBR_OF_RGB, encode, ffmpeg_format, reformat, rows, to_video, video_rows
+from cuframes.formats import FrameShape, pixel_format
+from cuframes.media.pictures import encode, ffmpeg_format, reformat, rows, to_video
 from cuframes.memory.driver import upload_columns
 
 __all__ = ["check_stampable", "convert", "read_stamp", "save_picture", "stamp"]
@@ -21,9 +21,7 @@ def convert(frame: Any, width: int, height: int, format: str) -> Any:
         return frame
     if (frame.format.name, frame.width, frame.height) != (wanted, width, height):
         frame = reformat(frame, width, height, wanted)
-    if format == "rgbp":
-        return [video_rows(frame.planes[i], width)[:height] for i in GBR_OF_RGB]
-    return frame
+    return encode(frame, "v210") if pixel_format(format).name == "v210" else frame
 
 
 def save_picture(frame: Any, path: Path) -> None:
@@ -42,7 +40,7 @@ def save_picture(frame: Any, path: Path) -> None:
 
 def check_stampable(format: str, width: int, height: int) -> None:
     """Raise ValueError when a frame is too narrow for a stamp in every row."""
-    shape = FrameShape(pixel_format(ALIASES.get(format, format)), width, height)
+    shape = FrameShape(pixel_format(format), width, height)
     for plane in shape.planes:
         if plane.shape[1] * plane.strides[1] < STAMP_BYTES:
             raise ValueError(f"a stamp needs {STAMP_BYTES} bytes in every row; {format} at width {width} has fewer")

@@ -43,7 +43,10 @@ def publish(
     ] = False,
     size: Annotated[str | None, typer.Option(help="Scale to WIDTHxHEIGHT.")] = None,
     fps: Annotated[float | None, typer.Option(min=0, help="Play at this rate; 0: as fast as it decodes.")] = None,
-    format: Annotated[str | None, typer.Option(help="Pixel format; default nv12, and uyvy422 for a slot.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="FFmpeg's, GStreamer's or V4L2's name of a pixel format; default nv12, for a slot uyvy422."),
+    ] = None,
     packets: Annotated[
         bool, typer.Option("--packets", help="Share the encoded packets too, with the frames' pts.")
     ] = False,

@@ -12,6 +12,7 @@ import av
 from cuframes.cli import pixels
 from cuframes.codecs import nanoseconds
 from cuframes.errors import DeviceError
+from cuframes.formats import pixel_format
 from cuframes.media import pictures
 from cuframes.memory.driver import current, gpu
 
@@ -38,7 +39,8 @@ class Source:
     fps : float, optional
         Play at this rate, 0 = as fast as it decodes. Default: files at their own rate, live sources as they come.
     format : str
-        Pixel format of the frames, one of ours.
+        Pixel format of the frames, by any of its names. Frames that are in another are converted, full range to the
+        limited one too, unless a full-range name asks for it (``yuvj420p``).
     loop : bool
         Start again at the end of a file. Timestamps go on growing.
     gpu : int, optional
@@ -100,7 +102,7 @@ class Source:
 
     def _open_on_gpu(self, ordinal: int) -> Any:
         """The source with its decoder on a GPU, or None."""
-        if self._size is not None or self.format not in ("nv12", "p010"):
+        if self._size is not None or pixel_format(self.format).name not in ("nv12", "p010"):
             log.warning("%s: decoding on the CPU, since frames are converted to %s there", self.url, self.format)
             return None
         clock, demuxed = copy(self._clock), list(self._demuxed)

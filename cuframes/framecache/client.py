@@ -5,6 +5,7 @@ from typing import Any
 
 from cuframes._native.slot import DEFAULT_DEPTH
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError, printable
+from cuframes.formats import whole_number
 from cuframes.framecache.parameters import Rate, check_slot_id, is_slot_id, rate
 from cuframes.framecache.slots import SlotInfo
 
@@ -46,7 +47,7 @@ class Client:
         if not 0 < timeout < float("inf"):
             raise ValueError(f"timeout must be seconds > 0, not {timeout!r}")
         self._token = token
-        self._timeout = timeout
+        self._timeout = float(timeout)
 
     def create(
         self,
@@ -65,13 +66,13 @@ class Client:
         per_second = rate(fps)
         body = {
             "slot_id": slot_id,
-            "width": width,
-            "height": height,
+            "width": whole_number(width, "width"),
+            "height": whole_number(height, "height"),
             "fps_num": per_second.numerator,
             "fps_den": per_second.denominator,
             "pixel_format": format,
             "source_type": source_type,
-            "ring_depth": ring_depth,
+            "ring_depth": whole_number(ring_depth, "ring_depth"),
         }
         return self._slot(self._call("POST", "/slots", (200, 201), body))
 

@@ -2,21 +2,21 @@
 
 import re
 from fractions import Fraction
+from numbers import Rational, Real
 from typing import NamedTuple
 
 from cuframes._native.slot import DEFAULT_DEPTH, MAX_SLOT_ID, MAX_SOURCE_TYPE, MIN_DEPTH, slot_size
-from cuframes.formats import ALIASES, FORMATS, FrameShape, pixel_format, whole_number
+from cuframes.formats import FORMATS, FrameShape, pixel_format, whole_number
 
 __all__ = ["Rate", "SlotParameters", "check_slot_id", "rate"]
 
 Rate = Fraction | int | float | str | tuple[int, int]
 
-# The number that stands for a pixel format in a slot's header; 0 is the format's own, the others are ours.
-CODES = {
-    name: code
-    for code, name in enumerate(
-        "uyvy422 yuyv422 nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra rgbp".split()  # noqa: SIM905
-    )
+# The number that stands for a pixel format in a slot's header; 0 is the format's own, the others are ours. From 12 on
+# they are those of a publisher's segment.
+_FIRST = "uyvy422 yuyv422 nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra rgbp".split()  # noqa: SIM905
+CODES = {name: code for code, name in enumerate(_FIRST)} | {
+    f.name: f.code for f in FORMATS.values() if f.code >= len(_FIRST)
 }
 NAMES = {code: name for name, code in CODES.items()}
 REGISTRY = "registry.json"  # the service's list, in the same directory
@@ -54,11 +54,14 @@ def check_slot_id(slot_id: str) -> str:
 
 def rate(fps: Rate) -> Fraction:
     """Frames per second as a fraction: ``25``, ``59.94``, ``(60000, 1001)``, ``"60000/1001"``."""
+    # NumPy has reals that are no float, and its integers would stay what they are inside a Fraction.
+    real = isinstance(fps, Real) and not isinstance(fps, Rational)
     try:
-        given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(fps)
-    except (TypeError, ValueError, ZeroDivisionError):
+        given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(float(fps) if real else fps)
+        given = Fraction(int(given.numerator), int(given.denominator))
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         raise ValueError(f"fps is a number or a fraction, not {fps!r}") from None
-    return given.limit_denominator(1001) if isinstance(fps, float) else given
+    return given.limit_denominator(1001) if real else given
 
 
 class SlotParameters(NamedTuple):
@@ -76,8 +79,8 @@ class SlotParameters(NamedTuple):
     def checked(self) -> "SlotParameters":
         """These, with the format's own name for its aliases; raises ValueError or TypeError if they make no slot."""
         check_slot_id(self.slot_id)
-        name = ALIASES.get(self.pixel_format, self.pixel_format)
-        shape = FrameShape(pixel_format(name), self.width, self.height, align=1)
+        format = pixel_format(self.pixel_format)
+        shape = FrameShape(format, self.width, self.height, align=1)
         frame_size = shape.nbytes
         if frame_size >= 2**32:
             raise ValueError(f"a frame of {frame_size} bytes is too large: the format has 32 bits for its size")
@@ -89,7 +92,7 @@ class SlotParameters(NamedTuple):
         if len(self.source_type.encode()) > MAX_SOURCE_TYPE:
             raise ValueError(f"source_type has room for {MAX_SOURCE_TYPE} bytes of UTF-8, not for {self.source_type!r}")
         return SlotParameters(
-            self.slot_id, shape.width, shape.height, fps_num, fps_den, name, self.source_type, ring_depth
+            self.slot_id, shape.width, shape.height, fps_num, fps_den, format.name, self.source_type, ring_depth
         )
 
     @property

@@ -453,7 +453,7 @@ def create_slot(
     width, height : int
         Pixels.
     format : str
-        Pixel format, FFmpeg's name: uyvy422, nv12, rgb24, …
+        Pixel format, by FFmpeg's name or another of those in ``cuframes.formats``: uyvy422, nv12, rgb24, …
     fps : number, str or (int, int)
         Nominal frames per second: ``25``, ``59.94``, ``(60000, 1001)``.
     ring_depth : int

@@ -57,7 +57,7 @@ def deadline_after(timeout: float | None) -> float | None:
         return None
     if isinstance(timeout, bool) or not timeout >= 0:
         raise ValueError(f"a timeout is None or seconds >= 0, not {timeout!r}")
-    return time.monotonic() + timeout
+    return time.monotonic() + float(timeout)  # a sum with NumPy's float32 is as coarse as that
 
 
 class Expired(Exception):

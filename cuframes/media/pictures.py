@@ -1,4 +1,4 @@
-"""Frames as pictures, through PyAV: FFmpeg's names of our formats, PyAV's frames, PNG and JPEG."""
+"""Frames as pictures, through PyAV: FFmpeg's names of our formats, PyAV's frames, PNG, JPEG and v210."""
 
 import functools
 from fractions import Fraction
@@ -8,18 +8,31 @@ import av
 import numpy
 from numpy.lib.stride_tricks import as_strided
 
-__all__ = ["GBR_OF_RGB", "encode", "ffmpeg_format", "reformat", "rows", "to_video", "video_rows"]
+from cuframes.formats import FULL_RANGE, pixel_format
 
-FFMPEG_NAMES = {"i420": "yuv420p", "gray8": "gray", "gray16": "gray16le", "p010": "p010le", "rgbp": "gbrp"}
+__all__ = ["encode", "ffmpeg_format", "reformat", "rows", "to_video", "video_rows"]
+
+# FFmpeg has v210 as a codec, which takes and gives these samples.
+FFMPEG_NAMES = {
+    "i420": "yuv420p",
+    "gray8": "gray",
+    "gray16": "gray16le",
+    "p010": "p010le",
+    "rgbp": "gbrp",
+    "v210": "yuv422p10le",
+}
 # FFmpeg's planar RGB has its planes in the order G, B, R.
 GBR_OF_RGB = (2, 0, 1)
 VECTOR = 128  # pixels; rows of a multiple of it, and of half of it, are whole vectors of 64 bytes
-ENCODERS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p")}
+ENCODERS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p"), "v210": ("v210", "yuv422p10le")}
 
 
 def ffmpeg_format(name: str) -> str:
-    """FFmpeg's name of a format of ours."""
-    return FFMPEG_NAMES.get(name, name)
+    """FFmpeg's name of the samples of a format of ours, which may be given by any of its names."""
+    if name in FULL_RANGE:
+        return name
+    ours = pixel_format(name).name
+    return FFMPEG_NAMES.get(ours, ours)
 
 
 def reformat(video: Any, width: int, height: int, format: str) -> Any:
@@ -59,6 +72,8 @@ def video_rows(plane: Any, row_bytes: int) -> Any:
 def to_video(frame: Any) -> Any:
     """A PyAV frame with a copy of the pixels of one of ours."""
     planes = frame.planes
+    if frame.format == "v210":
+        return _unpack_v210(frame)
     video = av.VideoFrame(frame.width, frame.height, ffmpeg_format(frame.format))
     order = GBR_OF_RGB if frame.format == "rgbp" else range(len(planes))
     for index, plane in zip(order, planes, strict=True):
@@ -68,7 +83,7 @@ def to_video(frame: Any) -> Any:
 
 
 def encode(video: Any, kind: str) -> bytes:
-    """A PyAV frame as a picture: ``"png"`` or ``"jpeg"``."""
+    """A PyAV frame as a picture: ``"png"``, ``"jpeg"``, or ``"v210"``, which is a frame of ours without padding."""
     codec, format = ENCODERS[kind]
     picture = reformat(video, video.width, video.height, format)
     picture.pts = 0
@@ -77,3 +92,16 @@ def encode(video: Any, kind: str) -> bytes:
     encoder.time_base = Fraction(1, 25)
     packets = [*encoder.encode(picture), *encoder.encode(None)]
     return b"".join(bytes(packet) for packet in packets)
+
+
+def _unpack_v210(frame: Any) -> Any:
+    """In NumPy, since FFmpeg's decoder leaves pictures of fewer than 4 rows empty."""
+    words = rows(frame.planes[0]).view("<u4")
+    # Three samples of 10 bits in a word, the lowest first: U Y V, Y U Y, V Y U, Y V Y.
+    samples = numpy.stack([words & 1023, words >> 10 & 1023, words >> 20 & 1023], axis=2).astype("<u2")
+    samples = samples.reshape(frame.height, -1)
+    video = av.VideoFrame(frame.width, frame.height, ffmpeg_format("v210"))
+    for plane, found in zip(video.planes, (samples[:, 1::2], samples[:, ::4], samples[:, 2::4]), strict=True):
+        wanted = numpy.ascontiguousarray(found[:, : plane.width]).view(numpy.uint8)
+        video_rows(plane, 2 * plane.width)[: frame.height] = wanted
+    return video

@@ -15,6 +15,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any, Self
 
 from cuframes._native.control import VMM_MEMORY
@@ -334,8 +335,8 @@ def _open_descriptor(driver: Any, resources: Resources, descriptor: int, frame_b
 
 def buffer_pointer(buffer: Any) -> int:
     """Device address of a buffer: an int, or what the CUDA array interface or DLPack (through CuPy or PyTorch) say."""
-    if isinstance(buffer, int) and not isinstance(buffer, bool):
-        return buffer
+    if isinstance(buffer, Integral) and not isinstance(buffer, bool):
+        return int(buffer)
     interface = getattr(buffer, "__cuda_array_interface__", None)
     if interface is not None:
         return int(interface["data"][0])

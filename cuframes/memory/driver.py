@@ -11,6 +11,7 @@ from typing import Any
 from cuframes._native import cuda as hot
 from cuframes._native.cuda import Device
 from cuframes.errors import DeviceError
+from cuframes.formats import whole_number
 
 __all__ = ["call", "find_gpu", "gpu", "has_gpu"]
 
@@ -118,8 +119,7 @@ def gpu(ordinal: int | None = None) -> Device:
         If there is none; the message says what is missing.
     """
     driver = _driver()
-    if ordinal is None:
-        ordinal = _current(driver)
+    ordinal = _current(driver) if ordinal is None else whole_number(ordinal, "device")
     if ordinal in _devices:
         return _devices[ordinal]
     if not 0 <= ordinal < count():

@@ -67,7 +67,7 @@ class SlotRequest(BaseModel):
     pixel_format: Annotated[
         str | int,
         Field(
-            description="FFmpeg's name, or its number in the slot's header: 0 for uyvy422",
+            description="FFmpeg's, GStreamer's or V4L2's name, or the number in the slot's header: 0 for uyvy422",
             examples=["uyvy422"],
             json_schema_extra={"enum": [*CODES, *ALIASES, *NAMES]},
         ),
