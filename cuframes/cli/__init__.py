@@ -1,4 +1,4 @@
-"""The ``cuframes`` command. One module per command; ``app`` puts them together."""
+"""The ``cuframes`` command. Each subcommand has a module; ``app`` puts them together."""
 
 import signal
 import sys
@@ -13,7 +13,7 @@ EXIT_STALE = 4
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM (``number``) asked a command that runs until told otherwise to end."""
+    """SIGINT or SIGTERM (``number``) ended a command that runs until it is stopped."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -37,7 +37,7 @@ def fail(status: int, message: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Entry point. Errors are one line with cause and remedy; their exit status tells scripts which."""
+    """Entry point. An error is one line with cause and remedy; the exit status tells scripts the kind of error."""
     try:
         import av  # noqa: F401
         import rich  # noqa: F401
