@@ -1,9 +1,9 @@
-"""Benchmark of a framecache slot: 1080p59.94 UYVY, one writer, four readers, beside shared memory by hand.
+"""Benchmark of a framecache slot (1080p59.94 UYVY, one writer, four readers), compared with shared memory by hand.
 
     python bench/framecache.py [--seconds 60] [--readers 4] [--json FILE] [--quick]
 
-Needs gcc. Every process is one of its own, and does nothing but hand frames over. The floor is memcpy: what it costs to
-copy every frame in once, and out once for each reader.
+Needs gcc. The writer and every reader are separate processes that do nothing but hand frames over. The floor is memcpy:
+the cost of copying every frame in once, and out once for each reader.
 """
 
 import argparse
@@ -212,11 +212,11 @@ def by_hand(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run everything once and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each case")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds to run each case")
     parser.add_argument("--readers", type=int, default=4)
     parser.add_argument("--ring-depth", type=int, default=120)
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
-    parser.add_argument("--quick", action="store_true", help="2 s of each, to see that it works")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="run each case for 2 s, only to see that it works")
     options = parser.parse_args()
     if options.quick:
         options.seconds, options.ring_depth = 2.0, 20

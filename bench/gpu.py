@@ -1,8 +1,8 @@
-"""Benchmarks of the device path, each beside its floor and a peer measured in the same run.
+"""Benchmarks of the device path, each compared with its floor and with a peer measured in the same run.
 
     python bench/gpu.py [--json FILE]
 
-Floor: the driver's own calls from C (``floor_cuda.c``). Peer: ``torch.multiprocessing`` handing the same tensor over.
+Floor: the driver's own calls from C (``floor_cuda.c``). Peer: ``torch.multiprocessing``, handing over the same tensor.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Benchmarks of frames in host memory, beside a floor in C and what Python programs use instead.
+"""Benchmarks of frames in host memory, compared with a floor in C and with the ways that Python programs use instead.
 
     python bench/host.py [--json FILE] [--markdown FILE] [--plot FILE] [--quick] [CASE ...]
     python bench/host.py --compare BEFORE.json AFTER.json
 
-Cases: latency ping calls fanout streams idle steady small (all of them when none is named). Needs gcc; the peers are in
-the extra ``bench``, and those that are not installed are left out.
+Cases: latency ping calls fanout streams idle steady small (all of them when none is named). Needs gcc. The extra
+``bench`` installs the peers; a peer that is not installed is left out.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def send_all(peer: Peer, size: int, rate_hz: float, count: int, *, pin: bool = F
 
 
 def latency(quick: bool) -> Result:
-    """From the moment before sending until a view of the block is in the other process's hand."""
+    """Latency from just before sending a block until the other process has a view of it, in microseconds."""
     result: Result = {}
     cores = sorted(os.sched_getaffinity(0))
     for size, rate, count, pin in (
@@ -94,7 +94,7 @@ def latency(quick: bool) -> Result:
 
 
 def calls(quick: bool) -> Result:
-    """What the calls cost alone, in one process, for a small frame: medians over batches, in nanoseconds."""
+    """The cost of the calls alone, in one process, for a small frame: medians over batches, in nanoseconds."""
     rounds, batch = (5, 50) if quick else (400, 100)
     key = f"bench-{os.getpid()}"
     block = numpy.zeros((48, 64), numpy.uint8)
@@ -188,8 +188,8 @@ def wake_sleepers(count: int, work_us: int, times: int) -> Result:
 
 
 def fanout(quick: bool) -> Result:
-    """A small frame to so many processes that sleep: what publishing costs, and when the last of them has it; by a
-    publisher that goes back to sleep, and by one that works for 3 ms after each frame, as a decoder does.
+    """A small frame for several sleeping processes: the cost of publishing, and the time until the last process has the
+    frame. One publisher goes back to sleep; another works for 3 ms after each frame, as a decoder does.
     """
     result: Result = {}
     floor, times = Floor("floor_host"), 20 if quick else 120
@@ -253,7 +253,9 @@ def take_streams(count: int, fps: int, seconds: float, lost: list[int]) -> Resul
 
 
 def streams(quick: bool) -> Result:
-    """Cameras at 25 fps from one process; two others take all of them, with one thread each: CPU of all three."""
+    """Cameras at 25 fps from one process. Two other processes take all cameras, with one thread each: CPU of all three
+    processes.
+    """
     counts, seconds = ((4, 20), 0.5) if quick else ((8, 64), 4.0)
     lost: list[int] = []  # in any round; a median would hide it
     cases = {f"{count} streams": lambda count=count: take_streams(count, 25, seconds, lost) for count in counts}
@@ -302,8 +304,8 @@ def take_steady(fps: int, wait: str, pin: bool, count: int) -> Result:
 
 
 def steady(quick: bool) -> Result:
-    """A steady source, 64 bytes: the subscriber's CPU, and latency from the call of publish ("sent") and from when the
-    frame can be seen ("published"); between the two the publisher, which has just woken up, is at work.
+    """A steady source, 64 bytes: the subscriber's CPU, and the latency from the call of publish ("sent") and from the
+    moment at which the frame can be seen ("published"). In between the publisher, which has just woken up, is at work.
     """
     cases = {
         f"{fps} fps, {wait}{', a core each' if pin else ''}": lambda fps=fps, wait=wait, pin=pin: take_steady(
@@ -327,7 +329,7 @@ print(json.dumps([len(found), time.process_time() - begin]))
 
 
 def idle(quick: bool) -> Result:
-    """100 publishers in one process that publish nothing, and one that waits for all of them: CPU of both."""
+    """100 publishers in one process that publish nothing, and a process that waits for all of them: CPU of both."""
     count, seconds = (4, 0.5) if quick else (100, 5.0)
     key = f"bench-{os.getpid()}"
     publishers = [cuframes.Publisher(f"{key}-{n}", 64, 48, "gray8", memory="host") for n in range(count)]
@@ -394,7 +396,7 @@ def round_trips(kind: type[Peer], count: int, size: int = 64) -> dict[str, Any]:
 
 
 def ping(quick: bool) -> Result:
-    """64 bytes there and back, as fast as it goes: one way, in microseconds."""
+    """64 bytes there and back, as fast as possible: half of a round trip, in microseconds."""
     count = 200 if quick else 20_000
     result: Result = {}
     for kind in (CuframesSpin, CuframesBlock, IceoryxPoll, IceoryxEvent, RawSpin, RawSemaphore):
@@ -407,7 +409,7 @@ def ping(quick: bool) -> Result:
 
 
 def small(quick: bool) -> Result:
-    """Joining, importing, memory."""
+    """Joining, importing, and memory."""
     key = f"bench-{os.getpid()}"
 
     def rss() -> int:
@@ -460,7 +462,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--quick", action="store_true", help="only see that everything works")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     options = parser.parse_args()
     if options.compare:
@@ -469,7 +471,7 @@ def main() -> None:
         return
     unknown = set(options.cases) - set(CASES)
     if unknown:
-        parser.error(f"unknown case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+        parser.error(f"unknown case {', '.join(sorted(unknown))}; the cases are {', '.join(CASES)}")
     pinning = "none" if len(os.sched_getaffinity(0)) == os.cpu_count() else sorted(os.sched_getaffinity(0))
     packages = ("numpy", "iceoryx2", "pyshmem", "pyzmq")
     result: Result = {"conditions": conditions(*packages, pinning=pinning, frames=list(FRAMES))}

@@ -99,7 +99,7 @@ class Child:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
-            raise RuntimeError(f"the benchmark's child ended with status {self.process.wait()}")
+            raise RuntimeError(f"the benchmark's child process ended with status {self.process.wait()}")
 
     def result(self) -> Any:
         """What it prints at its end."""

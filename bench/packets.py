@@ -1,9 +1,9 @@
-"""Benchmarks of the packet ring, beside a bare memcpy, ``multiprocessing.Pipe`` and a ZeroMQ ``ipc://`` socket.
+"""Benchmarks of the packet ring, compared with memcpy, ``multiprocessing.Pipe`` and a ZeroMQ ``ipc://`` socket.
 
     python bench/packets.py [--json FILE] [--quick]
 
-Needs gcc; pyzmq, if it is installed, is that peer. Everything is measured in this one run, the cases in turn, several
-times over.
+Needs gcc. The ZeroMQ peer needs pyzmq, and is left out if it is not installed. Everything is measured in one run: the
+cases in turn, several times over.
 """
 
 import argparse
@@ -214,7 +214,7 @@ def zmq_latency(size: int, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="only see that everything works")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
     options = parser.parse_args()
     rounds = 1 if options.quick else 7
     few = 20 if options.quick else 1

@@ -41,7 +41,7 @@ def plot(result: Result, path: Path) -> None:
         axis.set_yticks(range(len(named)), list(named))
         axis.invert_yaxis()
         axis.set_xscale("log")
-        axis.set_xlabel("µs from sending to a view in hand, p50 (dot) to p99")
+        axis.set_xlabel("µs from sending until the receiver has a view, p50 (dot) to p99")
         axis.set_title(title)
     figure.tight_layout()
     figure.savefig(path)

@@ -253,7 +253,7 @@ def test_pipe_refuses_a_terminal():
     os.close(ours)
     os.close(theirs)
     assert done.returncode == 2
-    assert "frames are not for a terminal" in done.stderr
+    assert "frames cannot be shown on a terminal" in done.stderr
 
 
 def test_publish_plays_a_file_once_and_reports(key, clip):

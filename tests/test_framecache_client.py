@@ -127,7 +127,7 @@ def test_numpy_numbers_are_numbers():
     ],
 )
 def test_what_is_no_service_is_told_from_one(answer):
-    with answering(answer) as url, pytest.raises(ProtocolError, match=f"{url} is no framecache service"):
+    with answering(answer) as url, pytest.raises(ProtocolError, match=f"{url} is not a framecache service"):
         Client(url).list()
 
 
@@ -140,7 +140,7 @@ def test_a_server_error_without_an_explanation():
 
 
 def test_nothing_is_removed_by_something_that_only_says_ok():
-    with answering(http()) as url, pytest.raises(ProtocolError, match="no framecache service"):
+    with answering(http()) as url, pytest.raises(ProtocolError, match="not a framecache service"):
         Client(url).remove("cam")
 
 
@@ -202,7 +202,7 @@ BAD_URLS = (
 
 @pytest.mark.parametrize("url", BAD_URLS)
 def test_addresses_that_are_none(url):
-    with pytest.raises(ValueError, match="no address of a service"):
+    with pytest.raises(ValueError, match="not the address of a service"):
         Client(url)
 
 

@@ -153,8 +153,8 @@ def test_names_that_are_no_slot_ids(slots, name):
         ({"ring_depth": 1}, "ring_depth"),
         ({"ring_depth": 10**6}, "ring_depth"),
         ({"fps": 0}, "fps_num"),
-        ({"fps": "fast"}, "fps is"),
-        ({"fps": (1, 0)}, "fps is"),
+        ({"fps": "fast"}, "fps must be"),
+        ({"fps": (1, 0)}, "fps must be"),
         ({"source_type": "x" * 32}, "source_type"),
     ],
 )
@@ -201,9 +201,9 @@ def test_other_things_in_the_directory_are_refused_and_left_alone(slots, slot_id
         "truncated": "truncated",
         "text": "not a framecache slot|at least",
         "empty": "empty",
-        "folder": "no regular file",
-        "link": "no regular file",
-        "pipe": "no regular file",
+        "folder": "not a regular file",
+        "link": "not a regular file",
+        "pipe": "not a regular file",
     }.items():
         for attempt in (SlotReader, SlotWriter):
             with pytest.raises(ProtocolError, match=message):
@@ -234,7 +234,7 @@ def test_a_damaged_or_unfinished_slot_is_removed(slots, slot_id):
 
 def test_a_directory_that_is_a_link_is_not_followed(slots, slot_id, tmp_path):
     slots.symlink_to(tmp_path)
-    with pytest.raises(PermissionError, match="no directory of its own"):
+    with pytest.raises(PermissionError, match="a link or not a directory"):
         create_slot(slot_id, 64, 48)
     slots.unlink()
 
@@ -380,7 +380,7 @@ def test_what_is_not_ours_is_named_by_its_path(slots, slot_id):
     assert f"{path} belongs to uid 0" in refusal(remove_slot, slot_id)
     os.chown(path, 0, group)
     os.chmod(path, 0o660)
-    assert f"{semaphore} belongs to uid 0, and is not ours to use" in refusal(SlotWriter, slot_id)
+    assert f"{semaphore} belongs to uid 0, and this user may not use it" in refusal(SlotWriter, slot_id)
     os.chown(slots, user, group)
     assert f"{slots}/other cannot be given to group 61004" in refusal(create_slot, "other", 64, 48, group=61004)
     os.chmod(path, 0o600)
@@ -1325,7 +1325,7 @@ def test_what_is_no_semaphore_is_refused(slots, slot_id, tmp_path):
     for make in (path.touch, lambda: os.mkfifo(path), lambda: path.symlink_to(victim), path.mkdir):
         path.unlink()
         make()
-        with pytest.raises(PermissionError, match="is no semaphore"):
+        with pytest.raises(PermissionError, match="is not a semaphore"):
             SlotWriter(slot_id)
         if path.is_dir():
             path.rmdir()

@@ -1,4 +1,4 @@
-"""The ``cuframes`` command. One module per command; ``app`` puts them together."""
+"""The ``cuframes`` command. Each subcommand has a module; ``app`` puts them together."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ EXIT_STALE = 4
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM (``number``) asked a command that runs until told otherwise to end."""
+    """SIGINT or SIGTERM (``number``) ended a command that runs until it is stopped."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -38,7 +38,7 @@ def fail(status: int, message: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Entry point. Errors are one line with cause and remedy; their exit status tells scripts which."""
+    """Entry point. An error is one line with cause and remedy; the exit status tells scripts the kind of error."""
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:

@@ -9,7 +9,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="cuframes",
-    help="Share video frames and encoded packets between processes of this machine, in place.",
+    help="Share video frames and encoded packets in place between the processes of this machine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -15,7 +15,7 @@ BENCHMARKS = ("host", "packets", "framecache", "gpu")
 
 
 def bench(context: typer.Context) -> None:
-    """Run a benchmark: host (the default), packets, framecache or gpu. Further arguments are its own (--help)."""
+    """Run a benchmark: host (the default), packets, framecache or gpu. Further arguments go to it; see its --help."""
     arguments = context.args
     name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS else "host"
     places = [Path.cwd(), Path(cuframes.__file__).parent.parent]

@@ -1,8 +1,8 @@
-"""``cuframes demo``: a publisher and its subscribers, each a process, on real decoded video.
+"""``cuframes demo``: a publisher and its subscribers, each in its own process, on real decoded video.
 
-The demo only starts them and shows what they report: ``cuframes publish --stamp`` writes each frame's timestamp into
-its pixels, ``cuframes watch --verify`` looks for it in every row of every frame, ``cuframes snapshot`` saves what it
-saw.
+The demo only starts other commands and shows their reports. ``cuframes publish --stamp`` writes each frame's timestamp
+into its pixels, ``cuframes watch --verify`` checks the timestamp in every row of every frame, and ``cuframes snapshot``
+saves one frame as a picture.
 """
 
 import contextlib
@@ -51,11 +51,11 @@ class Reporter:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error."""
+        """Whether the process ended with an error."""
         return self.process.poll() not in (None, 0)
 
     def end(self, timeout: float) -> None:
-        """Wait for it, then insist."""
+        """Wait for the process to end; terminate it after `timeout` seconds, and kill it if that does not help."""
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -73,19 +73,19 @@ class Reporter:
 
     @property
     def complaint(self) -> str:
-        """Its last line on standard error."""
+        """The process's last line on standard error."""
         return self._errors[-1].strip().removeprefix("cuframes: ") if self._errors else "no reason given"
 
 
 def demo(
-    source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg opens, or testsrc.")] = "testsrc",
-    subscribers: Annotated[int, typer.Option(min=1, max=30, help="Subscriber processes.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 10.0,
-    memory: Annotated[str, typer.Option(help="auto, host, cuda or cuda-ipc.")] = "auto",
-    picture: Annotated[Path, typer.Option(help="Where to save what a subscriber saw.")] = Path("demo.png"),
-    json_: Annotated[bool, typer.Option("--json", help="No table; the summary as JSON.")] = False,
+    source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg can open, or testsrc.")] = "testsrc",
+    subscribers: Annotated[int, typer.Option(min=1, max=30, help="Number of subscriber processes.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="How many seconds to run.")] = 10.0,
+    memory: Annotated[str, typer.Option(help="Memory of the frames: auto, host, cuda or cuda-ipc.")] = "auto",
+    picture: Annotated[Path, typer.Option(help="File for a picture of what a subscriber saw.")] = Path("demo.png"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")] = False,
 ) -> None:
-    """Share real decoded video between processes, and check every frame in every one of them."""
+    """Share real decoded video between processes, and check every frame in each subscriber process."""
     stop_on_signals()
     key = f"demo-{os.getpid()}"
     # A short clip is repeated until the time is up.
@@ -93,7 +93,7 @@ def demo(
         "publish", key, "--source", source, "--loop", "--stamp", "--json", "--memory", memory,
         "--seconds", str(seconds), "--wait-for", str(subscribers),
     )  # fmt: skip
-    # Every other one takes all frames in order, the rest always the newest.
+    # Every other subscriber takes all frames in order, the rest always the newest frame.
     watchers = [
         Reporter(
             "watch", key, "--verify", "--json", "--interval", "0.25", "--name", f"subscriber-{i}",

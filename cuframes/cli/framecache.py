@@ -1,4 +1,4 @@
-"""``cuframes framecache``: the service, and what can be asked of it."""
+"""``cuframes framecache``: the service, and the commands for slots."""
 
 import json
 import os
@@ -23,18 +23,17 @@ __all__ = ["app"]
 TOKEN_VARIABLE = "CUFRAMES_FRAMECACHE_TOKEN"
 
 app = typer.Typer(
-    help="Slots of raw frames in host memory, written once and read by any number of processes, and their service.",
+    help="Slots of raw frames in host memory, written once and read by any number of processes, and the service that "
+    "manages them.",
     no_args_is_help=True,
 )
 
 SlotId = Annotated[str, typer.Argument(help="Name of the slot.")]
-Url = Annotated[
-    str, typer.Option(envvar="CUFRAMES_FRAMECACHE_URL", help="Where the service listens.", show_default=True)
-]
-Local = Annotated[bool, typer.Option("--local", help="Without the service: the slots' files themselves.")]
+Url = Annotated[str, typer.Option(envvar="CUFRAMES_FRAMECACHE_URL", help="Address of the service.", show_default=True)]
+Local = Annotated[bool, typer.Option("--local", help="Use the slots' files directly, without the service.")]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help=f"File with the bearer token; else ${TOKEN_VARIABLE}."),
+    typer.Option(exists=True, dir_okay=False, help=f"File with the bearer token; default: ${TOKEN_VARIABLE}."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
@@ -49,24 +48,28 @@ def _client(url: str, token_file: Path | None) -> Client:
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback only with a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = DEFAULT_PORT,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Addresses other than loopback need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = DEFAULT_PORT,
     token_file: TokenFile = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Further name that requests may have in their Host header; repeat it.")
+        list[str] | None, typer.Option(help="A further name to accept in the Host header; can be repeated.")
     ] = None,
     max_gb: Annotated[
-        float | None, typer.Option(min=0, help="Slots together take no more than so many GB; default: what is free.")
+        float | None, typer.Option(min=0, help="Limit for all slots together, in GB; default: the free memory.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Members of this group may read and write new slots.")] = None,
-    log_format: Annotated[str, typer.Option(help="json or text.")] = "json",
-    log_level: Annotated[str, typer.Option(help="debug (every request), info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(help="Format of the log: json or text.")] = "json",
+    log_level: Annotated[
+        str, typer.Option(help="Level of the log: debug (every request), info, warning or error.")
+    ] = "info",
 ) -> None:
-    """Run the service until SIGTERM or SIGINT. Slots stay, and the next start adopts them."""
+    """Run the service until SIGTERM or SIGINT. Slots stay, and the service adopts them when it starts again."""
     if log_format not in ("json", "text"):
-        raise ValueError(f"--log-format is json or text, not {log_format!r}")
+        raise ValueError(f"--log-format must be json or text, not {log_format!r}")
     if log_level not in ("debug", "info", "warning", "error"):
-        raise ValueError(f"--log-level is debug, info, warning or error, not {log_level!r}")
+        raise ValueError(f"--log-level must be debug, info, warning or error, not {log_level!r}")
     try:
         from cuframes.framecache import service
     except ImportError as missing:
@@ -115,12 +118,14 @@ def ls(url: Url = DEFAULT_URL, token_file: TokenFile = None, local: Local = Fals
 @app.command()
 def create(
     slot_id: SlotId,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT.")],
+    size: Annotated[str, typer.Option(help="Size of the frames: WIDTHxHEIGHT.")],
     fps: Annotated[str, typer.Option(help="Nominal rate: 25, 59.94, 60000/1001.")] = "25",
     format: Annotated[str, typer.Option(help="Pixel format.")] = "uyvy422",
-    ring_depth: Annotated[int, typer.Option(help="Frames that it holds.")] = DEFAULT_DEPTH,
-    source_type: Annotated[str, typer.Option(help="What it comes from, for people: sdi, srt, …")] = "",
-    group: Annotated[str | None, typer.Option(help="With --local: its members may read and write the slot.")] = None,
+    ring_depth: Annotated[int, typer.Option(help="Number of frames that the slot holds.")] = DEFAULT_DEPTH,
+    source_type: Annotated[str, typer.Option(help="Kind of source, shown to people: sdi, srt, …")] = "",
+    group: Annotated[
+        str | None, typer.Option(help="With --local: members of this group may read and write the slot.")
+    ] = None,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     local: Local = False,
@@ -132,7 +137,7 @@ def create(
     if local:
         made = create_slot(slot_id, width, height, format, **options, group=group)
     elif group is not None:
-        raise ValueError("--group is for --local; the service has one of its own")
+        raise ValueError("--group needs --local; for slots of the service, give --group to cuframes framecache serve")
     else:
         made = _client(url, token_file).create(slot_id, width, height, format, **options)
     print(json.dumps(made._asdict(), indent=2) if json_ else f"{slot_id}: {made.size} bytes, {ring_depth} frames")
@@ -140,7 +145,7 @@ def create(
 
 @app.command()
 def rm(slot_id: SlotId, url: Url = DEFAULT_URL, token_file: TokenFile = None, local: Local = False) -> None:
-    """Remove a slot. Its readers read what is there, and then see the end."""
+    """Remove a slot. Its readers can read the remaining frames, and are then disconnected."""
     if local:
         remove_slot(slot_id)
     else:
@@ -148,15 +153,15 @@ def rm(slot_id: SlotId, url: Url = DEFAULT_URL, token_file: TokenFile = None, lo
 
 
 class SlotMeter(Meter):
-    """Counts a slot's frames and their latency: from their time of capture until they are in hand."""
+    """Counts a slot's frames, and measures their latency: from capture until the frame is read."""
 
     @staticmethod
     def next(reader: Any, timeout: float) -> Any:
-        """What to look at next."""
+        """The next frame."""
         return reader.read(timeout)
 
     def take(self, frame: SlotFrame) -> None:
-        """Look at one frame."""
+        """Count one frame, and check its stamp."""
         self.count(time.time_ns() - frame.wall_us * 1000 if frame.wall_us else None)
         if self.verify and pixels.read_stamp(frame) != frame.pts_us:
             self.torn += 1
@@ -178,16 +183,16 @@ class SlotMeter(Meter):
 @app.command()
 def watch(
     slot_id: SlotId,
-    mode: Annotated[str, typer.Option(help="ordered or newest.")] = "ordered",
-    start: Annotated[str, typer.Option(help="next, latest or oldest.")] = "next",
-    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
+    mode: Annotated[str, typer.Option(help="Frames to read: ordered (all) or newest.")] = "ordered",
+    start: Annotated[str, typer.Option(help="First frame to read: next, latest or oldest.")] = "next",
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between reports.")] = 1.0,
-    verify: Annotated[bool, typer.Option(help="Check the stamps of publish --slot --stamp in every frame.")] = False,
+    verify: Annotated[bool, typer.Option(help="Check every frame's stamp, from publish --slot --stamp.")] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="One JSON object per report; the last has final: true.")
     ] = False,
 ) -> None:
-    """Read a slot and print frames per second, drops, and latency from the time of capture."""
+    """Read a slot and print frames per second, lost and skipped frames, and latency since capture."""
     stop_on_signals()
     with SlotReader(slot_id, start=start, mode=mode, connect_timeout=0) as reader:
         follow(reader, SlotMeter(verify), seconds, interval, json_)

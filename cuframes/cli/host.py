@@ -1,4 +1,4 @@
-"""``cuframes ls``, ``info`` and ``gc``: what is on this host. None of them writes to a ring."""
+"""``cuframes ls``, ``info`` and ``gc``: the publishers of this host. None of these commands writes to a ring."""
 
 import json
 import sys
@@ -25,12 +25,12 @@ __all__ = ["gc", "info", "ls", "print_table"]
 
 
 def print_table(table: Table) -> None:
-    """A table as wide as it has to be when nobody looks at it through a terminal."""
+    """Print a table, as wide as the terminal, or up to 300 columns if the output is not a terminal."""
     Console(width=None if sys.stdout.isatty() else 300, markup=False, emoji=False).print(table)
 
 
 def _printable(text: str) -> str:
-    """What somebody else chose to be called, for a terminal."""
+    """A name that another process chose, made safe for a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -79,10 +79,10 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = 
 
 
 def info(
-    key: Annotated[str, typer.Argument(help="Publisher to look at.")],
+    key: Annotated[str, typer.Argument(help="Key of the publisher.")],
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
-    """Show one publisher and its subscribers. Exit status 4: its process is gone."""
+    """Show one publisher and its subscribers. The exit status is 4 if the publisher's process is gone."""
     packets = find_packet_ring(key)
     try:
         found = find_publisher(key)
@@ -100,9 +100,9 @@ def info(
         print(f"  {found.published} frames published, {found.dropped} dropped, newest sequence number {found.seq}")
         if not found.named:
             print(
-                "  its segment is not in /dev/shm: somebody has removed it, or it runs in another container; programs"
+                "  its segment is not in /dev/shm: it was removed, or the publisher runs in another container; programs"
             )
-            print("  that know plain version 3 cannot join here")
+            print("  that know only plain version 3 cannot join here")
         if packets is not None:
             print(f"  {_packets_in_words(packets)}")
         table = Table("subscriber", "pid", "bit", "received", "lost", "skipped", "held", box=None, pad_edge=False)
@@ -119,7 +119,7 @@ def info(
 def _packets_in_words(packets: PacketRingInfo) -> str:
     return (
         f"{packets.seq} packets of {_codec(packets)} published, {packets.bytes} bytes, newest keyframe "
-        f"{packets.keyframe}; room for {packets.slots} of together {packets.data_size} bytes"
+        f"{packets.keyframe}; room for {packets.slots} packets and {packets.data_size} bytes"
     )
 
 
@@ -135,7 +135,7 @@ def _packets_alone(packets: PacketRingInfo, json_: bool) -> None:
 
 def gc(
     keys: Annotated[list[str] | None, typer.Argument(help="Only these keys.", show_default="all")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Remove segments and sockets whose owner is dead. Running publishers are not touched."""

@@ -21,8 +21,9 @@ from cuframes.subscriber import Subscriber
 __all__ = ["pipe"]
 
 SECOND_NS = 1_000_000_000
-LOOK_SECONDS = 0.2  # so often, while no frame comes, whether the reader has gone
-# What YUV4MPEG2 can say: the colour space of its header, and FFmpeg's name of the planar format behind it.
+LOOK_SECONDS = 0.2  # while no frame comes, look this often whether the reader has gone
+# Formats that YUV4MPEG2 has: the colour space in its header, FFmpeg's name of the planar format, and ours that are
+# written in it.
 Y4M_PLANAR = {
     "420jpeg": ("yuv420p", "nv12 nv21 i420"),
     "420p10": ("yuv420p10le", "p010 yuv420p10le"),
@@ -44,23 +45,25 @@ Y4M_OTHERS = ("444", "yuv444p")  # 8-bit RGB and YUV of other sampling
 
 
 def pipe(
-    key: Annotated[str, typer.Argument(help="Publisher to join, or with --slot a framecache slot.")],
-    slot: Annotated[bool, typer.Option("--slot", help="KEY is a framecache slot.")] = False,
-    format: Annotated[str, typer.Option(help="y4m (with a header) or raw (the publisher's own format).")] = "y4m",
+    key: Annotated[str, typer.Argument(help="Key of the publisher, or with --slot the name of a framecache slot.")],
+    slot: Annotated[bool, typer.Option("--slot", help="KEY is the name of a framecache slot.")] = False,
+    format: Annotated[
+        str, typer.Option(help="Output format: y4m (with a header) or raw (pixels in the publisher's own format).")
+    ] = "y4m",
     fps: Annotated[float | None, typer.Option(min=0.1, help="Rate for the y4m header; default: measured.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
 ) -> None:
     """Write frames to standard output until the publisher ends or the reader closes the pipe.
 
-    Of a slot: until it is removed (exit status 4), the reader closes the pipe (0), or a signal comes (128 and its
-    number: 143 for SIGTERM).
+    With --slot, until the slot is removed (exit status 4), the reader closes the pipe (exit status 0), or a signal
+    arrives (exit status 128 plus the signal's number: 143 for SIGTERM).
     """
     if format not in ("y4m", "raw"):
-        raise ValueError(f"--format is y4m or raw, not {format!r}")
+        raise ValueError(f"--format must be y4m or raw, not {format!r}")
     if sys.__stdout__ is None:
         raise OSError(errno.EBADF, "there is no standard output to write to")
     if sys.stdout.isatty():
-        raise ValueError("frames are not for a terminal; pipe them: cuframes pipe KEY | ffplay -")
+        raise ValueError("frames cannot be shown on a terminal; pipe them: cuframes pipe KEY | ffplay -")
     stop_on_signals()
     out = sys.stdout.buffer
     rate = Fraction(fps).limit_denominator(1001) if fps else None
@@ -70,7 +73,7 @@ def pipe(
             return
         with Subscriber(key, mode="ordered", start="latest") as joined, contextlib.suppress(Stopped, Disconnected):
             _copy(joined, joined.next, out, format, rate, frames)
-    except BrokenPipeError:  # the reader has had enough; the interpreter's own flush at exit must not fail again
+    except BrokenPipeError:  # the reader has closed it; the interpreter's own flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
@@ -78,7 +81,8 @@ def _pipe_slot(slot_id: str, out: BinaryIO, format: str, rate: Fraction | None, 
     with SlotReader(slot_id, start="latest", connect_timeout=0) as reader:
         if reader.format not in FORMATS:
             raise ValueError(
-                f"the slot {slot_id!r} has a pixel format of its own: {reader.format}; read it with SlotReader"
+                f"the pixel format of the slot {slot_id!r} is {reader.format}, so it cannot be piped; read it with "
+                "SlotReader"
             )
         try:
             _copy(reader, reader.read, out, format, rate or reader.fps, frames)
@@ -109,7 +113,7 @@ def _copy(
 
 
 def _wait(take: Callable[[float], Any], out: BinaryIO) -> Any:
-    """The next frame, however long it takes, as long as somebody is there to read it."""
+    """Wait for the next frame, for as long as the pipe has a reader."""
     while True:
         try:
             return take(LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""What the commands do to pixels: convert with PyAV, save a picture, stamp a number into a frame and read it back."""
+"""Pixels for the commands: convert with PyAV, save a picture, stamp a number into a frame and read it back."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ STAMP_BYTES = 8
 
 
 def convert(frame: Any, width: int, height: int, format: str) -> Any:
-    """A decoded frame in the wanted size and format, as something ``Publisher.publish`` takes."""
+    """Convert a decoded frame to a size and a format that ``Publisher.publish`` takes."""
     wanted = ffmpeg_format(format)
-    if frame.format.name == "cuda":  # decoded on the GPU, which is asked for only when nothing needs converting
+    if frame.format.name == "cuda":  # the GPU decodes only when nothing needs converting
         return frame
     if (frame.format.name, frame.width, frame.height) != (wanted, width, height):
         frame = reformat(frame, width, height, wanted)
@@ -30,11 +30,11 @@ def save_picture(frame: Any, path: Path) -> None:
     Raises
     ------
     ValueError
-        For another suffix.
+        The suffix is not .png, .jpg or .jpeg.
     """
     kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"a picture is a .png or .jpg file, not {path.name!r}")
+        raise ValueError(f"a picture must be a .png or .jpg file, not {path.name!r}")
     path.write_bytes(encode(to_video(frame), kind))
 
 
@@ -47,7 +47,7 @@ def check_stampable(format: str, width: int, height: int) -> None:
 
 
 def stamp(planes: Any, number: int) -> None:
-    """Write a number into the first 8 bytes of every row, so that a frame made of two is found out."""
+    """Write a number into the first 8 bytes of every row, so that a torn frame is detected."""
     raw = numpy.frombuffer(number.to_bytes(STAMP_BYTES, "little"), numpy.uint8)
     for plane in planes:
         if isinstance(plane, numpy.ndarray) or plane.device == "cpu":
@@ -57,7 +57,7 @@ def stamp(planes: Any, number: int) -> None:
 
 
 def read_stamp(frame: Any) -> int | None:
-    """The number stamped into a frame, or None when its rows disagree: the frame is torn."""
+    """The number stamped into a frame, or None if its rows have different numbers: the frame is torn."""
     found = None
     for plane in frame.planes:
         numbers = rows(plane)[:, :STAMP_BYTES].copy().view("<u8")

@@ -22,7 +22,7 @@ __all__ = ["parse_size", "publish"]
 
 log = logging.getLogger("cuframes")
 
-MAX_SLOTS = 1024  # they are small
+MAX_SLOTS = 1024  # of the packet ring; the slots are small
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -31,43 +31,50 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and height.isdigit()):
-        raise ValueError(f"--size is WIDTHxHEIGHT, not {text!r}")
+        raise ValueError(f"--size must be WIDTHxHEIGHT, not {text!r}")
     return int(width), int(height)
 
 
 def publish(
-    key: Annotated[str, typer.Argument(help="Name to publish under; with --slot the name of a framecache slot.")],
-    source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg opens, or testsrc.")],
+    key: Annotated[str, typer.Argument(help="Key to publish under, or with --slot the name of a framecache slot.")],
+    source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg can open, or testsrc.")],
     slot: Annotated[
-        bool, typer.Option("--slot", help="Write a framecache slot, created if need be, instead of publishing.")
+        bool,
+        typer.Option("--slot", help="Write to a framecache slot instead of publishing; create the slot if necessary."),
     ] = False,
     size: Annotated[str | None, typer.Option(help="Scale to WIDTHxHEIGHT.")] = None,
-    fps: Annotated[float | None, typer.Option(min=0, help="Play at this rate; 0: as fast as it decodes.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0, help="Play at this rate; 0: as fast as the source can be decoded.")
+    ] = None,
     format: Annotated[
         str | None,
-        typer.Option(help="FFmpeg's, GStreamer's or V4L2's name of a pixel format; default nv12, for a slot uyvy422."),
+        typer.Option(help="Pixel format, by its FFmpeg, GStreamer or V4L2 name; default: nv12, or uyvy422 for a slot."),
     ] = None,
     packets: Annotated[
-        bool, typer.Option("--packets", help="Share the encoded packets too, with the frames' pts.")
+        bool, typer.Option("--packets", help="Also publish the encoded packets, with the frames' timestamps.")
     ] = False,
-    packet_bytes: Annotated[int, typer.Option(min=1, help="How many bytes of packets to keep.")] = DATA_SIZE,
-    loop: Annotated[bool, typer.Option(help="Repeat a file; timestamps go on growing.")] = False,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
-    memory: Annotated[str, typer.Option(help="auto, host, cuda or cuda-ipc.")] = "auto",
-    policy: Annotated[str, typer.Option(help="drop_oldest or strict_wait.")] = "drop_oldest",
-    ring_size: Annotated[int, typer.Option(help="Slots, 2 to 16.")] = 8,
-    ring_depth: Annotated[int | None, typer.Option(help="Frames that a new slot holds; default 120.")] = None,
+    packet_bytes: Annotated[int, typer.Option(min=1, help="Number of bytes of packets to keep.")] = DATA_SIZE,
+    loop: Annotated[bool, typer.Option(help="Repeat a file; its timestamps keep increasing.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
+    memory: Annotated[str, typer.Option(help="Memory of the frames: auto, host, cuda or cuda-ipc.")] = "auto",
+    policy: Annotated[
+        str, typer.Option(help="If subscribers hold the slots: drop_oldest never waits, strict_wait waits for them.")
+    ] = "drop_oldest",
+    ring_size: Annotated[int, typer.Option(help="Number of slots in the ring, 2 to 16.")] = 8,
+    ring_depth: Annotated[
+        int | None, typer.Option(help="Number of frames that a new framecache slot holds; default: 120.")
+    ] = None,
     group: Annotated[str | None, typer.Option(help="Members of this group may subscribe too.")] = None,
     stamp: Annotated[bool, typer.Option(help="Write each frame's pts into its pixels, for watch --verify.")] = False,
-    wait_for: Annotated[int, typer.Option(min=0, help="Begin when so many have subscribed.")] = 0,
+    wait_for: Annotated[int, typer.Option(min=0, help="Wait until this many subscribers have joined.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
-    """Decode a source with FFmpeg and publish its frames until it ends or SIGTERM comes."""
+    """Decode a source with FFmpeg and publish its frames until the source ends or SIGTERM arrives."""
     stop_on_signals()
     if slot:
         if packets or wait_for or (memory, policy, ring_size) != ("auto", "drop_oldest", 8):
             raise ValueError(
-                "--packets, --wait-for, --memory, --policy and --ring-size are not for slots; leave them out"
+                "--packets, --wait-for, --memory, --policy and --ring-size cannot be used with --slot; leave them out"
             )
         wanted, format = slots.geometry(key, parse_size(size), format)
         with contextlib.closing(Source(source, size=wanted, fps=fps, format=format, loop=loop)) as video:
@@ -77,7 +84,7 @@ def publish(
     format = format or "nv12"
     if packets and fps:
         raise ValueError(
-            "--fps gives frames other times than their packets have; leave it out, or use 0 for full speed"
+            "with --fps, frames get other timestamps than their packets; leave it out, or use 0 for full speed"
         )
     wanted = parse_size(size)
     video = Source(source, size=wanted, fps=fps, format=format, loop=loop, gpu=_decoder_gpu(memory))
@@ -113,7 +120,7 @@ def publish(
 
 
 class PacketRelay:
-    """Publishes a source's packets as they come, before they are decoded."""
+    """Publishes a source's packets as they arrive, before they are decoded."""
 
     def __init__(self, publisher: Publisher, video: Source, data_size: int) -> None:
         context = video.stream.codec_context
@@ -135,7 +142,7 @@ class PacketRelay:
         """Publish one of PyAV's packets."""
         data = packet
         if self._parameter_sets is not None:
-            data = av.Packet(bytes(packet))  # a filter takes what it is given away, and the decoder needs it too
+            data = av.Packet(bytes(packet))  # a copy: the filter takes its packet over, and the decoder needs it too
             data.is_keyframe = packet.is_keyframe
             (data,) = self._parameter_sets.filter(data)
         flags = self._flags | (PacketFlags.CORRUPT if packet.is_corrupt else 0)
@@ -149,12 +156,12 @@ class PacketRelay:
             )
             self._flags = 0
         except PacketOversized as problem:
-            log.warning("a packet is missing: %s (--packet-bytes)", problem)
+            log.warning("a packet was not published: %s (raise --packet-bytes)", problem)
             self._flags = PacketFlags.DISCONTINUITY
 
 
 def _decoder_gpu(memory: str) -> int | None:
-    """The GPU to decode on: the one that the frames will be on."""
+    """The GPU to decode on: that of the published frames. None: decode on the CPU."""
     if memory == "host" or (memory == "auto" and not has_gpu()):
         return None
     return gpu().ordinal

@@ -20,18 +20,20 @@ SECOND_NS = 1_000_000_000
 
 
 def record(
-    key: Annotated[str, typer.Argument(help="Publisher whose packets to record.")],
+    key: Annotated[str, typer.Argument(help="Key of the publisher.")],
     out: Annotated[Path, typer.Argument(help="File to write: .mp4, .mov, .mkv or .ts.")],
-    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
-    pre: Annotated[float, typer.Option(min=0, help="Begin so many seconds ago, if the ring goes back so far.")] = 0.0,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
+    pre: Annotated[float, typer.Option(min=0, help="Include up to this many seconds from before the start.")] = 0.0,
     reconnect: Annotated[
-        float, typer.Option(min=0, help="Wait so many seconds for a publisher that ended to come back.")
+        float, typer.Option(min=0, help="When the publisher ends, wait this many seconds for it to come back.")
     ] = 5.0,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
-    connect_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for a publisher.")] = 5.0,
+    connect_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the publisher.")] = 5.0,
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
-    """Record a publisher's encoded packets as they are, from a keyframe on, until it ends or SIGTERM comes."""
+    """Record a publisher's encoded packets without encoding them again. The recording begins with a keyframe and goes
+    on until the publisher ends or SIGTERM arrives.
+    """
     stop_on_signals()
     reader = PacketReader(key, "oldest" if pre else "keyframe", connect_timeout=connect_timeout)
     with Recording(out, reader, overwrite=overwrite) as recording, contextlib.suppress(Stopped):
@@ -40,7 +42,7 @@ def record(
         for packet in backlog(reader, pre) if pre else ():
             recording.write(packet)
         end = time.monotonic() + (1e9 if seconds is None else seconds)
-        # The publisher ended, and did not come back in time; what is met meanwhile may be one that is just going.
+        # The publisher ended and did not come back in time. One that is found meanwhile may be about to end.
         with contextlib.suppress(NotFound, NoPacketRing, Disconnected, Timeout):
             while _copy(reader, recording, end) == "ended":
                 timeout = min(reconnect, max(0.0, end - time.monotonic()))
@@ -62,7 +64,7 @@ def record(
 
 
 def _copy(reader: PacketReader, recording: Recording, end: float) -> str:
-    """Record one publisher's packets; why that is over."""
+    """Record one publisher's packets; return why the recording stopped."""
     with reader:
         while (left := end - time.monotonic()) > 0:
             try:

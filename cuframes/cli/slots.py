@@ -1,4 +1,4 @@
-"""What ``cuframes publish --slot`` does: write a framecache slot from a source."""
+"""``cuframes publish --slot``: write the frames of a source to a framecache slot."""
 
 import contextlib
 import sys
@@ -15,7 +15,7 @@ __all__ = ["geometry", "publish"]
 
 
 def geometry(slot_id: str, size: tuple[int, int] | None, format: str | None) -> tuple[tuple[int, int] | None, str]:
-    """Size and format to convert to: those that were asked for, else the slot's, else the source's and UYVY."""
+    """Size and format to convert to: those given, else the slot's, else the source's size and UYVY."""
     with contextlib.suppress(NotFound):
         there = find_slot(slot_id)
         size, format = size or (there.width, there.height), format or there.pixel_format
@@ -25,7 +25,7 @@ def geometry(slot_id: str, size: tuple[int, int] | None, format: str | None) -> 
 def publish(
     slot_id: str, video: Source, *, ring_depth: int | None, group: str | None, seconds: float | None, stamp: bool
 ) -> dict[str, Any]:
-    """Write a source's frames until it ends, the time is up, or a signal comes; what was written, for a report."""
+    """Write a source's frames until it ends, the time is up, or a signal arrives. Returns the figures to report."""
     if stamp:
         pixels.check_stampable(video.format, video.width, video.height)
     with _open_writer(slot_id, video, ring_depth, group) as writer:
@@ -36,7 +36,7 @@ def publish(
 
 
 def _open_writer(slot_id: str, video: Source, ring_depth: int | None, group: str | None) -> SlotWriter:
-    """A writer of the slot, which is created with the source's rate if it is not there."""
+    """Open a writer of the slot. A slot that does not exist is created with the source's rate."""
     with contextlib.suppress(NotFound):
         find_slot(slot_id)
         return SlotWriter(slot_id, video.width, video.height, video.format, ring_depth=ring_depth, group=group)

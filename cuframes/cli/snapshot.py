@@ -13,7 +13,7 @@ __all__ = ["snapshot"]
 
 
 def snapshot(
-    key: Annotated[str, typer.Argument(help="Publisher to look at.")],
+    key: Annotated[str, typer.Argument(help="Key of the publisher.")],
     out: Annotated[Path, typer.Argument(help="Picture to write: .png or .jpg.")],
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for a frame.")] = 5.0,
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,

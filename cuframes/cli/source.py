@@ -1,4 +1,4 @@
-"""Decoded video from anything FFmpeg opens. Decoding and converting are PyAV's."""
+"""Decoded video from anything that FFmpeg can open. PyAV decodes and converts."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ __all__ = ["Source"]
 log = logging.getLogger("cuframes")
 
 SECOND_NS = 1_000_000_000
-# What PyAV says when it, the driver or the GPU cannot decode a stream there.
+# Errors of PyAV when it, the driver or the GPU cannot decode a stream on the GPU.
 NO_NVDEC = (av.FFmpegError, OSError, ImportError, TypeError, ValueError, NotImplementedError, RuntimeError, DeviceError)
 # Read from a disk, these would run as fast as they decode; everything else comes at its own pace.
 PACED_PROTOCOLS = ("file:",)
@@ -33,26 +33,27 @@ class Source:
     Parameters
     ----------
     url : str
-        A path or URL that FFmpeg opens, or ``testsrc``: FFmpeg's test picture.
+        A path or URL that FFmpeg can open, or ``testsrc``: FFmpeg's test picture.
     size : (int, int), optional
         Scale to this width and height; default: the source's own (1280x720 for ``testsrc``).
     fps : float, optional
-        Play at this rate, 0 = as fast as it decodes. Default: files at their own rate, live sources as they come.
+        Play at this rate; 0: as fast as the source can be decoded. Default: files at their own rate, live sources as
+        their frames arrive.
     format : str
-        Pixel format of the frames, by any of its names. Frames that are in another are converted, full range to the
-        limited one too, unless a full-range name asks for it (``yuvj420p``).
+        Pixel format of the frames, by any of its names. Frames in another format are converted, and full range becomes
+        limited range, unless the name is one of the full-range names (``yuvj420p``).
     loop : bool
-        Start again at the end of a file. Timestamps go on growing.
+        Start again at the end of a file. Timestamps keep increasing.
     gpu : int, optional
-        Decode on this GPU (NVDEC), where it can and nothing needs converting; frames then stay there. Otherwise says
-        why not and decodes on the CPU.
+        Decode on this GPU (NVDEC) if it can decode the source and nothing needs converting; the frames then stay there.
+        Otherwise decode on the CPU, and log why.
 
     Attributes
     ----------
     decoder : str
-        What decodes: ``"nvdec"`` or ``"cpu"``.
+        The decoder in use: ``"nvdec"`` or ``"cpu"``.
     on_packet : callable or None
-        Called with every encoded packet, as PyAV's, before its frame comes. The frame will have the packet's pts.
+        Called with every encoded packet of PyAV before its frame is yielded. The frame will have the packet's pts.
     """
 
     def __init__(
@@ -101,9 +102,9 @@ class Source:
         return container
 
     def _open_on_gpu(self, ordinal: int) -> Any:
-        """The source with its decoder on a GPU, or None."""
+        """Open the source with a decoder on the GPU; None if that cannot be done."""
         if self._size is not None or pixel_format(self.format).name not in ("nv12", "p010"):
-            log.warning("%s: decoding on the CPU, since frames are converted to %s there", self.url, self.format)
+            log.warning("%s: decoding on the CPU, because it converts the frames to %s", self.url, self.format)
             return None
         clock, demuxed = copy(self._clock), list(self._demuxed)
         try:
@@ -117,7 +118,7 @@ class Source:
                 container = av.open(self.url, hwaccel=accelerator)
             if not container.streams.video:
                 raise OSError("there is no decoder for it on the GPU")
-            # Whether the decoder works, and what it gives, shows with the first frame; it is kept for the playing.
+            # Only the first frame shows whether the decoder works, and its format. The frame is kept, to be played.
             packets = self._packets(container)
             frames: list[Any] = next(filter(None, (packet.decode() for packet in packets)), [])
             found = [getattr(getattr(frame, "sw_format", None), "name", frame.format.name) for frame in frames]
@@ -127,7 +128,7 @@ class Source:
             self.decoder = "nvdec"
             return container
         except NO_NVDEC as problem:
-            # What was demuxed for the trial comes again.
+            # The packets that were demuxed for the trial come again.
             self._clock, self._demuxed = clock, demuxed
             log.warning("%s: decoding on the CPU, not on cuda:%d: %s", self.url, ordinal, problem)
             return None
@@ -141,9 +142,9 @@ class Source:
         )
 
     def frames(self) -> Iterator[tuple[Any, int]]:
-        """(what ``Publisher.publish`` takes, pts in nanoseconds), at the source's pace, until its end.
+        """Yield frames for ``Publisher.publish``, each with its pts in nanoseconds, at the source's pace until it ends.
 
-        Waiting is done before a frame is yielded. Damaged data is logged and skipped.
+        A wait comes before its frame is yielded. Damaged data is logged and skipped.
         """
         start_ns = None
         first_ns = 0
@@ -157,7 +158,7 @@ class Source:
             yield frame, pts_ns
 
     def _timed(self) -> Iterator[tuple[Any, int]]:
-        """Converted frames with growing timestamps."""
+        """Yield converted frames with increasing timestamps."""
         step_ns = int(SECOND_NS / self.rate)
         last_ns = -step_ns
         count = 0
@@ -183,7 +184,7 @@ class Source:
         return self._container.streams.video[0]
 
     def _packets(self, container: Any) -> Iterator[Any]:
-        """Encoded packets with growing timestamps; the empty one at the end makes a decoder give what it still has."""
+        """Yield encoded packets with increasing timestamps. The empty packet at the end flushes the decoder."""
         for packet in container.demux(container.streams.video[0]):
             if packet.size:
                 self._clock.place(packet)
@@ -191,7 +192,7 @@ class Source:
             yield packet
 
     def _pass_on(self) -> None:
-        """Show what was demuxed since the last call; a decoder on the GPU begins before anybody listens."""
+        """Give ``on_packet`` the packets since the last call. The trial of a GPU's decoder comes before it is set."""
         demuxed, self._demuxed = self._demuxed, []
         if self.on_packet is not None:
             for packet in demuxed:
@@ -223,10 +224,10 @@ class Source:
 
 
 class ContinuousClock:
-    """Makes a stream that jumps back (a looped file, a restarted camera) go on where it was.
+    """Keeps timestamps increasing in a stream that jumps back (a looped file, a restarted camera).
 
-    Decoding timestamps grow in any sound stream, so they show a jump. Packets are moved before they are decoded, and so
-    are the frames that come of them.
+    Decoding timestamps increase in any valid stream, so they show a jump. A packet's timestamps are shifted before it
+    is decoded, so its frame's timestamp is shifted as well.
     """
 
     def __init__(self) -> None:
@@ -235,7 +236,7 @@ class ContinuousClock:
         self._length = Fraction(1, 25)
 
     def place(self, packet: Any) -> None:
-        """Move one packet."""
+        """Shift the timestamps of one packet."""
         if packet.dts is None or packet.time_base is None:
             return
         begin = packet.dts * packet.time_base + self._shift
@@ -252,5 +253,5 @@ class ContinuousClock:
 
 
 def _is_running(generator: Any) -> bool:
-    """A generator that raised is finished; demuxing goes on with a new one, at the place where the old one stopped."""
+    """Whether a generator can go on. One that raised is finished; a new one demuxes on from where it stopped."""
     return getattr(generator, "gi_frame", None) is not None

@@ -21,7 +21,7 @@ LATENCIES_KEPT = 100_000
 
 
 class Meter:
-    """Counts frames and their latency: from the moment of publishing until they are in hand."""
+    """Counts frames, and measures their latency: from publishing until the frame is taken."""
 
     def __init__(self, verify: bool) -> None:
         self.verify = verify
@@ -32,11 +32,11 @@ class Meter:
 
     @staticmethod
     def next(subscriber: Subscriber, timeout: float) -> Any:
-        """What to look at next."""
+        """The next frame."""
         return subscriber.next(timeout)
 
     def take(self, frame: Any) -> None:
-        """Look at one frame, and let it go."""
+        """Count one frame, check its stamp, and release it."""
         with frame:
             self.count(monotonic_ns() - frame.published_ns if frame.published_ns else None)
             if self.verify and pixels.read_stamp(frame) != frame.pts_ns:
@@ -55,8 +55,8 @@ class Meter:
         return {"name": subscriber.name, "mode": subscriber.mode} | self.figures(final) | counts
 
     def figures(self, final: bool) -> dict[str, Any]:
-        """What does not depend on what is watched. ``fps`` is that of the time since the last report (of all the time,
-        in the final one).
+        """The figures that frames and slots have in common. ``fps`` is measured since the last report, and over the
+        whole time in the final report.
         """
         now = time.monotonic()
         since, count = (self._began, self.received) if final else (self._mark, self.received - self._at_mark)
@@ -77,7 +77,7 @@ class Meter:
 
 
 class PacketMeter:
-    """Counts packets and their latency: from the moment of publishing until they are in hand."""
+    """Counts packets, and measures their latency: from publishing until the packet is taken."""
 
     def __init__(self) -> None:
         self.received = self.keyframes = self.bytes = 0
@@ -87,12 +87,12 @@ class PacketMeter:
 
     @staticmethod
     def next(reader: PacketReader, timeout: float) -> Any:
-        """What to look at next."""
+        """The next packet."""
         return reader.next(timeout)
 
     def take(self, packet: Any) -> None:
-        """Look at one packet."""
-        # What was in the ring before we came says nothing about latency.
+        """Count one packet."""
+        # The latency of a packet that was in the ring before this reader joined means nothing.
         if packet.published_ns > self._began * 1e9:
             self._latencies.append(monotonic_ns() - packet.published_ns)
         self.received += 1
@@ -100,7 +100,7 @@ class PacketMeter:
         self.bytes += len(packet.data)
 
     def report(self, reader: PacketReader, *, final: bool = False) -> dict[str, Any]:
-        """Figures so far; rates are those of the time since the last report (of all the time, in the final one)."""
+        """Figures so far. Rates are measured since the last report, and over the whole time in the final report."""
         now = time.monotonic()
         since, count, size = (self._began, 0, 0) if final else (self._mark, *self._at_mark)
         self._mark, self._at_mark = now, (self.received, self.bytes)
@@ -133,19 +133,19 @@ def percentiles(latencies: deque[int]) -> tuple[float | None, float | None]:
 
 
 def watch(
-    key: Annotated[str, typer.Argument(help="Publisher to join.")],
-    mode: Annotated[str, typer.Option(help="newest or ordered.")] = "newest",
-    wait: Annotated[str, typer.Option(help="block or spin.")] = "block",
-    name: Annotated[str | None, typer.Option(help="Name to join under.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
+    key: Annotated[str, typer.Argument(help="Key of the publisher.")],
+    mode: Annotated[str, typer.Option(help="Frames to take: newest or ordered (all).")] = "newest",
+    wait: Annotated[str, typer.Option(help="How to wait: block or spin.")] = "block",
+    name: Annotated[str | None, typer.Option(help="Name of this subscriber.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between reports.")] = 1.0,
-    packets: Annotated[bool, typer.Option("--packets", help="The encoded packets instead of the frames.")] = False,
-    verify: Annotated[bool, typer.Option(help="Check the stamps of publish --stamp in every frame.")] = False,
+    packets: Annotated[bool, typer.Option("--packets", help="Read the encoded packets instead of the frames.")] = False,
+    verify: Annotated[bool, typer.Option(help="Check every frame's stamp, from publish --stamp.")] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="One JSON object per report; the last has final: true.")
     ] = False,
 ) -> None:
-    """Join a publisher and print frames per second, latency, and what was lost or skipped."""
+    """Join a publisher and print frames per second, latency, and the number of lost and skipped frames."""
     stop_on_signals()
     if packets:
         with PacketReader(key, wait=wait) as reader:
@@ -156,7 +156,7 @@ def watch(
 
 
 def follow(source: Any, meter: Any, seconds: float | None, interval: float, json_: bool) -> None:
-    """Take what comes and report, until the publisher ends, the time is up, or a signal comes."""
+    """Take frames or packets and report, until the publisher ends, the time is up, or a signal arrives."""
     with contextlib.suppress(Stopped, Disconnected):
         end = time.monotonic() + (1e9 if seconds is None else seconds)
         due = time.monotonic() + interval
@@ -175,6 +175,6 @@ def _show(meter: Any, report: dict[str, Any], json_: bool) -> None:
         return
     p50, p99 = report["latency_p50_us"], report["latency_p99_us"]
     latency = "-" if p50 is None else f"{p50:.0f} / {p99:.0f}"
-    total = "in all: " if report.get("final") else ""
+    total = "total: " if report.get("final") else ""
     rate, counts = meter.words(report)
     print(f"{total}{rate}, latency p50 / p99 {latency} us, {counts}", flush=True)

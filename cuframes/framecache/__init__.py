@@ -1,4 +1,4 @@
-"""Framecache: raw frames in host memory, written once and read by any number of processes at their own pace.
+"""Framecache: raw frames in host memory. One process writes them; any number of processes read, each at its own pace.
 
 A slot is a file in /dev/shm that outlives its writers::
 
@@ -9,7 +9,8 @@ A slot is a file in /dev/shm that outlives its writers::
         for frame in reader:
             record(frame.data, frame.pts_us)
 
-Nothing here needs the service (``cuframes framecache serve``), which creates, lists and removes slots over HTTP.
+Only :class:`Client` needs the service (``cuframes framecache serve``), which creates, lists and removes slots over
+HTTP.
 """
 
 from cuframes._native.slot import SlotFrame, WritableSlotFrame

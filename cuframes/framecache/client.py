@@ -1,4 +1,4 @@
-"""The service's HTTP interface, from Python."""
+"""A Python client for the HTTP interface of the service."""
 
 import json
 from typing import Any
@@ -21,22 +21,22 @@ class Client:
     Parameters
     ----------
     url : str
-        Where ``cuframes framecache serve`` listens.
+        Address of the service (``cuframes framecache serve``).
     token : str, optional
-        Its bearer token, if it wants one.
+        Bearer token, if the service requires one.
     timeout : float
-        Seconds that a call may take, after the host's name was found: the resolver has a limit of its own.
+        Seconds that a call may take. Resolving the host name is not included: the resolver has a timeout of its own.
 
     Raises
     ------
     ValueError, TypeError
-        The address, the token or the timeout is none.
+        The address, the token or the timeout is not valid.
 
     Notes
     -----
-    Every method raises NotFound, AlreadyExists, OutOfSharedMemory, PermissionError or ValueError as the service's
-    answer says; ConnectionError when there is none within `timeout` seconds, however slowly it comes; and ProtocolError
-    when what answers is not the service. It keeps no connection and needs no closing.
+    Every method raises NotFound, AlreadyExists, OutOfSharedMemory, PermissionError or ValueError if the service reports
+    that error. It raises ConnectionError if no complete answer arrives within `timeout` seconds, and ProtocolError if
+    the answer does not come from a framecache service. A client keeps no connection open and need not be closed.
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout: float = 10.0) -> None:
@@ -60,8 +60,8 @@ class Client:
         ring_depth: int = DEFAULT_DEPTH,
         source_type: str = "",
     ) -> SlotInfo:
-        """Create a slot; see :func:`create_slot`. One that is there with the same parameters and without a writer is as
-        good.
+        """Create a slot; see :func:`create_slot`. If a slot with the same parameters exists and has no writer, it is
+        returned instead.
         """
         per_second = rate(fps)
         body = {
@@ -80,7 +80,7 @@ class Client:
         """All slots."""
         found = self._call("GET", "/slots", (200,))
         if not isinstance(found, list):
-            raise self._stranger("its list of slots is none")
+            raise self._stranger("its answer is not a list of slots")
         return [self._slot(entry) for entry in found]
 
     def get(self, slot_id: str) -> SlotInfo:
@@ -97,11 +97,11 @@ class Client:
         """
         answer = self._call("GET", "/health", (200,))
         if not isinstance(answer, dict) or "status" not in answer:
-            raise self._stranger("its health is none")
+            raise self._stranger("its answer is not a health report")
         return answer
 
     def _call(self, method: str, path: str, expected: tuple[int, ...], body: dict[str, Any] | None = None) -> Any:
-        # Here, since it is most of the import time, and writers and readers need none of it.
+        # Imported here: it takes most of the import time, and writers and readers do not need it.
         from http.client import HTTPException
 
         from cuframes.framecache.exchange import exchange
@@ -116,8 +116,8 @@ class Client:
             status, content = exchange(self._parts, method, path, data, headers, self._timeout)
         except TimeoutError:
             raise ConnectionError(
-                f"no framecache service answered at {self.url} within {self._timeout:g} s; it is overloaded, or "
-                "something else listens there"
+                f"no framecache service answered at {self.url} within {self._timeout:g} s; the service is overloaded, "
+                "or another program listens there"
             ) from None
         except OSError as problem:  # before the next one: a server that hangs up is both
             raise ConnectionError(
@@ -125,9 +125,9 @@ class Client:
             ) from None
         except HTTPException as problem:
             what = _plain(" ".join(f"{type(problem).__name__}: {problem}".split()))
-            raise self._stranger(f"what came is no whole answer of HTTP ({what})") from None
+            raise self._stranger(f"its answer is not valid HTTP, or incomplete ({what})") from None
         except UnicodeError as problem:
-            raise ValueError(f"{self.url} names no host ({problem})") from None
+            raise ValueError(f"{self.url} has no valid host name ({problem})") from None
         try:
             answer = json.loads(content) if content else None
         except (ValueError, RecursionError):
@@ -139,12 +139,12 @@ class Client:
         return answer
 
     def _stranger(self, why: str) -> ProtocolError:
-        return ProtocolError(f"{self.url} is no framecache service: {why}; see --url and CUFRAMES_FRAMECACHE_URL")
+        return ProtocolError(f"{self.url} is not a framecache service: {why}; check --url and CUFRAMES_FRAMECACHE_URL")
 
     def _slot(self, entry: Any) -> SlotInfo:
-        """A slot from an answer, every value of its type: what is done with them is not to be surprised."""
+        """Make a slot from an answer. Every value's type is checked here, so that no later code has to."""
         if not isinstance(entry, dict):
-            raise self._stranger("a slot in its answer is none")
+            raise self._stranger("a slot in its answer is not a JSON object")
         for name, kinds in TYPES.items():
             value = entry.get(name, ())
             fits = isinstance(value, kinds) and not isinstance(value, bool)
@@ -153,15 +153,15 @@ class Client:
             elif isinstance(value, int):
                 fits = fits and abs(value) < 2**64
             if not fits:
-                raise self._stranger(f"a slot in its answer has no {name}, or none that can be")
+                raise self._stranger(f"a slot in its answer has no valid {name}")
         return SlotInfo(**{name: entry[name] for name in SlotInfo._fields})
 
     def _error(self, status: int, problem: Any) -> Exception:
-        """The exception that a problem document stands for."""
+        """The exception for an error status and its problem document."""
         if not isinstance(problem, dict) or not isinstance(problem.get("detail"), str):
             if status >= 500:
-                return CuframesError(f"{self.url} answered with status {status}, and does not say why; see its log")
-            return self._stranger(f"it answered with status {status}, and nothing that the service would say")
+                return CuframesError(f"{self.url} answered with status {status} and no reason; see the service's log")
+            return self._stranger(f"it answered with status {status} and without a problem document")
         detail = _plain(problem["detail"])
         if status == 404:
             return NotFound(detail)
@@ -180,7 +180,7 @@ class Client:
         return CuframesError(detail)
 
 
-# What a slot's values are, in JSON.
+# The types of a slot's values in JSON.
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(SlotInfo._fields, (int,)),
     **dict.fromkeys(("slot_id", "pixel_format", "source_type"), (str,)),
@@ -190,27 +190,27 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _plain(text: str) -> str:
-    """Text for a terminal, and not more than fits one."""
+    """Text that is safe on a terminal, 1000 characters at most."""
     return printable(text[:1000])
 
 
 def _split(url: str) -> Any:
-    """The parts of the service's address. Raises ValueError if it is none."""
+    """Split the service's address into its parts. Raises ValueError if it is not valid."""
     from urllib.parse import urlsplit
 
     try:
-        if not url.isprintable() or " " in url:  # urlsplit leaves some of these out
+        if not url.isprintable() or " " in url:  # urlsplit silently drops some of these
             raise ValueError("it has spaces or control characters")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
             raise ValueError("it must begin with http:// or https://")
         if not parts.hostname:
-            raise ValueError("it names no host")
+            raise ValueError("it has no host name")
         if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("it must have no more than a host, a port and a path")
+            raise ValueError("only a host, a port and a path may follow the scheme")
         parts.port  # noqa: B018 (it raises)
         if not parts.path.isascii():
             raise ValueError("its path must be ASCII")
     except ValueError as problem:
-        raise ValueError(f"{url!r} is no address of a service ({problem}); give one like {DEFAULT_URL}") from None
+        raise ValueError(f"{url!r} is not the address of a service ({problem}); use one like {DEFAULT_URL}") from None
     return parts

@@ -1,7 +1,7 @@
 """One HTTP request and its answer, with one deadline for all of it.
 
-``urllib`` and ``http.client`` take a timeout for every single operation on the socket: a server that sends a byte now
-and then keeps them for ever. Here each operation gets what is left.
+A timeout of ``urllib`` or ``http.client`` limits each single operation on the socket: a server that sends a byte now
+and then can keep a call waiting for ever. Here each operation gets only the time that is left.
 """
 
 import functools
@@ -14,11 +14,11 @@ from urllib.parse import SplitResult
 
 __all__ = ["MAX_ANSWER", "exchange"]
 
-MAX_ANSWER = 64 << 20  # bytes; a list of 100 000 slots has half of it
+MAX_ANSWER = 64 << 20  # bytes; a list of 100 000 slots takes half of this
 
 
 def left(deadline: float) -> float:
-    """Seconds until then. Raises TimeoutError when it is past."""
+    """Seconds until the deadline. Raises TimeoutError when it has passed."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
         raise TimeoutError("it took too long")
@@ -26,7 +26,7 @@ def left(deadline: float) -> float:
 
 
 class Bytes(io.RawIOBase):
-    """What comes from a socket until a deadline. `raw` is the socket's own file, and keeps it open."""
+    """The bytes that arrive on a socket until a deadline. `raw` is the socket's own file; it keeps the socket open."""
 
     def __init__(self, connection: socket.socket, raw: Any, deadline: float) -> None:
         self._connection = connection
@@ -34,11 +34,11 @@ class Bytes(io.RawIOBase):
         self._deadline = deadline
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def readinto(self, into: Any) -> int | None:
-        """As many bytes as are there, or as come first."""
+        """Read the bytes that have arrived, or wait for the first."""
         self._connection.settimeout(left(self._deadline))
         count: int | None = self._raw.readinto(into)
         return count
@@ -50,7 +50,7 @@ class Bytes(io.RawIOBase):
 
 
 class Answer(http.client.HTTPResponse):
-    """An answer that is read until a deadline."""
+    """An HTTP answer that must be complete by a deadline."""
 
     def __init__(self, deadline: float, connection: socket.socket, *more: Any, **named: Any) -> None:
         super().__init__(connection, *more, **named)
@@ -60,14 +60,16 @@ class Answer(http.client.HTTPResponse):
 def exchange(
     url: SplitResult, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout: float
 ) -> tuple[int, bytes]:
-    """Status and body of the answer. Follows no redirection, and knows no proxies: the service is on this host.
+    """Send a request; return the status and the body of the answer.
+
+    Redirections are not followed and proxies are not used: the service is on this host.
 
     Raises
     ------
     OSError
-        There was none within `timeout` seconds (TimeoutError), or no connection.
+        No complete answer came within `timeout` seconds (TimeoutError), or there was no connection.
     http.client.HTTPException
-        It was no answer of HTTP, cut off, or longer than MAX_ANSWER.
+        The answer is not HTTP, is cut off, or is longer than MAX_ANSWER.
     """
     deadline = time.monotonic() + timeout
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
@@ -88,7 +90,7 @@ def exchange(
             content = answer.read(MAX_ANSWER + 1)
             if len(content) > MAX_ANSWER:
                 raise http.client.HTTPException(f"its answer has more than {MAX_ANSWER} bytes")
-            # A read of so many bytes is content with fewer.
+            # read(n) raises nothing when the connection ends before n bytes have come.
             if answer.length:
                 raise http.client.IncompleteRead(content, answer.length)
             return answer.status, content
@@ -97,7 +99,7 @@ def exchange(
 
 
 def connect(host: str, port: int, deadline: float) -> socket.socket:
-    """A connection to the first address of a host that takes one."""
+    """Connect to the first address of a host that accepts a connection."""
     problem: OSError | None = None
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         try:

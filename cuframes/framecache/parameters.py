@@ -1,4 +1,4 @@
-"""What a slot is created with, and what makes no slot."""
+"""The parameters of a slot, and which values are valid."""
 
 import re
 from fractions import Fraction
@@ -12,14 +12,14 @@ __all__ = ["Rate", "SlotParameters", "check_slot_id", "rate"]
 
 Rate = Fraction | int | float | str | tuple[int, int]
 
-# The number that stands for a pixel format in a slot's header; 0 is the format's own, the others are ours. From 12 on
-# they are those of a publisher's segment.
+# The codes of pixel formats in a slot's header. Code 0 is defined by the slot format, the others by this library. From
+# 12 on they are the codes of a publisher's segment.
 _FIRST = "uyvy422 yuyv422 nv12 p010 i420 gray8 gray16 rgb24 bgr24 rgba bgra rgbp".split()  # noqa: SIM905
 CODES = {name: code for code, name in enumerate(_FIRST)} | {
     f.name: f.code for f in FORMATS.values() if f.code >= len(_FIRST)
 }
 NAMES = {code: name for name, code in CODES.items()}
-REGISTRY = "registry.json"  # the service's list, in the same directory
+REGISTRY = "registry.json"  # the service's list of slots, in the same directory
 MAX_DEPTH = 4096
 MAX_FPS_PART = 10_000_000
 
@@ -38,17 +38,18 @@ def check_slot_id(slot_id: str) -> str:
     Raises
     ------
     ValueError
-        Unless it is 1 to 63 characters of ``A-Z a-z 0-9 . _ -`` and begins with none of the dots; and
-        ``registry.json``, which is the name of the service's own list.
+        It is not 1 to 63 characters of ``A-Z a-z 0-9 . _ -``, or begins with a dot, or is ``registry.json`` (the
+        service's own file).
     """
     if not isinstance(slot_id, str):
-        raise TypeError(f"a slot_id is a str, not {type(slot_id).__name__}")
+        raise TypeError(f"slot_id must be a str, not {type(slot_id).__name__}")
     if not _SLOT_ID.fullmatch(slot_id):
         raise ValueError(
-            f"slot_id must be 1 to {MAX_SLOT_ID} characters of A-Z a-z 0-9 . _ -, the first no dot; not {slot_id!r}"
+            f"slot_id must be 1 to {MAX_SLOT_ID} characters of A-Z a-z 0-9 . _ - and must not begin with a dot; it is "
+            f"{slot_id!r}"
         )
     if slot_id == REGISTRY:
-        raise ValueError(f"{REGISTRY} is the service's own list; call the slot otherwise")
+        raise ValueError(f"{REGISTRY!r} is reserved for the service; choose another slot_id")
     return slot_id
 
 
@@ -60,12 +61,12 @@ def rate(fps: Rate) -> Fraction:
         given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(float(fps) if real else fps)
         given = Fraction(int(given.numerator), int(given.denominator))
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
-        raise ValueError(f"fps is a number or a fraction, not {fps!r}") from None
+        raise ValueError(f"fps must be a number or a fraction, not {fps!r}") from None
     return given.limit_denominator(1001) if real else given
 
 
 class SlotParameters(NamedTuple):
-    """What a slot is created with, and keeps. ``pixel_format`` is FFmpeg's name, ``ring_depth`` counts frames."""
+    """Parameters that a slot is created with. ``pixel_format`` is FFmpeg's name, ``ring_depth`` is in frames."""
 
     slot_id: str
     width: int
@@ -77,20 +78,22 @@ class SlotParameters(NamedTuple):
     ring_depth: int = DEFAULT_DEPTH
 
     def checked(self) -> "SlotParameters":
-        """These, with the format's own name for its aliases; raises ValueError or TypeError if they make no slot."""
+        """Return a copy with the aliases of pixel formats resolved. Raises ValueError or TypeError for a value that is
+        not valid.
+        """
         check_slot_id(self.slot_id)
         format = pixel_format(self.pixel_format)
         shape = FrameShape(format, self.width, self.height, align=1)
         frame_size = shape.nbytes
         if frame_size >= 2**32:
-            raise ValueError(f"a frame of {frame_size} bytes is too large: the format has 32 bits for its size")
+            raise ValueError(f"a frame of {frame_size} bytes is too large: a slot stores the frame's size in 32 bits")
         ring_depth = whole_number(self.ring_depth, "ring_depth", MIN_DEPTH, MAX_DEPTH)
         fps_num = whole_number(self.fps_num, "fps_num", 1, MAX_FPS_PART)
         fps_den = whole_number(self.fps_den, "fps_den", 1, MAX_FPS_PART)
         if not isinstance(self.source_type, str) or "\0" in self.source_type:
             raise ValueError(f"source_type must be text without NUL, not {self.source_type!r}")
         if len(self.source_type.encode()) > MAX_SOURCE_TYPE:
-            raise ValueError(f"source_type has room for {MAX_SOURCE_TYPE} bytes of UTF-8, not for {self.source_type!r}")
+            raise ValueError(f"source_type must be at most {MAX_SOURCE_TYPE} bytes of UTF-8, not {self.source_type!r}")
         return SlotParameters(
             self.slot_id, shape.width, shape.height, fps_num, fps_den, format.name, self.source_type, ring_depth
         )

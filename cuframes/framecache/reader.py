@@ -15,10 +15,23 @@ STARTS = {"next": START_NEXT, "latest": START_LATEST, "oldest": START_OLDEST}
 
 
 class SlotReaderStats(NamedTuple):
-    """Frames ``received``, ``lost`` because they were overwritten before they were read (mode ``ordered``) and
-    ``skipped`` because they were passed over (mode ``newest``): the three add up to the frames that went by. ``lapped``
-    counts copies that the writer tore; they were thrown away and made again. Over all slots of the name with
-    ``reconnect=True``.
+    """Counters of one reader.
+
+    Attributes
+    ----------
+    received : int
+        Frames that the reader returned.
+    lost : int
+        Frames that were overwritten before they were read (mode ``ordered``).
+    skipped : int
+        Frames that were passed over for a newer one (mode ``newest``).
+    lapped : int
+        Copies that the writer tore. They were thrown away and made again.
+
+    Notes
+    -----
+    ``received``, ``lost`` and ``skipped`` add up to the frames that went by. With ``reconnect=True`` the counters
+    include every slot of that name.
     """
 
     received: int
@@ -28,36 +41,36 @@ class SlotReaderStats(NamedTuple):
 
     @property
     def read(self) -> int:
-        """``received``, in the slot format's own word."""
+        """``received``, under the slot format's name."""
         return self.received
 
     @property
     def dropped(self) -> int:
-        """``lost`` and ``skipped`` together, in the slot format's own word."""
+        """``lost`` and ``skipped`` together, under the slot format's name."""
         return self.lost + self.skipped
 
     def plus(self, other: tuple[int, ...]) -> "SlotReaderStats":
-        """These and other counters together."""
+        """The sum of these and other counters."""
         return SlotReaderStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
-    """Read the frames of a slot, at one's own pace.
+    """Reads the frames of a slot at its own pace.
 
     Parameters
     ----------
     slot_id : str
     start : {"next", "latest", "oldest"}
-        The first frame: the next one to be written, the newest that is there (if any), or the oldest that is still
-        whole.
+        The first frame to read: the next one to be written, the newest in the slot (if there is one), or the oldest
+        that is still whole.
     mode : {"ordered", "newest"}
-        Every frame in order, as far as the slot still has them, or always the newest: what was passed over is
-        ``skipped`` then.
+        ``ordered``: every frame in order, as long as the slot still has it. ``newest``: always the newest frame;
+        frames that were passed over are counted as ``skipped``.
     connect_timeout : float, optional
         Seconds to wait for the slot to appear; None waits for ever.
     reconnect : bool
-        When the slot is removed, wait for one of its name instead of raising :class:`Disconnected`, and read that from
-        its oldest frame on.
+        When the slot is removed, wait for a new slot of the same name and read it from its oldest frame on, instead of
+        raising :class:`Disconnected`.
 
     Attributes
     ----------
@@ -79,8 +92,9 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
 
     Notes
     -----
-    A reader leaves no trace in the slot, which it maps read-only; any number may read. ``for`` and ``async for`` end
-    when the slot is removed. A slot whose writer has gone is still a slot: :meth:`next` waits for the next writer.
+    A reader maps the slot read-only and leaves no trace in it. Any number of readers may read one slot. ``for`` and
+    ``async for`` end when the slot is removed. A slot outlives its writer: without one, :meth:`next` waits for the next
+    writer's frames.
     """
 
     _what = "reader"
@@ -117,37 +131,38 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         self.ring_depth = slot.ring_depth
 
     def next(self, timeout: float | None = None, copy: bool = True, *, out: Any = None) -> SlotFrame:
-        """The next frame. Waits without the GIL. (:meth:`read` is the same, in the slot format's own word.)
+        """Return the next frame. Waits without the GIL. (:meth:`read` is another name for this method.)
 
         Parameters
         ----------
         timeout : float, optional
             Seconds; 0 looks once, None waits as long as it takes.
         copy : bool
-            False leaves the pixels where they are: ``frame.data`` is a read-only view of the slot, and ``frame.valid``
-            says, after use, whether what was read is the frame.
+            False leaves the pixels in the slot: ``frame.data`` is a read-only view of the slot. The writer may
+            overwrite them at any time; look at ``frame.valid`` after use to see whether they were still the frame's.
         out : writable buffer, optional
-            Where to copy the pixels, instead of a new array: contiguous, of the frame's size in bytes. It is
-            ``frame.data`` then.
+            Copy the pixels into this buffer instead of a new array. It must be contiguous and have the frame's size in
+            bytes; ``frame.data`` is then this buffer.
 
         Returns
         -------
         SlotFrame
-            ``lost`` and ``skipped`` say how many were missed before it.
+            Its ``lost`` and ``skipped`` say how many frames were missed before it.
 
         Raises
         ------
         Timeout
             No frame came in time.
         Disconnected
-            The slot was removed and everything in it has been read (never with ``reconnect=True``).
+            The slot was removed and all its frames have been read (never with ``reconnect=True``).
         ProtocolError
             The slot is damaged.
         ValueError
-            The reader is closed, or `out` does not fit; the frame can be read with another one.
+            The reader is closed, or `out` does not fit. In the latter case the frame is not lost: read it with another
+            buffer.
         """
         if out is not None and not copy:
-            raise ValueError("out= is for copies; leave copy=False out")
+            raise ValueError("out= makes a copy; leave copy=False out")
         return self._next(lambda ring, left: ring.next(left, copy, out), timeout)
 
     read = next
@@ -156,7 +171,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         return ring.next(timeout, True, None)
 
     def info(self) -> SlotInfo:
-        """The slot as it is now: frames written, measured rate, its writer."""
+        """State of the slot now: frames written, measured rate, writer."""
         return info(self.slot_id, self._joined())
 
     def __repr__(self) -> str:

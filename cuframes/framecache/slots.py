@@ -1,8 +1,8 @@
-"""Slots as files: what they are called, and creating, opening, describing, listing and removing them.
+"""Slots as files: naming, creating, opening, describing, listing and removing them.
 
-A slot is a file in the slots' directory, and a semaphore that C programs wait on. The file outlives its writers: it is
-there from creation to removal, whoever writes or reads. A new one is sized and formatted before it gets its name, so
-that nobody ever sees half of one, and a process that dies while creating leaves nothing behind.
+A slot is a file in the slots' directory, and a semaphore that C programs wait on. The file outlives its writers: it
+exists from creation to removal, with or without a writer or readers. A new file is sized and formatted before it gets
+its name: no process ever sees an unfinished slot, and a process that dies while creating a slot leaves nothing behind.
 """
 
 import contextlib
@@ -44,9 +44,9 @@ __all__ = [
     "slots_dir",
 ]
 
-MEASURED_SECONDS = 2  # fps is that of the last so many seconds
-# What opening a path says when something else than a file of ours is there: a link, a directory, a socket, a device, a
-# file whose owner holds a lease on it.
+MEASURED_SECONDS = 2  # fps is measured over this long
+# The errors of opening a path that is not a regular file (a link, a directory, a socket, a device), or a file on which
+# another process holds a lease.
 NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN)
 KINDS = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
@@ -54,7 +54,7 @@ NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 def slots_dir() -> Path:
-    """Where slots are: ``/dev/shm/framecache``, or what ``CUFRAMES_FRAMECACHE_DIR`` says."""
+    """Directory of the slots: ``CUFRAMES_FRAMECACHE_DIR`` if it is set, else ``/dev/shm/framecache``."""
     return Path(os.environ.get("CUFRAMES_FRAMECACHE_DIR") or SEGMENT_DIR / "framecache")
 
 
@@ -64,31 +64,31 @@ def semaphore_name(slot_id: str) -> str:
 
 
 def semaphore_path(slot_id: str) -> Path:
-    """The file that the C library keeps it in."""
+    """Path of the file in which the C library keeps that semaphore."""
     return SEGMENT_DIR / f"sem.{semaphore_name(slot_id)[1:]}"
 
 
 class SlotInfo(NamedTuple):
-    """A slot as its file shows it.
+    """State of a slot, read from its file.
 
     Attributes
     ----------
     slot_id, width, height, fps_num, fps_den, pixel_format, source_type, ring_depth
-        As for :func:`create_slot`. A pixel format that is not known here is ``"unknown (code)"``.
+        See :func:`create_slot`. A pixel format that this library does not know is ``"unknown (code)"``.
     frame_size, size : int
         Bytes of a frame, and of the whole file.
     write_cursor : int
-        Frames ever written, which is the number of the next one.
+        Frames ever written. The next frame has this number.
     fps : float or None
-        As measured over the last 2 seconds; 0 when none came in that time. None: unknown, since there were never two
-        frames, or their writer does not say when they were captured.
+        Frame rate measured over the last 2 seconds; 0 if no frame came in that time. None if it is unknown, because
+        there were never two frames, or because their writer does not say when they were captured.
     last_frame_age_s : float or None
-        Seconds since the newest frame was captured; None when that is unknown.
+        Seconds since the newest frame was captured; None if that is unknown.
     writer_pid : int or None
-        The writer, a pid of its own namespace, 0 when that is unknown; None when no process holds the slot's lock. (A C
-        program that knows no lock may be writing all the same: look at ``last_frame_age_s``.)
+        The writer's pid in its own pid namespace, 0 if it is unknown; None if no process holds the slot's lock. (A C
+        program that does not use the lock may be writing all the same: look at ``last_frame_age_s``.)
     dropped_frames : int
-        Frames that the source lost, as the writer counts them.
+        Frames that the source lost, as counted by the writer.
     """
 
     slot_id: str
@@ -109,18 +109,19 @@ class SlotInfo(NamedTuple):
 
     @property
     def parameters(self) -> SlotParameters:
-        """What it was created with."""
+        """The parameters that the slot was created with."""
         return SlotParameters(*(getattr(self, name) for name in SlotParameters._fields))
 
 
 @contextlib.contextmanager
 def directory(*, create: bool = False) -> Iterator[int]:
-    """The slots' directory, open. Whoever creates must trust its owner: links in it could lead anywhere.
+    """Open the slots' directory. With `create`, make it if it is missing, and refuse it if its owner is neither this
+    user nor root: links in it could lead anywhere.
 
     Raises
     ------
     NotFound
-        There is none, and so no slot.
+        The directory does not exist, so there are no slots.
     PermissionError
     """
     path = slots_dir()
@@ -137,7 +138,9 @@ def directory(*, create: bool = False) -> Iterator[int]:
     except OSError as problem:
         if problem.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
-        raise PermissionError(f"{path} is no directory of its own; remove it, or set CUFRAMES_FRAMECACHE_DIR") from None
+        raise PermissionError(
+            f"{path} is a link or not a directory; remove it, or set CUFRAMES_FRAMECACHE_DIR"
+        ) from None
     try:
         owner = os.fstat(fd).st_uid
         if create and owner not in (0, os.getuid()):
@@ -145,14 +148,14 @@ def directory(*, create: bool = False) -> Iterator[int]:
                 f"{path} belongs to uid {owner}; create slots as that user, or set CUFRAMES_FRAMECACHE_DIR"
             )
         if made:
-            os.fchmod(fd, 0o755)  # whatever the umask is: readers are other users
+            os.fchmod(fd, 0o755)  # whatever the umask is: readers may be other users
         yield fd
     finally:
         os.close(fd)
 
 
 def open_slot(slot_id: str, *, writable: bool = False) -> int:
-    """A descriptor of a slot's file.
+    """Open a slot's file; return its descriptor.
 
     Raises
     ------
@@ -167,19 +170,21 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         except PermissionError:
-            raise PermissionError(f"the slot {path} belongs to another user; create it with group=") from None
+            raise PermissionError(
+                f"the slot {path} belongs to another user; to share it with a group, create it with group="
+            ) from None
         except OSError as problem:
             if problem.errno not in NO_PLAIN_FILE:
                 raise
-            raise ProtocolError(f"{path} is no regular file; remove it") from None
+            raise ProtocolError(f"{path} is not a regular file; remove it") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ProtocolError(f"{path} is no regular file; remove it")
+        raise ProtocolError(f"{path} is not a regular file; remove it")
     return fd
 
 
 def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> CacheRing:
-    """A reader's end of a slot. Maps it read-only, and leaves no trace.
+    """Open a reader's end of a slot. It maps the slot read-only and leaves no trace in it.
 
     Raises
     ------
@@ -188,15 +193,15 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> Ca
     fd = open_slot(slot_id)
     path = slots_dir() / slot_id
     try:
-        # Read before anything is mapped, and mapped no further than the slot goes: the file may have any size.
+        # The header is read before anything is mapped, and only the slot is mapped: the file may have any size.
         size = os.fstat(fd).st_size
         if size == 0:
-            raise ProtocolError(f"{path} is empty, so it is no framecache slot; remove it")
+            raise ProtocolError(f"{path} is empty, so it is not a framecache slot; remove it")
         with naming(path):
             ring = CacheRing(fd, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
     except OverflowError:
         os.close(fd)
-        raise ProtocolError(f"{path} is larger than any memory; remove it") from None
+        raise ProtocolError(f"{path} is too large to be mapped; remove it") from None
     except BaseException:
         os.close(fd)
         raise
@@ -205,7 +210,7 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> Ca
 
 
 def layout_of(slot: SlotInfo | SlotParameters) -> FrameLayout | None:
-    """How the pixels of a slot lie in memory; None when its format is not known."""
+    """Memory layout of a slot's frames; None if its pixel format is not known."""
     try:
         return FrameLayout(FrameShape(pixel_format(slot.pixel_format), slot.width, slot.height, align=1))
     except ValueError:
@@ -213,7 +218,7 @@ def layout_of(slot: SlotInfo | SlotParameters) -> FrameLayout | None:
 
 
 def info(slot_id: str, ring: CacheRing) -> SlotInfo:
-    """What a slot shows of itself. Its name is that of its file, whatever a C program has put into the header."""
+    """State of a slot. ``slot_id`` is the name of the file: a C program may have put another name into the header."""
     header = ring.describe() | {"slot_id": slot_id}
     code = header.pop("pixel_format")
     writer_pid = header.pop("writer_pid")
@@ -224,13 +229,13 @@ def info(slot_id: str, ring: CacheRing) -> SlotInfo:
 
 
 def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, float | None]:
-    """Frames per second, and the newest frame's age in seconds, from the times of capture in the slot itself."""
+    """Frames per second, and the newest frame's age in seconds, computed from the capture times in the slot."""
     cursor, depth = header["write_cursor"], header["ring_depth"]
     if not cursor or (newest := ring.entry(cursor - 1)) is None or not newest[1]:
         return None, None
     age = round(max(0.0, time.time() - newest[1] / 1e6), 3)
     nominal = header["fps_num"] / max(header["fps_den"], 1)
-    # The oldest entry is about to be overwritten, and the one after it by the time we look.
+    # The oldest entry is about to be overwritten. The one after it may be overwritten before it is read here.
     back = min(cursor - 1, depth - 3, max(1, int(nominal * MEASURED_SECONDS)))
     older = ring.entry(cursor - 1 - back) if back > 0 else None
     if older is None or not older[1] or newest[1] <= older[1]:
@@ -239,23 +244,24 @@ def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, fl
 
 
 def open_semaphore(slot_id: str, fd: int) -> int:
-    """A descriptor of the file of a slot's semaphore, created if need be, for the same users as the slot's file, `fd`.
+    """Open the file of a slot's semaphore, and create it if it is missing; return its descriptor. The semaphore is for
+    the same users as the slot's file, `fd`.
 
-    It is mapped and posted by ourselves (slot_ring.h): the C library trusts what is in it.
+    This library maps and posts the semaphore itself (slot_ring.h): the C library would trust the contents of the file.
 
     Raises
     ------
     PermissionError
-        It belongs to somebody who has no part in the slot, or is no semaphore.
+        The semaphore belongs to a user who may not use the slot, or the file is not a semaphore.
     OutOfSharedMemory, OSError
     """
     name, path = semaphore_name(slot_id), semaphore_path(slot_id)
     like = os.fstat(fd)
     for _ in range(10):
-        # Creating comes second: it needs room even where there is one already.
+        # Creating comes second: it needs room even if the semaphore exists.
         with contextlib.suppress(FileNotFoundError):
             return _open_semaphore(path, like)
-        # What creating it gives is subject to umask, and to who we are: it is looked at as if it had been there.
+        # A new semaphore's mode depends on the umask, and its owner on us: the next turn checks it like an old one.
         try:
             with naming(path):
                 posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0).close()
@@ -263,30 +269,32 @@ def open_semaphore(slot_id: str, fd: int) -> int:
             continue
         except posix_ipc.PermissionsError:
             raise PermissionError(
-                f"the semaphore {path} cannot be created: {SEGMENT_DIR} is not ours to write"
+                f"the semaphore {path} cannot be created: this user may not write to {SEGMENT_DIR}"
             ) from None
         except OSError as problem:
             if problem.errno not in NO_ROOM:
                 raise
             raise OutOfSharedMemory(f"there is no room for the semaphore {path}") from None
-    raise AlreadyExists(f"others keep creating and removing the semaphore {path}")
+    raise AlreadyExists(f"other processes keep creating and removing the semaphore {path}")
 
 
 def _open_semaphore(path: Path, like: os.stat_result) -> int:
-    """Open one that is there. Refuse a stranger's, and give ours to the users of the slot, which is `like` this."""
-    # No more than its place: neither a FIFO nor a link nor its mode can stop this.
+    """Open a semaphore that exists. Refuse one of an unrelated user; give our own the owner, the group and the mode of
+    the slot, which are in `like`.
+    """
+    # O_PATH opens no more than the path: a FIFO cannot block it, and neither a link nor the mode can make it fail.
     pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         with naming(path):
             _check_semaphore(path, pin, like)
-            # The file that was looked at, whatever has its name by now.
+            # Open the file that was checked, whatever has its name by now.
             fd = os.open(f"/proc/self/fd/{pin}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError as problem:
         if problem.errno is None:
             raise
         raise PermissionError(
-            f"the semaphore {path} belongs to uid {os.fstat(pin).st_uid}, and is not ours to use; remove it as that "
-            "user or as root"
+            f"the semaphore {path} belongs to uid {os.fstat(pin).st_uid}, and this user may not use it; remove it as "
+            "that user or as root"
         ) from None
     finally:
         os.close(pin)
@@ -295,14 +303,14 @@ def _open_semaphore(path: Path, like: os.stat_result) -> int:
 
 def _check_semaphore(path: Path, pin: int, like: os.stat_result) -> None:
     there = os.fstat(pin)
-    of_group = like.st_mode & stat.S_IWGRP and there.st_gid == like.st_gid  # only a member can have given it that
+    of_group = like.st_mode & stat.S_IWGRP and there.st_gid == like.st_gid  # only a member can have given it this group
     if there.st_uid not in (0, os.geteuid(), like.st_uid) and not of_group:
         raise PermissionError(
-            f"the semaphore {path} belongs to uid {there.st_uid}, who has no part in the slot; remove it as that "
-            "user or as root"
+            f"the semaphore {path} belongs to uid {there.st_uid}, who may not use the slot; remove it as that user or "
+            "as root"
         )
     if not stat.S_ISREG(there.st_mode) or there.st_size < SEMAPHORE_BYTES:
-        raise PermissionError(f"{path} is no semaphore; remove it")
+        raise PermissionError(f"{path} is not a semaphore; remove it")
     mode = stat.S_IMODE(like.st_mode)
     here = f"/proc/self/fd/{pin}"
     if os.geteuid() in (0, there.st_uid):
@@ -321,9 +329,9 @@ def ensure_semaphore(slot_id: str, fd: int) -> None:
 
 
 def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = False) -> int | None:
-    """Create a slot: a descriptor of it, for the caller to close. None: there is something of that name already.
+    """Create a slot; return its descriptor, which the caller closes. Return None if the name is taken.
 
-    With `lock`, the descriptor holds the writer's lock from before anybody else can see the slot.
+    With `lock`, the descriptor holds the writer's lock before any other process can see the slot.
 
     Raises
     ------
@@ -331,13 +339,13 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
         Nothing was created.
     """
     path = slots_dir() / wanted.slot_id
-    # Before the directory is held to be ours: members of a slot's group may write it where another user creates.
+    # Before the check of the directory's owner: members of a slot's group may write a slot in another user's directory.
     with contextlib.suppress(NotFound), directory() as folder:
         if os.access(wanted.slot_id, os.F_OK, dir_fd=folder, follow_symlinks=False):
             return None
     with directory(create=True) as folder:
         try:
-            # Nameless until it is complete; the kernel frees it if we die before.
+            # The file has no name until it is complete. If this process dies before, the kernel frees it.
             fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as problem:
             raise _not_created(problem, wanted, folder) from None
@@ -389,19 +397,21 @@ def _give(fd: int, gid: int, path: Path) -> None:
         os.fchown(fd, -1, gid)
     except PermissionError:
         raise PermissionError(
-            f"{path} cannot be given to group {gid}, which is none of ours; create it as a member or as root"
+            f"{path} cannot be given to group {gid}, since this user is not a member; create it as a member or as root"
         ) from None
 
 
 def _not_created(problem: OSError, wanted: SlotParameters, folder: int) -> OSError:
-    """The error for a slot that could not be created, because of `problem`."""
+    """The error to raise when `problem` kept a slot from being created."""
     if problem.errno == errno.EACCES:
         return PermissionError(
-            f"{slots_dir()} belongs to uid {os.fstat(folder).st_uid}, and is not ours to write; create slots as that "
-            "user or through the service, or set CUFRAMES_FRAMECACHE_DIR"
+            f"{slots_dir()} belongs to uid {os.fstat(folder).st_uid}, and this user may not write to it; create slots "
+            "as that user or through the service, or set CUFRAMES_FRAMECACHE_DIR"
         )
     if problem.errno not in NO_ROOM:
-        return OSError(problem.errno, f"no slot can be created: {problem.strerror}", str(slots_dir() / wanted.slot_id))
+        return OSError(
+            problem.errno, f"the slot cannot be created: {problem.strerror}", str(slots_dir() / wanted.slot_id)
+        )
     needed = wanted.size + PAGE
     return OutOfSharedMemory(
         f"the slot {wanted.slot_id!r} and its semaphore need {needed} bytes of {slots_dir()}; remove slots, or use a "
@@ -412,7 +422,7 @@ def _not_created(problem: OSError, wanted: SlotParameters, folder: int) -> OSErr
 
 
 def discard(slot_id: str, fd: int) -> None:
-    """Remove a slot that was just created, and of which `fd` is a descriptor, if its name still means that."""
+    """Remove the slot that was just created with the descriptor `fd`, unless its name means another file by now."""
     path = slots_dir() / slot_id  # not through a descriptor: perhaps there is none left
     with contextlib.suppress(OSError):
         if os.path.samestat(os.lstat(path), os.fstat(fd)):
@@ -423,7 +433,7 @@ def discard(slot_id: str, fd: int) -> None:
 
 
 def compare(slot: SlotInfo, wanted: dict[str, Any]) -> None:
-    """Raise AlreadyExists if a slot has other parameters than are wanted, as far as they are named."""
+    """Raise AlreadyExists if a slot's parameters differ from those in `wanted`, which may be only some of them."""
     there = slot.parameters._asdict()
     differing = [f"{name} is {there[name]!r}, not {value!r}" for name, value in wanted.items() if there[name] != value]
     if differing:
@@ -459,16 +469,16 @@ def create_slot(
     ring_depth : int
         Frames that the slot holds, 2 to 4096. C clients assume 120; another depth is an extension of this library.
     source_type : str
-        What it comes from, for people: ``"sdi"``, ``"srt"``. At most 31 bytes.
+        Kind of source, shown to people: ``"sdi"``, ``"srt"``. At most 31 bytes.
     group : str or int, optional
-        Members of this group may read and write. Default: our own user and root.
+        Members of this group may read and write the slot. Default: only this user and root may.
 
     Raises
     ------
     AlreadyExists
-        There is a slot of that name.
+        The name is taken.
     OutOfSharedMemory
-        With the bytes ``needed`` and ``free``.
+        There is too little memory. The exception's ``needed`` and ``free`` are in bytes.
     ValueError, TypeError, PermissionError
     """
     per_second = rate(fps)
@@ -483,7 +493,7 @@ def create_slot(
 
 
 def find_slot(slot_id: str) -> SlotInfo:
-    """One slot. Reads only.
+    """Return the state of one slot. Changes nothing.
 
     Raises
     ------
@@ -503,9 +513,11 @@ def slot_names() -> list[str]:
 
 
 def list_slots() -> list[SlotInfo]:
-    """Every slot on this host that we may read, by slot_id. Reads only, and needs no service.
+    """Return the state of every slot on this host that this user may read, sorted by slot_id. Changes nothing, and
+    needs no service.
 
-    What is no slot is left out, whatever it is. OSError is about this process: it has no descriptors left, say.
+    Anything in the directory that is not a slot is left out. OSError means a problem of this process: for example, it
+    has no descriptors left.
     """
     found = []
     for name in slot_names():
@@ -520,13 +532,15 @@ def list_slots() -> list[SlotInfo]:
 
 
 def remove_slot(slot_id: str) -> None:
-    """Remove a slot and its semaphore, without the service. Its writer gets Disconnected with the next frame, and
-    readers when they have read what is there. One that is damaged, or was never finished, is removed as well.
+    """Remove a slot and its semaphore, without the service.
+
+    The writer gets Disconnected with its next frame. A reader gets Disconnected after it has read the remaining frames.
+    A slot that is damaged or was never finished is removed too.
 
     Raises
     ------
     NotFound
-        There is no such slot. What else has the name stays.
+        There is no such slot. Anything else of that name stays.
     PermissionError
     """
     path = slots_dir() / check_slot_id(slot_id)
@@ -537,8 +551,8 @@ def remove_slot(slot_id: str) -> None:
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         not_ours = PermissionError(
-            f"the slot {path} belongs to uid {there.st_uid}, and its directory is not ours to write; remove it as that "
-            "user, as root, or through the service"
+            f"the slot {path} belongs to uid {there.st_uid}, and this user may not write to its directory; remove it "
+            "as that user, as root, or through the service"
         )
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True):
             raise not_ours
@@ -549,28 +563,29 @@ def remove_slot(slot_id: str) -> None:
             raise NotFound(f"the slot {slot_id!r} was just removed by somebody else") from None
         except PermissionError:
             raise PermissionError(
-                f"{path} belongs to uid {there.st_uid}, and is not ours to read, so it may be no slot; remove it as "
-                "that user or as root"
+                f"{path} belongs to uid {there.st_uid}, and this user may not read it to see whether it is a slot; "
+                "remove it as that user or as root"
             ) from None
         if what is not None:
             raise NotFound(
-                f"there is no slot {slot_id!r} on this host: {path} is {what}; if nobody needs it, remove it by hand"
+                f"there is no slot {slot_id!r} on this host: {path} is {what}; if it is not needed, remove it by hand"
             )
-        # In this order: a slot without its semaphore gets it back from whoever comes next. A stranger's stays.
+        # In this order: the next writer gives a slot without a semaphore a new one. An unrelated user's file stays.
         with contextlib.suppress(OSError):
             semaphore_path(slot_id).unlink()
         try:
             with naming(path):
                 os.unlink(slot_id, dir_fd=folder)
         except FileNotFoundError:
-            raise NotFound(f"the slot {slot_id!r} was just removed by somebody else") from None
+            raise NotFound(f"the slot {slot_id!r} was just removed by another process") from None
         except PermissionError:
             raise not_ours from None
 
 
 def _what_else(slot_id: str, folder: int, there: os.stat_result) -> str | None:
-    """What has the name of a slot and is none; None: a slot. It begins with the magic number, whatever comes behind; or
-    nobody has finished it: it is empty, or zeros where that number comes last.
+    """Say what has the name of a slot, if it is not a slot; None if it is one. A slot's file begins with the magic
+    number, whatever follows. The file of an unfinished slot is empty or begins with zeros, since the magic number is
+    written last.
     """
     if not stat.S_ISREG(there.st_mode):
         return KINDS.get(stat.S_IFMT(there.st_mode), "a device")
@@ -584,4 +599,4 @@ def _what_else(slot_id: str, folder: int, there: os.stat_result) -> str | None:
         os.close(fd)
     if magic == MAGIC or size == 0 or (magic == 0 and size >= HEADER_BYTES):
         return None
-    return f"a file of {size} bytes that does not begin as a slot does"
+    return f"a file of {size} bytes that does not begin like a slot"

@@ -32,7 +32,7 @@ __all__ = ["SlotWriter"]
 
 
 def _map(fd: int, size: int, *, populate: bool = False) -> Mapping:
-    """A file's bytes, writable. Its descriptor is closed."""
+    """Map a file's bytes, writable, and close its descriptor."""
     try:
         return Mapping(fd, size, writable=True, populate=populate)
     finally:
@@ -40,35 +40,35 @@ def _map(fd: int, size: int, *, populate: bool = False) -> Mapping:
 
 
 class SlotWriter(lifetime.Closing):
-    """Write the frames of a slot: its one writer.
+    """Writes the frames of a slot. A slot has one writer at a time.
 
     Parameters
     ----------
     slot_id : str
     width, height : int, optional
-        Pixels. Needed to create the slot; without them it must exist.
+        Pixels. Needed to create the slot; without them the slot must exist.
     format, fps, ring_depth, source_type, group : optional
-        As for :func:`create_slot`, with its defaults. A slot that is not there is created. One that is there is written
-        from its last frame on; what is given here it must have been created with.
+        See :func:`create_slot`, also for the defaults. If the slot does not exist, it is created. If it exists, writing
+        continues after its last frame, and the parameters given here must be those that it was created with.
 
     Raises
     ------
     AlreadyExists
-        The slot has a living writer, or other parameters.
+        The slot has a living writer, or was created with other parameters.
     NotFound
         There is no such slot, and width and height were not given.
     OutOfSharedMemory, ProtocolError, PermissionError, ValueError, TypeError
 
     Notes
     -----
-    Writing never waits for readers. One thread at a time may write. Close it, or use it as a context manager; the slot
-    stays, for the next writer, until :func:`remove_slot` or the service removes it. The kernel frees the place of a
-    writer that dies. After a fork it is usable in the parent only.
+    Writing never waits for readers. Only one thread at a time may write. Close the writer, or use it as a context
+    manager. The slot stays for the next writer until :func:`remove_slot` or the service removes it. If a writer dies,
+    the kernel releases its lock on the slot. After a fork only the parent can use the writer.
 
-    :meth:`close` is final, from any thread and from a signal handler. It waits for a :meth:`write` of another thread,
-    which is as long as a copy; a frame of :meth:`acquire` that is being filled cannot be published any more, and its
-    memory is not the slot's any more. A constructor that fails leaves nothing behind, also not the slot, if it created
-    that.
+    :meth:`close` is final. It may be called from any thread and from a signal handler. It waits for a :meth:`write` in
+    another thread, which takes as long as a copy. A frame from :meth:`acquire` that is being filled can then no longer
+    be published, and its memory is no longer the slot's. A constructor that fails leaves nothing behind; if it created
+    the slot, it removes it again.
     """
 
     _reader = "cuframes.framecache.SlotReader"
@@ -87,7 +87,7 @@ class SlotWriter(lifetime.Closing):
     ) -> None:
         self.slot_id = check_slot_id(slot_id)
         if (width is None) != (height is None):
-            raise ValueError("give width and height, or neither to write a slot that exists")
+            raise ValueError("give both width and height, or neither to write a slot that exists")
         per_second = None if fps is None else rate(fps)
         given: dict[str, Any] = {
             "width": width,
@@ -99,7 +99,7 @@ class SlotWriter(lifetime.Closing):
             "ring_depth": ring_depth,
         }
         given = {name: value for name, value in given.items() if value is not None}
-        with contextlib.ExitStack() as undo:  # what is made is given back, unless all of it works
+        with contextlib.ExitStack() as undo:  # undo every step if one fails
             made = None
             if width is not None:
                 defaults: dict[str, Any] = {"fps_num": 25, "fps_den": 1, "pixel_format": "uyvy422"}
@@ -114,7 +114,7 @@ class SlotWriter(lifetime.Closing):
         lifetime.register(self)
 
     def _open(self, given: dict[str, Any], made: int | None, undo: contextlib.ExitStack) -> None:
-        ring = attach(self.slot_id)  # which also refuses what is no slot
+        ring = attach(self.slot_id)  # which also refuses a file that is not a slot
         found = info(self.slot_id, ring)
         self.parameters = found.parameters
         compare(found, given)
@@ -123,8 +123,11 @@ class SlotWriter(lifetime.Closing):
             lock = lifetime.own(open_slot(self.slot_id, writable=True))
             undo.callback(lifetime.close_owned, lock)
             if not any(lock_owner(lock) for _ in lock_attempts()):
-                pid = info(self.slot_id, ring).writer_pid or "unknown"  # by now it has had the time to say so
-                raise AlreadyExists(f"the slot {self.slot_id!r} has a writer (pid {pid}); a slot has only one")
+                pid = info(self.slot_id, ring).writer_pid or "unknown"  # by now the writer has had time to store it
+                raise AlreadyExists(
+                    f"the slot {self.slot_id!r} has a writer (pid {pid}), and a slot has only one; stop it first, or "
+                    "use another slot_id"
+                )
         else:
             lock = made
         if os.fstat(lock).st_size < found.size:
@@ -139,58 +142,59 @@ class SlotWriter(lifetime.Closing):
         self._writer = CacheWriter(mapping, lock, layout_of(found), os.getpid(), semaphore, path)
 
     def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:
-        """Copy one frame in and publish it. Waits for nobody; the copy runs without the GIL.
+        """Copy one frame into the slot and publish it. Never waits for readers; the copy runs without the GIL.
 
         Parameters
         ----------
         src : array-like, PyAV frame, sequence of planes, or bytes-like
-            As for :meth:`Publisher.publish`. Bytes of another size are written as they are, and keep their size.
+            See :meth:`Publisher.publish`. Bytes of another size are written unchanged, and keep their size.
         pts_us : int, optional
-            Presentation time in microseconds; default CLOCK_MONOTONIC.
+            Presentation time in microseconds; default: CLOCK_MONOTONIC.
         wall_us : int, optional
-            Time of capture in microseconds since 1970; default now.
+            Time of capture in microseconds since 1970; default: now.
 
         Returns
         -------
         int
-            The frame's number in the life of the slot: 0, 1, 2, …
+            Number of the frame: 0, 1, 2, … since the slot was created.
 
         Raises
         ------
         ValueError
-            It is larger than the slot's frames, or does not have their shape, or the writer is closed.
+            The frame is larger than the slot's frames or has another shape, or the writer is closed.
         TypeError, BufferError
         Disconnected
             The slot was removed.
         SegmentTruncated
-            Somebody cut its file off. Close this writer, remove the slot and create it anew.
+            Another process truncated the slot's file. Close this writer, remove the slot and create it again.
         """
         return self._writer.write(src, pts_us, wall_us)
 
     def acquire(self) -> WritableSlotFrame:
-        """The next frame, to be filled in place: ``with writer.acquire() as frame: frame.data[...] = pixels``.
+        """Return the next frame, to be filled in place: ``with writer.acquire() as frame: frame.data[...] = pixels``.
 
-        It is published on a clean exit and abandoned when the block raises. Errors are those of :meth:`write`.
+        The frame is published when the block ends, and abandoned if the block raises. The errors are those of
+        :meth:`write`.
         """
         if self._writer.closed:
             raise ValueError("the writer is closed")
         return WritableSlotFrame(self._writer)
 
     def drop(self, count: int = 1) -> None:
-        """Count frames that the source lost before they came here, in the slot's ``dropped_frames``."""
+        """Add `count` to the slot's ``dropped_frames``: frames that the source lost before they reached the writer."""
         self._writer.drop(whole_number(count, "count", 0, 2**32 - 1))
 
     def info(self) -> SlotInfo:
-        """The slot as others see it."""
+        """State of the slot, as other processes see it."""
         return find_slot(self.slot_id)
 
     @property
     def frames_written(self) -> int:
-        """Frames in the life of the slot, by this writer and those before it."""
+        """Frames ever written to the slot, by this writer and those before it."""
         return self._writer.cursor
 
     def close(self) -> None:
-        """Leave the slot to the next writer. Closing twice is fine, at any time and place."""
+        """Leave the slot to the next writer. May be called again, and from any thread."""
         self._closed = True
         self._writer.close()
         lifetime.unregister(self)

@@ -1,7 +1,7 @@
 """The framecache service: creates, lists and removes slots over HTTP, and shows them on a page.
 
-Writers and readers do not depend on it. It keeps nothing that it could not find again in the slots' directory, so that
-it can be killed and started at any time.
+Writers and readers do not depend on the service. All its state can be found again in the slots' directory, so it can be
+killed and restarted at any time.
 """
 
 from cuframes.framecache.service.app import create_app

@@ -1,4 +1,4 @@
-"""The HTTP interface: what can be asked, and what comes back."""
+"""The HTTP interface: its routes, requests and answers."""
 
 import asyncio
 import time
@@ -47,7 +47,7 @@ SlotId = Annotated[str, Field(pattern=f"^{SLOT_ID}$", examples=["sdi0"])]
 
 def _no_slot(slot_id: str) -> str:
     if slot_id == REGISTRY:  # a file in the slots' directory, but never one of them
-        raise NotFound(f"there is no slot {slot_id!r}: that is the service's own list")
+        raise NotFound(f"there is no slot {slot_id!r}: the name is reserved for the service")
     return slot_id
 
 
@@ -67,7 +67,7 @@ class SlotRequest(BaseModel):
     pixel_format: Annotated[
         str | int,
         Field(
-            description="FFmpeg's, GStreamer's or V4L2's name, or the number in the slot's header: 0 for uyvy422",
+            description="FFmpeg's, GStreamer's or V4L2's name, or the code in the slot's header: 0 for uyvy422",
             examples=["uyvy422"],
             json_schema_extra={"enum": [*CODES, *ALIASES, *NAMES]},
         ),
@@ -79,7 +79,7 @@ class SlotRequest(BaseModel):
     ring_depth: Annotated[int, Field(ge=MIN_DEPTH, le=MAX_DEPTH)] = DEFAULT_DEPTH
 
     def parameters(self) -> SlotParameters:
-        """The same, checked for what one field says of another."""
+        """The request as SlotParameters, checked also for rules that concern several fields."""
         values = self.model_dump()
         if isinstance(self.pixel_format, int):
             values["pixel_format"] = NAMES.get(self.pixel_format, str(self.pixel_format))
@@ -90,7 +90,7 @@ class SlotRequest(BaseModel):
 
 
 class Slot(BaseModel):
-    """A slot as it is now."""
+    """State of a slot."""
 
     slot_id: str
     width: int
@@ -103,26 +103,26 @@ class Slot(BaseModel):
     frame_size: Annotated[int, Field(description="Bytes of a frame")]
     size: Annotated[int, Field(description="Bytes of the slot's file")]
     write_cursor: Annotated[int, Field(description="Frames ever written")]
-    fps: Annotated[float | None, Field(description="Measured over the last 2 s; null: not known")]
-    last_frame_age_s: Annotated[float | None, Field(description="Seconds; null: not known")]
+    fps: Annotated[float | None, Field(description="Measured over the last 2 s; null: unknown")]
+    last_frame_age_s: Annotated[float | None, Field(description="Age of the newest frame; null: unknown")]
     writer_pid: Annotated[int | None, Field(description="0: unknown; null: no process holds the slot's lock")]
     dropped_frames: Annotated[int, Field(description="Frames that the source lost")]
 
 
 class Health(BaseModel):
-    """How the service is."""
+    """Health of the service."""
 
-    status: Annotated[str, Field(description="ok; degraded: it goes on, but there is a problem")]
+    status: Annotated[str, Field(description="ok, or degraded: the service works, but has a problem")]
     version: str
     uptime_s: float
     slots: int
     bytes_used: int
     bytes_free: int
-    problem: Annotated[str | None, Field(description="null: none")]
+    problem: Annotated[str | None, Field(description="What the problem is; null: there is none")]
 
 
 def json_only(request: Request) -> None:
-    """Refuse what a browser would send from another site without asking us first."""
+    """Refuse content types that a browser sends to another site without a CORS preflight request."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json")
 
@@ -138,11 +138,11 @@ def create_app(
     token : str, optional
         Bearer token that requests must carry.
     allowed_hosts : iterable of str
-        Names that requests may have in their Host header.
+        Names that are accepted in a request's Host header.
     """
     began = time.monotonic()
     metrics, thumbnails = Metrics(registry), Thumbnails()
-    # Threads of its own, so that it answers while all others wait for memory to be reserved.
+    # /health has its own threads, so that it answers while all others wait for memory to be reserved.
     for_health = ThreadPoolExecutor(2, "health")
     app = FastAPI(title="cuframes framecache", version=__version__, docs_url=None, redoc_url=None)
     install(app)
@@ -154,12 +154,12 @@ def create_app(
         status_code=HTTPStatus.CREATED,
         dependencies=[Depends(json_only)],
         responses={
-            200: {"model": Slot, "description": "It was there already, with these parameters"},
+            200: {"model": Slot, "description": "The slot existed already, with these parameters"},
             **answers(400, 403, 409, 413, 415, 422, 507, *refusals),
         },
     )
     def create(request: SlotRequest, response: Response) -> Slot:
-        """Create a slot: its file and its semaphore. A living writer, or other parameters, are a conflict."""
+        """Create a slot: its file and its semaphore. A slot that has a writer or other parameters is a conflict."""
         slot, is_new = registry.create(request.parameters())
         if not is_new:
             response.status_code = HTTPStatus.OK
@@ -177,7 +177,7 @@ def create_app(
 
     @app.delete("/slots/{slot_id}", status_code=HTTPStatus.NO_CONTENT, responses=answers(403, 404, 422, *refusals))
     def remove(slot_id: SlotPath) -> None:
-        """Remove a slot and its semaphore. Readers read what is there, and then see the end."""
+        """Remove a slot and its semaphore. Its readers can read the remaining frames, and are then disconnected."""
         registry.remove(slot_id)
 
     @app.get(
@@ -186,14 +186,14 @@ def create_app(
         responses={200: {"content": {"image/jpeg": {}}}, **answers(404, 422, *refusals)},
     )
     def thumbnail(slot_id: SlotPath) -> Response:
-        """The newest frame as a small picture; at most one a second is made. The ETag is the frame's number."""
+        """The newest frame as a small picture, made at most once a second. The ETag is the frame's number."""
         number, picture = thumbnails.get(slot_id)
         headers = {"Cache-Control": "no-store", "ETag": f'"{number}"'}
         return Response(picture, media_type="image/jpeg", headers=headers)
 
     @app.get("/health")
     async def health() -> Health:
-        """Whether the service works, and how much room there is."""
+        """Whether the service works, and how much memory is used and free."""
         found = await asyncio.get_running_loop().run_in_executor(for_health, registry.health)
         status = "ok" if found["problem"] is None else "degraded"
         return Health(status=status, version=__version__, uptime_s=round(time.monotonic() - began, 1), **found)
@@ -220,7 +220,7 @@ def _file(name: str, media_type: str) -> Any:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Put the problem document among the schemas of /openapi.json, which the routes refer to."""
+    """Add the schema of the problem document, which the routes refer to, to /openapi.json."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:

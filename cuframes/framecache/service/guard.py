@@ -1,4 +1,4 @@
-"""What every request passes first: is it meant for us, from somebody who may, and of bearable size? And its log."""
+"""The checks that every request passes first (host name, token, size), and the access log."""
 
 import hmac
 import logging
@@ -19,19 +19,19 @@ log = logging.getLogger("cuframes.framecache.access")
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 MAX_BODY = 64 * 1024
-# Without a token: the page itself, which holds no data and asks for the token, and what tells whether we live.
+# Open without a token: the page, which holds no data and asks for the token, and the health check.
 OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/health"})
 
 
 class Guard:
     """ASGI middleware.
 
-    - The Host header must name us: a page whose host name was made to point here (DNS rebinding) sends its own.
-    - With a token set, requests carry it, except for the page and ``/health``.
+    - The Host header must be a name of this service. A hostile page that uses DNS rebinding sends its own host name.
+    - If a token is set, requests must carry it, except for the page and ``/health``.
     - A body has at most 64 KiB.
-    - HEAD is answered wherever GET is, as GET without the body.
+    - HEAD is answered wherever GET is: like GET, without the body.
 
-    How long requests may take to come is the connection's business (``server``).
+    Time limits for requests are the task of the connection (``server``).
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Iterable[str] = LOOPBACK_NAMES, token: str | None = None) -> None:
@@ -52,7 +52,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif scope["method"] == "HEAD":
-                message = {**message, "body": b""}  # its length stays announced
+                message = {**message, "body": b""}  # Content-Length stays
             await send(message)
 
         try:
@@ -67,7 +67,7 @@ class Guard:
                 asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
                 await self.app(asked, _replay(body, receive), sending)
         finally:
-            # The page asks every second; what changes something, or fails, is of more interest.
+            # The page polls every second. Requests that change something, or fail, are of more interest.
             level = logging.DEBUG if status < 400 and scope["method"] in ("GET", "HEAD") else logging.INFO
             details = {
                 "method": scope["method"],
@@ -83,14 +83,14 @@ class Guard:
         if host not in self._hosts:
             return problem(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"this is no host name of the service: {host!r}; name it with --allow-host if it is",
+                f"unknown Host header {host!r}; if it is a name of this service, add it with --allow-host",
             )
         if self._token is not None and scope["path"] not in OPEN_PATHS:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
                 return problem(
                     HTTPStatus.UNAUTHORIZED,
-                    "the service wants its token: Authorization: Bearer ...",
+                    "the service requires its token; send the header Authorization: Bearer TOKEN",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
         return None
@@ -104,10 +104,10 @@ def _host_name(host: str) -> str:
 
 
 async def _body(method: str, headers: Headers, receive: Receive) -> tuple[Response | None, bytes]:
-    """A request's body, or why it is not taken."""
-    if method != "POST":  # nothing else has one that is read
+    """Read a request's body. Returns a refusal or None, and the body."""
+    if method != "POST":  # no other method has a body that is read
         return None, b""
-    too_large = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {MAX_BODY} bytes")
+    too_large = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body of a request has at most {MAX_BODY} bytes")
     announced = headers.get("content-length", "")
     if announced.isdigit() and int(announced) > MAX_BODY:
         return too_large, b""
@@ -115,7 +115,7 @@ async def _body(method: str, headers: Headers, receive: Receive) -> tuple[Respon
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return problem(HTTPStatus.BAD_REQUEST, "the request was not whole"), b""
+            return problem(HTTPStatus.BAD_REQUEST, "the request is incomplete"), b""
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
             return too_large, b""
@@ -124,7 +124,7 @@ async def _body(method: str, headers: Headers, receive: Receive) -> tuple[Respon
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """What the application gets to see of a body that was read already."""
+    """Make a receive function that gives the application a body that was read already."""
     given = False
 
     async def replay() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes. Gathered when it does, from the slots themselves."""
+"""Metrics for Prometheus, gathered from the slots at every scrape."""
 
 import time
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Metrics(Collector):
         return generate_latest(self._collectors)
 
     def describe(self) -> list[Metric]:
-        """Nothing yet: asking would gather everything once, at start."""
+        """Nothing: otherwise registering would gather all metrics once."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -36,14 +36,14 @@ class Metrics(Collector):
         slots = self._slots.slots()
         summary = self._slots.summary(slots)
         yield GaugeMetricFamily(f"{PREFIX}_uptime_seconds", "Since the service began.", time.monotonic() - self._began)
-        yield GaugeMetricFamily(f"{PREFIX}_slots", "Slots.", summary["slots"])
-        yield GaugeMetricFamily(f"{PREFIX}_used_bytes", "Bytes that slots take.", summary["bytes_used"])
-        yield GaugeMetricFamily(f"{PREFIX}_free_bytes", "Bytes that new slots could take.", summary["bytes_free"])
+        yield GaugeMetricFamily(f"{PREFIX}_slots", "Number of slots.", summary["slots"])
+        yield GaugeMetricFamily(f"{PREFIX}_used_bytes", "Bytes used by slots.", summary["bytes_used"])
+        yield GaugeMetricFamily(f"{PREFIX}_free_bytes", "Bytes available to new slots.", summary["bytes_free"])
         frames = CounterMetricFamily(f"{PREFIX}_frames", "Frames ever written to a slot.", labels=["slot_id"])
-        dropped = CounterMetricFamily(f"{PREFIX}_dropped_frames", "Frames that a source lost.", labels=["slot_id"])
+        dropped = CounterMetricFamily(f"{PREFIX}_dropped_frames", "Frames that the source lost.", labels=["slot_id"])
         fps = GaugeMetricFamily(f"{PREFIX}_fps", "Frames per second, over the last 2 s.", labels=["slot_id"])
-        age = GaugeMetricFamily(f"{PREFIX}_last_frame_age_seconds", "Of a slot's newest frame.", labels=["slot_id"])
-        writer = GaugeMetricFamily(f"{PREFIX}_writer", "1: a slot has a writer.", labels=["slot_id"])
+        age = GaugeMetricFamily(f"{PREFIX}_last_frame_age_seconds", "Age of the newest frame.", labels=["slot_id"])
+        writer = GaugeMetricFamily(f"{PREFIX}_writer", "1 if the slot has a writer, else 0.", labels=["slot_id"])
         for slot in slots:
             label = [slot.slot_id]
             frames.add_metric(label, slot.write_cursor)

@@ -21,7 +21,7 @@ PROBLEM_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """A problem document. What a kind of problem adds is beside these members."""
+    """A problem document. Extension members are further keys at the top level."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -38,7 +38,7 @@ def problem(status: int, detail: str, *, headers: dict[str, str] | None = None, 
 
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route's description says of its problems."""
+    """Descriptions of a route's error answers, for OpenAPI."""
     content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
@@ -79,7 +79,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(PermissionError)
     def forbidden(_: Request, error: PermissionError) -> JSONResponse:
-        return problem(HTTPStatus.FORBIDDEN, f"the service may not do that: {error}")
+        return problem(HTTPStatus.FORBIDDEN, f"the service has no permission for this: {error}")
 
     @app.exception_handler(CuframesError)
     @app.exception_handler(OSError)
@@ -89,4 +89,6 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def broken(_: Request, error: Exception) -> JSONResponse:  # logged by the server
-        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, f"the service has a fault: {type(error).__name__}")
+        return problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR, f"internal error of the service: {type(error).__name__}; see its log"
+        )

@@ -1,4 +1,4 @@
-"""The slots that the service knows: what is in the directory, and written down in registry.json."""
+"""The slots that the service knows: those in the directory, also listed in registry.json."""
 
 import contextlib
 import json
@@ -32,15 +32,15 @@ log = logging.getLogger("cuframes.framecache")
 
 
 class Registry:
-    """Slots, created and removed by any thread.
+    """Lists, creates and removes slots, from any thread.
 
-    It looks at the directory each time it is asked, and holds no slot open in between: however many there are, and
-    whatever else is there, they cost no descriptors.
+    Every call looks at the directory again. No slot stays open between calls, so the slots and other files in the
+    directory cost no descriptors, however many there are.
 
     Parameters
     ----------
     max_bytes : int, optional
-        Slots together take no more than this. Default: what the file system has.
+        Limit for all slots together. Default: the file system's size is the only limit.
     group : str or int, optional
         Members of this group may read and write new slots.
     """
@@ -59,7 +59,7 @@ class Registry:
         self.slots()
 
     def slots(self) -> list[SlotInfo]:
-        """All slots, by slot_id. Adopts what is new, forgets what is gone, and writes the list if it changed."""
+        """All slots, sorted by slot_id. Adopts new slots, forgets removed ones, and writes the list if it changed."""
         with self._looking:
             names = slot_names()
             self._adopted.intersection_update(names)
@@ -76,9 +76,9 @@ class Registry:
             return None
         except (CuframesError, OSError) as problem:
             if isinstance(problem, OSError) and problem.errno in NO_DESCRIPTORS:
-                raise  # that is about us
+                raise  # a problem of this process, not of the file
             self._adopted.discard(name)
-            if name not in self._refused:  # once, however often it changes
+            if name not in self._refused:  # logged once, however often the file changes
                 log.warning("not a slot of ours", extra={"slot_id": name, "reason": str(problem)})
             self._refused[name] = str(problem)
             return None
@@ -100,7 +100,7 @@ class Registry:
             log.warning("slot without semaphore", extra={"slot_id": name, "reason": str(problem)})
 
     def _write(self, found: list[SlotInfo]) -> None:
-        """Write registry.json. The service goes on without it: what is in it can be asked as well."""
+        """Write registry.json. The service goes on without the file: its contents are also available over HTTP."""
         slots = [slot.parameters._asdict() for slot in found]
         content = json.dumps({"version": 1, "slots": slots}, indent=2).encode() + b"\n"
         if content == self._written:
@@ -109,7 +109,7 @@ class Registry:
             _replace(content)
         except OSError as problem:
             reason = f"{slots_dir() / REGISTRY} cannot be written: {problem.strerror or problem}"
-            if self._unwritten is None:  # once, and not with every request
+            if self._unwritten is None:  # logged once, and not with every request
                 log.warning("list not written", extra={"reason": reason})
             self._written, self._unwritten = None, reason
             return
@@ -125,20 +125,20 @@ class Registry:
         return found
 
     def create(self, wanted: SlotParameters) -> tuple[SlotInfo, bool]:
-        """A slot of these parameters, and whether it is new.
+        """Return a slot with these parameters, and whether it is new.
 
         Raises
         ------
         AlreadyExists
-            There is one with a living writer, or with other parameters, or a file that is no slot.
+            The slot has a living writer or other parameters, or the name belongs to something that is not a slot.
         OutOfSharedMemory, PermissionError
         """
-        # A killed writer is restarted at once, when a child that it was starting may still hold its lock.
+        # A killed writer is often restarted at once, while a process that inherited its lock may still hold it.
         for _ in lock_attempts():
             if not _has_writer(wanted.slot_id):
                 break
         with self._creating:
-            for _ in range(3):  # a writer may be faster, and somebody else remove what it made
+            for _ in range(3):  # a writer may create the slot first, and another process remove it
                 try:
                     there = self.slot(wanted.slot_id)
                 except NotFound:
@@ -159,15 +159,15 @@ class Registry:
                         "first, or use another slot_id"
                     )
                 return there, False
-            reason = self._refused.get(wanted.slot_id, "it comes and goes")
-            raise AlreadyExists(f"there is something else of the name {wanted.slot_id!r}: {reason}")
+            reason = self._refused.get(wanted.slot_id, "other processes keep creating and removing it")
+            raise AlreadyExists(f"the name {wanted.slot_id!r} is taken by something else than a slot: {reason}")
 
     def _check_room(self, wanted: SlotParameters) -> None:
         _, free = self._usage(self.slots())
         if wanted.size > free:
             raise OutOfSharedMemory(
-                f"the slot {wanted.slot_id!r} needs {wanted.size} bytes and {free} are free; remove slots, use a "
-                "smaller ring_depth, or give /dev/shm (and the service, --max-gb) more",
+                f"the slot {wanted.slot_id!r} needs {wanted.size} bytes, but {free} are free; remove slots, use a "
+                "smaller ring_depth, or raise the limits (the size of /dev/shm, and --max-gb of the service)",
                 wanted.size,
                 free,
             )
@@ -180,7 +180,7 @@ class Registry:
             self.slots()
 
     def _usage(self, slots: list[SlotInfo]) -> tuple[int, int]:
-        """Bytes that slots take, and bytes that new ones could."""
+        """Bytes used by slots, and bytes available to new ones."""
         used = sum(slot.size for slot in slots)
         try:
             with directory() as folder:
@@ -197,7 +197,7 @@ class Registry:
         return {"slots": len(slots), "bytes_used": used, "bytes_free": free}
 
     def health(self) -> dict[str, Any]:
-        """What :meth:`summary` has, and ``problem``: what is wrong though the service goes on, or None."""
+        """The values of :meth:`summary`, and ``problem``: a problem that does not stop the service, or None."""
         try:
             summary = self.summary()
         except OSError as problem:
@@ -213,10 +213,10 @@ def _has_writer(slot_id: str) -> bool:
 
 
 def _replace(content: bytes) -> None:
-    """Replace registry.json whole, or not at all."""
+    """Replace registry.json atomically."""
     temporary = f".{REGISTRY}.new"
     with directory(create=True) as folder:
-        # Never what is there under that name: a FIFO would hold us up, a link lead elsewhere.
+        # Never open a file that has this name already: a FIFO would block, a link would lead elsewhere.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=folder)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)

@@ -1,4 +1,4 @@
-"""Running the service: where it listens, and what it logs."""
+"""Running the service: its listening socket and its log."""
 
 import ipaddress
 import json
@@ -38,23 +38,23 @@ def serve(
 ) -> None:
     """Answer requests until SIGINT or SIGTERM. Slots stay.
 
-    `open_registry` is called when logging is set up, since it has something to log: the slots that it adopts.
+    `open_registry` is called after logging is set up, because it logs the slots that it adopts.
 
     Raises
     ------
     ValueError
-        It would listen beyond this host, without a token.
+        The address can be reached from other hosts and there is no token, or the token is not valid.
     OSError
-        The address is in use, or not ours.
+        The address is in use, or does not belong to this host.
     """
     if token is not None and not token.strip():
         raise ValueError("the token is empty; leave it out, or set one")
     if token is not None and not all("!" <= c <= "~" for c in token):
-        raise ValueError("the token must be printable ASCII without spaces, or no request could carry it")
+        raise ValueError("the token must be printable ASCII without spaces: it is sent in an HTTP header")
     if not _is_loopback(host) and token is None:
         raise ValueError(
-            f"{host} can be reached from elsewhere, and whoever reaches the service can remove slots: set a token "
-            "(CUFRAMES_FRAMECACHE_TOKEN), or listen on 127.0.0.1"
+            f"{host} can be reached from other hosts, and anyone who can reach the service can remove slots: set a "
+            "token (CUFRAMES_FRAMECACHE_TOKEN), or listen on 127.0.0.1"
         )
     configure_logging(log_format, log_level)
     registry = open_registry()
@@ -70,12 +70,12 @@ def serve(
         lifespan="off",
         http=Connection,
         ws="none",
-        proxy_headers=False,  # who asks is who connects, and not what he says of himself
+        proxy_headers=False,  # the client is the connection's other end, whatever a header says
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=BACKLOG) as listening:
-        # The line that scripts wait for; with port 0, where they learn the port.
+        # Scripts wait for this line. With port 0 they learn the port from it.
         log.info("listening", extra={"host": host, "port": listening.getsockname()[1], **registry.summary()})
         Server(config).run(sockets=[listening])
 
@@ -115,10 +115,10 @@ def configure_logging(format: str, level: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Time, event, and what belongs to it: one line that begins with a time, whatever is in it.
+    """Formats an event as one line: time, level, event, values.
 
-    Values that came from outside cannot end the line, begin another, move the cursor or look like further values. A
-    traceback's lines are indented.
+    Values that came from outside cannot end the line, begin another, move the cursor or look like further values. The
+    lines of a traceback are indented.
     """
 
     _usual = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}

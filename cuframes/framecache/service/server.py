@@ -1,4 +1,4 @@
-"""Connections: how many, for how long, and who has to go when there are too many."""
+"""Connections: how many, for how long, and which are closed when there are too many."""
 
 import asyncio
 import logging
@@ -14,15 +14,15 @@ __all__ = ["Connection", "Server"]
 
 log = logging.getLogger("cuframes.framecache")
 
-MAX_CONNECTIONS = 1024  # or half of the descriptors that we may have
-PATIENCE_SECONDS = 1.0  # so long a connection may do nothing when others have to wait for its place
-REQUEST_SECONDS = 15.0  # so long it may do nothing at all: from its begin, or the last answer, to a whole request
+MAX_CONNECTIONS = 1024  # or half of the descriptors that this process may have
+PATIENCE_SECONDS = 1.0  # a connection that has been idle this long is closed if others are waiting for its place
+REQUEST_SECONDS = 15.0  # a whole request must come within this time of the connection's start, or of the last answer
 SWEEP_TICKS = 10  # of 0.1 s
-QUIET_SECONDS = 60.0  # between two lines of the log about the same trouble
+QUIET_SECONDS = 60.0  # between two lines of the log about the same problem
 
 
 class Connection(H11Protocol):
-    """A connection that knows since when we have been waiting for the other side."""
+    """A connection that knows how long the service has been waiting for its client."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -35,28 +35,30 @@ class Connection(H11Protocol):
 
     @property
     def waiting_since(self) -> float | None:
-        """When the wait for the other side began, on the monotonic clock; None while it waits for us.
+        """When the wait for the client began, on the monotonic clock; None while the client waits for the service.
 
-        We wait for a whole request, headers and body, however it drips in; and for an answer to be taken.
+        The service waits for a whole request, headers and body, however slowly it comes, and for the client to take the
+        answer.
         """
         cycle = self.cycle
         if cycle is not None and not (cycle.more_body or cycle.response_complete or self.flow.write_paused):
-            self._since = time.monotonic()  # what comes after our work is timed from its end (looked at every second)
+            self._since = time.monotonic()  # the next wait is timed from the end of our work (looked at every second)
             return None
         return self._since
 
     def cut_off(self) -> None:
-        """Close it now, whatever is left to be sent."""
+        """Close the connection now, even if something is left to be sent."""
         self.transport.abort()
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which takes any number of connections and waits for each for ever, with bounds.
+    """uvicorn's server with limits. By itself it takes any number of connections, and waits for each for ever.
 
-    - As many connections as MAX_CONNECTIONS. Others wait in the listening socket's queue, until one is closed, or has
-      done nothing for PATIENCE_SECONDS: whoever keeps many connections open and idle keeps nobody else out.
-    - A request comes within REQUEST_SECONDS, and its answer is taken within as many, or the connection is cut off.
-    - When there are no descriptors, that is said once, and tried again after a second.
+    - There are at most MAX_CONNECTIONS connections. Others wait in the listening socket's queue until a connection is
+      closed, or has been idle for PATIENCE_SECONDS: a client with many idle connections keeps no other client out.
+    - A request must come within REQUEST_SECONDS, and its answer must be taken within the same time. Otherwise the
+      connection is cut off.
+    - When no descriptors are left, the server logs this once, and tries again after a second.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -80,9 +82,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: cut off those that have had their time."""
+        """Called ten times a second: cut off connections whose time is over."""
         for task in self._accepting:
-            if task.done():  # it never is, and without it we would be deaf
+            if task.done():  # it never is: without it no connection would be accepted
                 task.result()
         if counter % SWEEP_TICKS == 0:
             past = time.monotonic() - REQUEST_SECONDS
@@ -117,7 +119,7 @@ class Server(uvicorn.Server):
         return Connection(self.config, self.server_state, self.lifespan.state)
 
     async def _room(self) -> None:
-        """Wait for a place. Those whose requests have been awaited the longest have to go."""
+        """Wait for a place for one more connection. The connections that have been waited for longest are closed."""
         while len(self._connections) >= self._most:
             if self._cut_oldest(PATIENCE_SECONDS):
                 self._tell("too many connections: idle ones are closed", most=self._most)
@@ -126,7 +128,7 @@ class Server(uvicorn.Server):
                 await asyncio.sleep(0.02)
 
     def _cut_oldest(self, idle_seconds: float) -> bool:
-        """Cut off an eighth of the connections at most, so that this is not done for each newcomer."""
+        """Cut off up to an eighth of the connections at once, so that this is not done for each new one."""
         until = time.monotonic() - idle_seconds
         waiting = [(since, c) for c in self._connections if (since := c.waiting_since) is not None and since <= until]
         waiting.sort(key=lambda entry: entry[0])
@@ -136,7 +138,7 @@ class Server(uvicorn.Server):
         return bool(waiting)
 
     def _tell(self, event: str, **details: Any) -> None:
-        """Log trouble, but not as often as it occurs."""
+        """Log a problem, at most once in QUIET_SECONDS."""
         now = time.monotonic()
         if now - self._told.get(event, -QUIET_SECONDS) >= QUIET_SECONDS:
             self._told[event] = now
@@ -144,7 +146,7 @@ class Server(uvicorn.Server):
 
 
 def _descriptors(wanted: int) -> int:
-    """How many descriptors this process may have, after asking for so many."""
+    """Ask for `wanted` descriptors; return how many this process may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -1,4 +1,4 @@
-"""Small pictures of the newest frames, made when somebody looks."""
+"""Small pictures of the newest frames, made on request."""
 
 import threading
 import time
@@ -13,8 +13,8 @@ from cuframes.media.pictures import encode, reformat, to_video
 __all__ = ["Thumbnails"]
 
 WIDTH = 320
-HEIGHT = 1280  # of pictures that are narrow and high
-SECONDS = 1.0  # between two pictures of a slot, however many look
+HEIGHT = 1280  # at most, for frames that are narrow and high
+SECONDS = 1.0  # between two pictures of a slot, however many clients ask
 
 
 class Thumbnails:
@@ -25,12 +25,13 @@ class Thumbnails:
         self._making = threading.Lock()
 
     def get(self, slot_id: str) -> tuple[int, bytes]:
-        """A frame's number and picture, 320 pixels wide: the newest one's, or that of a second ago.
+        """Return the number and the picture of the newest frame, or of the one that was newest up to a second ago. The
+        picture is at most 320 pixels wide.
 
         Raises
         ------
         NotFound
-            There is no such slot, no frame in it, or the newest one is no picture.
+            There is no such slot, it has no frame yet, or no picture can be made from its newest frame.
         """
         with self._making:
             made = self._made.get(slot_id)
@@ -43,7 +44,7 @@ class Thumbnails:
 
 
 def _picture(slot_id: str) -> tuple[int, bytes]:
-    """A slot may hold anything: whatever cannot be shown is no picture."""
+    """Make a picture of a slot's newest frame. A slot may hold anything: NotFound if no picture can be made from it."""
     try:
         ring = attach(slot_id, start=START_LATEST, newest=True)
         frame = ring.next(0, True, None)
@@ -56,4 +57,4 @@ def _picture(slot_id: str) -> tuple[int, bytes]:
     except Timeout:
         raise NotFound(f"the slot {slot_id!r} has no frame yet") from None
     except (ValueError, MemoryError, CuframesError, PermissionError, FFmpegError) as problem:
-        raise NotFound(f"the slot {slot_id!r} has no picture: {problem or 'it is too large'}") from None
+        raise NotFound(f"no picture of the slot {slot_id!r} can be made: {problem or 'it is too large'}") from None

@@ -1,8 +1,8 @@
-// Shows the slots, and asks for them anew every second while somebody looks.
+// Shows the slots, and asks for them again every second while the page is visible.
 "use strict";
 
 const EVERY_MS = 1000;
-const QUIET_S = 2; // without a frame for so long, a slot that has a writer is quiet
+const QUIET_S = 2; // a slot with a writer is quiet when no frame has come for this long
 
 const $ = (id) => document.getElementById(id);
 const cards = new Map(); // slot_id -> {article, seen, shown, busy}
@@ -34,12 +34,12 @@ function age(seconds) {
 }
 
 function rate(slot) {
-  const nominal = slot.fps_num / slot.fps_den; // as the file has it: a C program may have left zeros
+  const nominal = slot.fps_num / slot.fps_den; // from the file's header, where a C program may have left zeros
   if (!Number.isFinite(nominal)) return "–";
   return Number.isInteger(nominal) ? `${nominal}` : nominal.toFixed(2);
 }
 
-// Frames that come say more than a lock, which writers in C may not know.
+// New frames say more than the lock, which a writer in C may not use.
 function state(slot) {
   if (slot.last_frame_age_s !== null && slot.last_frame_age_s < QUIET_S) return ["live", "live"];
   if (slot.writer_pid !== null) return ["quiet", "writer, but no frames"];
@@ -92,9 +92,9 @@ async function picture(card, slot) {
     await image.decode();
     image.hidden = false;
     if (before) URL.revokeObjectURL(before);
-    card.shown = Number(answer.headers.get("ETag").slice(1, -1)) + 1; // perhaps a second old, and to be asked for again
+    card.shown = Number(answer.headers.get("ETag").slice(1, -1)) + 1; // it may be a second old, and is then asked for again
   } catch {
-    image.hidden = true; // no frame yet, or not a picture: the state says what there is
+    image.hidden = true; // there is no frame yet, or no picture can be made of it
   } finally {
     card.busy = false;
   }
@@ -138,9 +138,9 @@ async function update() {
       $("ask").hidden = false;
       show([]);
       $("none").hidden = true;
-      summary.textContent = token === null ? "token wanted" : "the token was refused";
+      summary.textContent = token === null ? "token required" : "the token was refused";
     } else {
-      summary.textContent = "the service does not answer; writers and readers go on without it";
+      summary.textContent = "the service does not answer; writers and readers continue without it";
     }
   }
 }
