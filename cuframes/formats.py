@@ -1,7 +1,7 @@
 """Pixel formats: which planes a frame has, and where they lie in its memory.
 
-Names are FFmpeg's ``pix_fmt`` names where it has one. A plane's rows are padded to a pitch; the planes of a frame
-follow each other without a gap.
+A format has FFmpeg's ``pix_fmt`` name, if FFmpeg has the format. The rows of a plane are padded to a pitch. The planes
+of a frame follow each other without a gap.
 """
 
 import operator
@@ -11,7 +11,7 @@ __all__ = ["FORMATS", "FrameShape", "PixelFormat", "PlaneShape", "pixel_format",
 
 
 class PlaneShape(NamedTuple):
-    """Geometry of one plane. Bytes throughout, except for ``shape``, which counts elements."""
+    """Geometry of one plane. ``offset`` and ``strides`` are in bytes, ``shape`` is in elements."""
 
     offset: int
     shape: tuple[int, ...]
@@ -25,13 +25,13 @@ class PixelFormat(NamedTuple):
     ----------
     name : str
     code : int
-        The number that stands for it in ``frame_meta.format``.
+        The format's number in ``frame_meta.format``.
     itemsize : int
-        Bytes of one sample.
+        Bytes per sample.
     planes : tuple
         (horizontal divisor, vertical divisor, components per element) of each plane.
     bits_per_pixel : int
-        Averaged over the planes, without padding.
+        Average over the planes, without padding.
     """
 
     name: str
@@ -66,7 +66,7 @@ FORMATS = {
     )
 }
 
-# Other names of the same bytes; the right-hand side is ours.
+# Other names for the same formats; the right-hand side is the name used here.
 ALIASES = {"yuv420p": "i420", "gray": "gray8", "gray16le": "gray16", "p010le": "p010"}
 _BY_CODE = {f.code: f for f in FORMATS.values()}
 
@@ -74,28 +74,28 @@ MAX_SIDE = 32768
 
 
 def pixel_format(name: str | int) -> PixelFormat:
-    """Look a format up by name (or by its code in a segment).
+    """Look up a format by name (or by its code in a segment).
 
     Raises
     ------
     ValueError
-        If there is none; the message lists those there are.
+        There is no such format; the message lists all formats.
     """
     found = _BY_CODE.get(name) if isinstance(name, int) else FORMATS.get(ALIASES.get(name, name))
     if found is None:
-        raise ValueError(f"unknown pixel format {name!r}; known are {', '.join(FORMATS)}")
+        raise ValueError(f"unknown pixel format {name!r}; the known formats are {', '.join(FORMATS)}")
     return found
 
 
 def whole_number(value: Any, what: str, least: int | None = None, most: int | None = None) -> int:
-    """A size or a count that a caller gave, as an int, whatever integer it is (NumPy's, say).
+    """Convert a caller's size or count to an int. Any integer type is accepted, for example NumPy's.
 
     Raises
     ------
     TypeError
-        It is no integer, or a bool, which must be a mistake.
+        The value is not an integer, or is a bool, which must be a mistake.
     ValueError
-        It is not within the limits.
+        The value is outside the limits.
     """
     try:
         number = operator.index(value)
@@ -110,7 +110,7 @@ def whole_number(value: Any, what: str, least: int | None = None, most: int | No
 
 
 class FrameShape:
-    """Where the samples of a frame lie: the planes, and the frame as one array.
+    """The memory layout of a frame: its planes, and the frame as one array.
 
     Parameters
     ----------
@@ -118,8 +118,8 @@ class FrameShape:
     width, height : int
         Pixels.
     pitch_y, pitch_uv : int, optional
-        Bytes between rows of the first plane and of the others. Default: the row rounded up to `align`; the chroma rows
-        of a semi-planar format get the pitch of luma, so that the frame is one matrix.
+        Bytes from one row to the next in the first plane, and in the other planes. Default: the bytes of a row, rounded
+        up to `align`. The chroma plane of a semi-planar format gets the pitch of luma, so that the frame is one matrix.
     align : int
         Bytes.
 
@@ -129,10 +129,10 @@ class FrameShape:
     nbytes : int
         Bytes of the frame with padding.
     array_shape : tuple of int
-        The shape in which one array holds the whole frame without padding, as OpenCV and FFmpeg have it:
-        (height x 3/2, width) for 4:2:0, (3, height, width) for planar RGB, the plane's own shape otherwise.
+        The shape of the whole frame as one array without padding, as in OpenCV and FFmpeg: (height x 3/2, width) for
+        4:2:0, (3, height, width) for planar RGB, otherwise the shape of the single plane.
     matrix : PlaneShape or None
-        The frame's own memory as one array of that shape, where pitches make it one.
+        The frame's memory as one array of that shape; None if the pitches do not allow it.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class FrameShape:
         if self.pitch_y < rows[0][0] or (len(rows) > 1 and self.pitch_uv < rows[1][0]):
             raise ValueError(f"a pitch of {self.pitch_y} and {self.pitch_uv} bytes is too small for width {width}")
         if self.pitch_y % format.itemsize or self.pitch_uv % format.itemsize:
-            raise ValueError(f"a pitch of {format.name} is a multiple of {format.itemsize} bytes")
+            raise ValueError(f"a pitch of {format.name} must be a multiple of {format.itemsize} bytes")
         planes = []
         offset = 0
         for index, ((_, row_count), (wide, _, parts)) in enumerate(zip(rows, format.planes, strict=True)):

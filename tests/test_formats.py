@@ -84,5 +84,5 @@ def test_bad_sizes(name, size, said):
 
 
 def test_unknown_format_lists_the_known():
-    with pytest.raises(ValueError, match="unknown pixel format 'h264'; known are nv12, p010"):
+    with pytest.raises(ValueError, match="unknown pixel format 'h264'; the known formats are nv12, p010"):
         pixel_format("h264")

@@ -1,4 +1,4 @@
-"""Frames as pictures, through PyAV: FFmpeg's names of our formats, PyAV's frames, PNG and JPEG."""
+"""Frames as pictures, through PyAV: FFmpeg's names of the pixel formats, PyAV's frames, PNG and JPEG."""
 
 from fractions import Fraction
 from typing import Any
@@ -16,7 +16,7 @@ ENCODERS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p")}
 
 
 def ffmpeg_format(name: str) -> str:
-    """FFmpeg's name of a format of ours."""
+    """FFmpeg's name of a pixel format."""
     return FFMPEG_NAMES.get(name, name)
 
 
@@ -29,12 +29,12 @@ def rows(plane: Any) -> Any:
 
 
 def video_rows(plane: Any, row_bytes: int) -> Any:
-    """The same of a plane of a PyAV frame."""
+    """Like :func:`rows`, for a plane of a PyAV frame."""
     return numpy.frombuffer(plane, numpy.uint8).reshape(-1, plane.line_size)[:, :row_bytes]
 
 
 def to_video(frame: Any) -> Any:
-    """A PyAV frame with a copy of the pixels of one of ours."""
+    """Copy a frame's pixels into a new PyAV frame."""
     planes = frame.planes
     video = av.VideoFrame(frame.width, frame.height, ffmpeg_format(frame.format))
     order = GBR_OF_RGB if frame.format == "rgbp" else range(len(planes))
@@ -45,7 +45,7 @@ def to_video(frame: Any) -> Any:
 
 
 def encode(video: Any, kind: str) -> bytes:
-    """A PyAV frame as a picture: ``"png"`` or ``"jpeg"``."""
+    """Encode a PyAV frame as a picture: ``"png"`` or ``"jpeg"``."""
     codec, format = ENCODERS[kind]
     picture = video.reformat(format=format)
     picture.pts = 0
