@@ -392,8 +392,9 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
     def close(self) -> None:
         """Stop taking frames. Held frames, and arrays made from them, stay valid.
 
-        The place in the ring is given up when the last of them is gone and the GPU has finished with it. Wakes every thread and task that waits on this subscriber: :meth:`next` raises ValueError, and loops end. Waits
-        for calls in progress, which end at once, but not for the GPU. It may be called twice, and from anywhere.
+        The place in the ring is given up when the last of them is gone and the GPU has finished with it. Wakes every
+        thread and task that waits on this subscriber: :meth:`next` raises ValueError, and loops end. Waits for calls in
+        progress, which end at once, but not for the GPU. It may be called twice, and from anywhere.
         """
         super().close()
 

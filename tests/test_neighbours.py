@@ -256,9 +256,9 @@ class TestDirectories:
     def test_one_that_everybody_may_write_is_refused(self, key, runtime_dir):
         with Publisher(key, 64, 48, "gray8"):
             runtime_dir.chmod(0o777)
-            with pytest.raises(PermissionError, match=r"written by everybody.*chmod o-w or \+t"):
+            with pytest.raises(PermissionError, match=r"world-writable.*chmod o-w or \+t"):
                 Subscriber(key, connect_timeout=0)
-        with pytest.raises(PermissionError, match="written by everybody"):
+        with pytest.raises(PermissionError, match="world-writable"):
             Publisher(key, 64, 48, "gray8")
         runtime_dir.chmod(0o1777)
         with Publisher(key, 64, 48, "gray8"), Subscriber(key):
@@ -451,7 +451,7 @@ class TestOneKeyOnePublisher:
         with socket.socket(socket.AF_UNIX) as older:
             older.bind(str(runtime_dir / f"{key}.sock"))
             older.listen()
-            with pytest.raises(cuframes.AlreadyExists, match="somebody listens on"):
+            with pytest.raises(cuframes.AlreadyExists, match="another process listens on"):
                 Publisher(key, 64, 48, "gray8")
             assert (runtime_dir / f"{key}.sock").exists()
             assert not [path for path in collect_garbage() if key in path.name]
@@ -572,7 +572,7 @@ class TestCleaners:
         with Publisher(key, 64, 48, "gray8"):
             sock.unlink()
             sock.write_text("mine")
-            eventually(lambda: "cannot be made again" in caplog.text)
+            eventually(lambda: "cannot be created again" in caplog.text)
         assert sock.read_text() == "mine"
 
     def test_a_lock_that_another_has_taken_meanwhile_is_his(self, key, runtime_dir):

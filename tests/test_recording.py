@@ -314,7 +314,7 @@ def test_timeline():
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("record", "KEY", "out.avi"), 2, "a recording is a .mp4, .mov, .mkv, .ts file"),
+        (("record", "KEY", "out.avi"), 2, "a recording must be a .mp4, .mov, .mkv, .ts file"),
         (("record", "KEY", "there.mp4"), 1, "there.mp4 exists"),
         (("record", "nobody", "out.mp4", "--connect-timeout", "0"), 3, "no publisher of 'nobody'"),
         (("publish", "x", "--source", "testsrc", "--packets"), 2, "not encoded"),

@@ -229,7 +229,7 @@ def join(key: str, hello: wire.Hello) -> Steps[Connection]:
 
 
 def fetch_packets(key: str) -> Steps[int]:
-    """A descriptor of the packet ring of `key`, from its publisher. The caller must close it.
+    """A descriptor of the packet ring of `key`, from its publisher. The caller must close it. Joins nothing.
 
     Raises
     ------
@@ -302,7 +302,7 @@ def _open(key: str, deadline: float) -> Steps[socket.socket]:
     if refused is not None:
         raise refused
     tried = ", ".join(map(str, paths))
-    raise NotFound(f"no publisher of {key!r} is running here (tried {tried}); start one, or see `cuframes ls`")
+    raise NotFound(f"no publisher of {key!r} is running here (looked for {tried}); start one, or see `cuframes ls`")
 
 
 def _unanswered(key: str) -> Timeout:

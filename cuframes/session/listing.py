@@ -59,10 +59,10 @@ class SubscriberInfo(NamedTuple):
 class PublisherInfo(NamedTuple):
     """A publisher as its control segment shows it.
 
-    ``alive`` is False if the publisher's process has ended and no other publisher has taken over the key. ``closing`` is
-    True if the publisher has announced its end. Pids are those of the publisher's own pid namespace. ``named`` is False
-    if the segment is not in this process's /dev/shm, because it was removed or the publisher is in another container;
-    the information then comes from the publisher's socket.
+    ``alive`` is False if the publisher's process has ended and no other publisher has taken over the key. ``closing``
+    is True if the publisher has announced its end. Pids are those of the publisher's own pid namespace. ``named`` is
+    False if the segment is not in this process's /dev/shm, because it was removed or the publisher is in another
+    container; the information then comes from the publisher's socket.
     """
 
     key: str

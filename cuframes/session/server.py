@@ -378,7 +378,7 @@ class Server:
                 ErrorCode.VERSION, f"protocol version {hello.version} is unknown; this publisher supports 1 to 3"
             )
         if any(other.name == hello.name for other in self._peers):
-            raise Refused(ErrorCode.NAME_IN_USE, f"a subscriber named {hello.name!r} is already connected; choose another name")
+            raise Refused(ErrorCode.NAME_IN_USE, f"a subscriber named {hello.name!r} is connected; choose another name")
         peer.name = hello.name
         peer.features = hello.features
         passing = bool(hello.features & PASS_FD)

@@ -124,7 +124,7 @@ class Parser:
             return None
         kind, length = messages.unpack_message(bytes(self._bytes[: messages.HEADER_BYTES]))
         if length > MAX_PAYLOAD:
-            raise ProtocolError(f"a message of type {kind} announces {length} bytes; at most {MAX_PAYLOAD} are allowed")
+            raise ProtocolError(f"a message of type {kind} announces {length} bytes; the limit is {MAX_PAYLOAD}")
         end = messages.HEADER_BYTES + length
         if len(self._bytes) < end:
             return None
