@@ -731,7 +731,7 @@ class TestExternal:
         host = numpy.zeros(8192, numpy.uint8)
         with pytest.raises(cuframes.DeviceError, match=r"buffer 0 .*not GPU memory"):
             Publisher.external(key, [host.ctypes.data] * 2, 64, 48, "gray8")
-        with pytest.raises(TypeError, match="device array or the address"):
+        with pytest.raises(TypeError, match="device array or a device address"):
             Publisher.external(key, ["a", "b"], 64, 48, "gray8")
 
 

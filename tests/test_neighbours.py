@@ -272,9 +272,9 @@ class TestDirectories:
         monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(link))
         with Publisher(key, 64, 48, "gray8"), Subscriber(key):
             os.lchown(link, STRANGER, STRANGER)
-            with pytest.raises(PermissionError, match=f"a link that uid {STRANGER} has made"):
+            with pytest.raises(PermissionError, match=f"a link created by uid {STRANGER}"):
                 Subscriber(key, connect_timeout=0)
-        with pytest.raises(PermissionError, match=f"a link that uid {STRANGER} has made"):
+        with pytest.raises(PermissionError, match=f"a link created by uid {STRANGER}"):
             Publisher(key, 64, 48, "gray8")
 
     @as_root
@@ -521,7 +521,7 @@ class TestCleaners:
             lock.unlink()
             (SHM / f"cuframes-{key}-packets").unlink()
             eventually(lambda: publisher.publish_packet(b"x", pts_ns=None) and lock.exists())
-            assert "was removed by somebody else" in caplog.text
+            assert "was removed by another process" in caplog.text
         assert not list(runtime_dir.iterdir())
 
     @pytest.mark.parametrize("what", ["socket", "lock", "both", "directory"])
@@ -548,7 +548,7 @@ class TestCleaners:
             assert find_publisher(key).named
             (SHM / f"cuframes-{key}").unlink()
             (SHM / f"cuframes-{key}-packets").unlink()
-            eventually(lambda: caplog.text.count("was removed by somebody else") == 2)
+            eventually(lambda: caplog.text.count("was removed by another process") == 2)
             info = find_publisher(key)
             assert (info.alive, info.named, info.pid) == (True, False, os.getpid())
             done = subprocess.run(

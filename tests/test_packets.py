@@ -212,7 +212,7 @@ def test_a_view_without_a_copy_knows_when_it_was_overwritten(key):
 
 def test_extradata(key):
     with PacketPublisher(key, "hevc") as publisher, PacketReader(key, "next") as reader:
-        with pytest.raises(cuframes.NoCodecParameters, match=r"without extradata.*set_extradata"):
+        with pytest.raises(cuframes.NoCodecParameters, match=r"have no extradata.*set_extradata"):
             _ = reader.extradata
         publisher.set_extradata(b"one")
         assert reader.extradata == b"one"
@@ -223,7 +223,7 @@ def test_extradata(key):
         publisher.publish_packet(b"", pts_ns=2, keyframe=True)
         assert reader.extradata == b"two and more"
         publisher.set_extradata(bytes(4096))
-        with pytest.raises(ValueError, match="room for 4096 bytes of extradata, not 4097"):
+        with pytest.raises(ValueError, match="extradata must have at most 4096 bytes, not 4097"):
             publisher.set_extradata(bytes(4097))
     with pytest.raises(ValueError, match="4097"):
         PacketPublisher(key, "hevc", extradata=bytes(4097))

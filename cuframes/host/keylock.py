@@ -27,7 +27,7 @@ log = logging.getLogger("cuframes")
 
 OWNER = (0, 1)
 MOMENT = (1, 1)
-MOMENT_SECONDS = 2.0  # whoever is stopped in its moment does not stop us for longer
+MOMENT_SECONDS = 2.0  # how long to wait for a process that is stopped while it holds MOMENT
 
 
 def lock_path(directory: Path, name: str) -> Path:
