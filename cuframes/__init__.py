@@ -1,6 +1,6 @@
 """Share video frames, and the encoded packets they came from, between processes of one machine, in place.
 
-One process publishes, any number of others subscribe and see the same memory::
+One process publishes. Any number of other processes subscribe and use the same memory::
 
     with cuframes.Publisher("cam0", 1920, 1080, "nv12") as publisher:
         publisher.publish(array)
@@ -9,8 +9,8 @@ One process publishes, any number of others subscribe and see the same memory::
         for frame in subscriber:
             luma, chroma = map(numpy.asarray, frame.planes)
 
-Modules are loaded when they are first used. A program that is about to give up rights (chroot, another user, a sandbox)
-first says what it needs: ``from cuframes import Subscriber``.
+Modules are loaded when they are first used. A program that gives up rights (chroot, another user, a sandbox) should
+import the names it needs before that: ``from cuframes import Subscriber``.
 """
 
 import importlib
@@ -96,7 +96,7 @@ __all__ = [
 ]
 
 
-# Where a name is. Its module is imported when the name is first used: a reader of slots needs nothing of CUDA, and a
+# The module of each name. It is imported when the name is first used: a reader of slots does not need CUDA, and a
 # program that only lists publishers starts sooner.
 _MODULES = {
     "cuframes._native.frame": ("Frame", "WritableFrame"),
@@ -126,8 +126,8 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 def get_include() -> str:
     """The directory of the C headers, for programs that join a ring without Python.
 
-    With this directory as ``-I``, C programs find ``#include "cuframes/frame_ring.h"`` and the others. They are C11,
-    compiled with ``-D_GNU_SOURCE``, and need nothing else of this library.
+    With this directory as ``-I``, C and C++ programs can ``#include "cuframes/frame_ring.h"`` and the other headers.
+    The headers are C11 and C++17, and need nothing else of this library.
     """
     return str(Path(__file__).parent / "include")
 

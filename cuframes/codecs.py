@@ -1,7 +1,7 @@
 """Codec names and numbers, and FFmpeg's packets.
 
-FFmpeg's codec ids differ between its versions, so they are translated by the FFmpeg in use: PyAV's (``cuframes[cli]``).
-H.264 and HEVC have the same ids everywhere and need none.
+FFmpeg's codec ids differ between its versions, so the FFmpeg in use translates them: that of PyAV (``cuframes[cli]``).
+H.264 and HEVC have the same ids in every version, and need no PyAV.
 """
 
 import operator
@@ -19,20 +19,20 @@ _START_CODES = (b"\0\0\1", b"\0\0\0\1")
 
 
 def codec_id(codec: str | int) -> int:
-    """FFmpeg's AVCodecID of a codec, an encoder or a decoder; an int is one already.
+    """FFmpeg's AVCodecID of a codec, an encoder or a decoder. An int is taken as an AVCodecID.
 
     Raises
     ------
     ValueError
-        The FFmpeg in use does not know the name, or there is none (PyAV) to ask.
+        The FFmpeg in use does not know the name, or PyAV is not installed.
     """
     if hasattr(codec, "__index__") and not isinstance(codec, bool):
         number = operator.index(codec)
         if not 0 < number < 2**32:
-            raise ValueError(f"a codec id is FFmpeg's AVCodecID, a positive number, not {number}")
+            raise ValueError(f"a codec id must be FFmpeg's AVCodecID, a positive number, not {number}")
         return number
     if not isinstance(codec, str):
-        raise TypeError(f"codec is a name or FFmpeg's AVCodecID, not {type(codec).__name__}")
+        raise TypeError(f"codec must be a name or FFmpeg's AVCodecID, not {type(codec).__name__}")
     if codec in FIXED:
         return FIXED[codec]
     found = _codec(codec)
@@ -42,7 +42,7 @@ def codec_id(codec: str | int) -> int:
 
 
 def codec_name(number: int) -> str | None:
-    """FFmpeg's name of an AVCodecID; None when the FFmpeg in use does not know it, or there is none."""
+    """FFmpeg's name of an AVCodecID; None if the FFmpeg in use does not know it, or PyAV is not installed."""
     for name, fixed in FIXED.items():
         if number == fixed:
             return name
@@ -70,16 +70,16 @@ def _codec(name: str) -> Any:
 
 
 def nanoseconds(ticks: int | None, time_base: Fraction | None) -> int | None:
-    """A timestamp of FFmpeg's in nanoseconds; None stays None."""
+    """Convert an FFmpeg timestamp to nanoseconds; None stays None."""
     return None if ticks is None or time_base is None else int(ticks * time_base / NANOSECOND)
 
 
 def parameter_sets_filter(stream: "av.VideoStream") -> Any:
-    """FFmpeg's bitstream filter that repeats a stream's parameter sets at every keyframe, or None if it needs none.
+    """FFmpeg's bitstream filter that repeats a stream's parameter sets at every keyframe; None if none is needed.
 
-    H.264 and HEVC from an RTSP camera often have them in its session description only. In MP4 and its like (extradata
-    that begin with a 1) they are in the extradata by definition, which readers get from the ring; such a stream is
-    left as it is.
+    RTSP cameras often send the parameter sets of H.264 and HEVC only in the session description. In MP4 and similar
+    containers (whose extradata begin with a 1) they are always in the extradata, which readers get from the ring. Such
+    a stream needs no filter.
     """
     from av.bitstream import BitStreamFilterContext
 

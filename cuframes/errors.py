@@ -1,7 +1,7 @@
 """The exceptions of cuframes.
 
-All of them derive from :class:`CuframesError`, and from the built-in exception that a caller would otherwise expect.
-Bad arguments are plain ``ValueError`` and ``TypeError``. What is not in ``__all__`` stays inside the library.
+All exceptions derive from :class:`CuframesError`, and from the built-in exception that a caller would otherwise expect.
+Bad arguments raise plain ``ValueError`` and ``TypeError``. Exceptions that are not in ``__all__`` are internal.
 """
 
 import errno
@@ -32,7 +32,7 @@ class CuframesError(Exception):
 
 
 class Timeout(CuframesError, TimeoutError):
-    """Nothing happened within the time the caller allowed."""
+    """The wait took longer than the caller's timeout."""
 
 
 class Disconnected(CuframesError, ConnectionError):
@@ -52,16 +52,17 @@ class ProtocolError(CuframesError):
 
 
 class SegmentTruncated(ProtocolError):
-    """Shared memory was cut off while it was used here: somebody who may write its file made it shorter.
+    """Another process truncated shared memory that is in use here.
 
-    The object that raises this stays unusable. Close it; the publisher or writer has to be made anew, and with it its
-    segment. What was taken and copied before is good; views that were not copied show zeros, and are not ``valid``.
+    The object that raises this error stays unusable; close it. The publisher or writer must be closed and opened again,
+    which creates a new segment. Data that was taken and copied before is good. Views that were not copied show zeros,
+    and are not ``valid``.
     """
 
     def __init__(
         self,
-        message: str = "the shared memory was cut off while in use: somebody who may write its file made it shorter "
-        "(or the file system is full). Close this, and start the publisher or writer anew",
+        message: str = "the shared memory was truncated while in use: another process made its file shorter (or the "
+        "file system is full). Close this object, and restart the publisher or writer",
     ) -> None:
         super().__init__(message)
 
@@ -73,7 +74,7 @@ class FrameDropped(CuframesError):
 class Overwritten(CuframesError):
     """The frame changed while it was held: discard what was read from it.
 
-    Only a publisher that does not honour pins (a plain version 3 program) can cause this.
+    This happens only with a publisher that does not honour pins (a plain version 3 program).
     """
 
 
@@ -86,7 +87,7 @@ class PacketOversized(CuframesError):
 
 
 class PacketOverrun(CuframesError):
-    """Packets were overwritten before they were read; ``lost`` says how many. Reading goes on at a keyframe."""
+    """Packets were overwritten before they were read; ``lost`` is their number. Reading continues at a keyframe."""
 
     def __init__(self, lost: int) -> None:
         super().__init__(lost)
@@ -94,8 +95,8 @@ class PacketOverrun(CuframesError):
 
     def __str__(self) -> str:
         return (
-            f"{self.lost} packets were overwritten before they were read; read faster, or let the publisher enlarge "
-            "its ring (slots, data_size). The next packet is a keyframe"
+            f"{self.lost} packets were overwritten before they were read; read faster, or enlarge the publisher's "
+            "ring (slots, data_size). The next packet is a keyframe"
         )
 
 
@@ -104,11 +105,14 @@ class NoPacketRing(CuframesError):
 
 
 class NoCodecParameters(CuframesError):
-    """The codec needs extradata and the ring has none yet."""
+    """The codec's extradata were asked for, and the publisher has set none yet."""
 
 
 class OutOfSharedMemory(CuframesError, OSError):
-    """The memory for a segment could not be reserved: ``needed`` and ``free`` bytes, None where that is not known."""
+    """The memory for a segment could not be reserved.
+
+    ``needed`` and ``free`` are bytes; None if not known.
+    """
 
     def __init__(self, message: str, needed: int | None = None, free: int | None = None) -> None:
         OSError.__init__(self, errno.ENOSPC, message)
@@ -123,25 +127,25 @@ class OutOfSharedMemory(CuframesError, OSError):
 
 
 class DeviceError(CuframesError):
-    """A GPU was asked for and cannot be used; the message says what is missing."""
+    """A GPU was requested and cannot be used; the message says why."""
 
 
 class Unavailable(CuframesError):
-    """The publisher has no connection left. It may have one later."""
+    """The publisher has no free connection at present. A later attempt may succeed."""
 
 
 class NoPlace(CuframesError):
-    """The publisher has as many subscribers as a ring can have."""
+    """The publisher has the maximum number of subscribers."""
 
 
 def refusal(thing: object, remedy: str) -> TypeError:
-    """What copying and pickling raise: a second object would give the same place in a ring back once more."""
+    """The error for copying and pickling: a second object would release the same place in a ring a second time."""
     return TypeError(
-        f"a {type(thing).__name__} cannot be copied or pickled, since it stands for this process's part in a ring; "
+        f"a {type(thing).__name__} cannot be copied or pickled, since it holds a place in a ring for this process; "
         f"{remedy}"
     )
 
 
 def printable(text: str) -> str:
-    """What somebody else has written, for a terminal or a log: nothing in it moves the cursor or begins a line."""
+    """Text from outside, made safe for a terminal or a log: nothing in it moves the cursor or begins a line."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)

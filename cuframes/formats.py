@@ -1,7 +1,7 @@
 """Pixel formats: which planes a frame has, and where they lie in its memory.
 
-Names are FFmpeg's ``pix_fmt`` names where it has one; GStreamer's and V4L2's names of the same bytes are accepted too.
-A plane's rows are padded to a pitch; the planes of a frame follow each other without a gap.
+A format has FFmpeg's ``pix_fmt`` name, if FFmpeg has the format. GStreamer's and V4L2's names of the same bytes are
+accepted too. The rows of a plane are padded to a pitch. The planes of a frame follow each other without a gap.
 """
 
 import difflib
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class PlaneShape(NamedTuple):
-    """Geometry of one plane. Bytes throughout, except for ``shape``, which counts elements."""
+    """Geometry of one plane. ``offset`` and ``strides`` are in bytes, ``shape`` is in elements."""
 
     offset: int
     shape: tuple[int, ...]
@@ -36,9 +36,9 @@ class PixelFormat(NamedTuple):
     ----------
     name : str
     code : int
-        The number that stands for it in ``frame_meta.format``.
+        The format's number in ``frame_meta.format``.
     itemsize : int
-        Bytes of one sample.
+        Bytes per sample.
     planes : tuple
         (horizontal divisor, vertical divisor, components per element) of each plane.
     packed_422 : bool
@@ -125,8 +125,8 @@ FORMATS = {
     )
 }
 
-# What FFmpeg calls these formats where JPEG decoders and cameras give all values from 0 to 255 (full range). The
-# samples lie in the same places. A frame does not carry its range: a subscriber has to know it otherwise.
+# FFmpeg's names of these formats in full range (all values from 0 to 255, as JPEG decoders and some cameras give). The
+# samples lie in the same places. A frame does not carry its range: a subscriber has to know it from elsewhere.
 FULL_RANGE = {"yuvj420p": "i420", "yuvj422p": "yuv422p", "yuvj440p": "yuv440p", "yuvj444p": "yuv444p"}
 _FFMPEG = {"yuv420p": "i420", "gray": "gray8", "gray16le": "gray16", "p010le": "p010"}
 _GSTREAMER = {
@@ -195,7 +195,7 @@ _V4L2 = {
 # FFmpeg takes a name without its byte order too, and means the machine's.
 _NATIVE = {name.removesuffix("le"): name for name in FORMATS if name.endswith("le")}
 
-# Other names of the same bytes; the right-hand side is ours.
+# Other names for the same formats; the right-hand side is the name used here.
 ALIASES = _FFMPEG | _NATIVE | FULL_RANGE | _GSTREAMER | _V4L2
 _BY_CODE = {f.code: f for f in FORMATS.values()}
 _BY_NAME = FORMATS | {alias: FORMATS[name] for alias, name in ALIASES.items()}
@@ -206,14 +206,14 @@ MAX_SIDE = 32768
 
 
 def pixel_format(name: str | int) -> PixelFormat:
-    """Look a format up by FFmpeg's, GStreamer's or V4L2's name (or by its code in a segment).
+    """Look up a format by FFmpeg's, GStreamer's or V4L2's name (or by its code in a segment).
 
     Raises
     ------
     ValueError
-        If there is none; the message lists names that are close.
+        There is no such format; the message lists similar names.
     TypeError
-        It is neither a str nor an integer.
+        `name` is neither a str nor an integer.
     """
     if not isinstance(name, str):
         code = whole_number(name, "a pixel format that is not a name")
@@ -239,14 +239,14 @@ def _similar(name: str) -> str:
 
 
 def whole_number(value: Any, what: str, least: int | None = None, most: int | None = None) -> int:
-    """A size or a count that a caller gave, as an int, whatever integer it is (NumPy's, say).
+    """Convert a caller's size or count to an int. Any integer type is accepted, for example NumPy's.
 
     Raises
     ------
     TypeError
-        It is no integer, or a bool, which must be a mistake.
+        The value is not an integer, or is a bool, which must be a mistake.
     ValueError
-        It is not within the limits.
+        The value is outside the limits.
     """
     try:
         number = operator.index(value)
@@ -261,7 +261,7 @@ def whole_number(value: Any, what: str, least: int | None = None, most: int | No
 
 
 class FrameShape:
-    """Where the samples of a frame lie: the planes, and the frame as one array.
+    """The memory layout of a frame: its planes, and the frame as one array.
 
     Parameters
     ----------
@@ -269,8 +269,8 @@ class FrameShape:
     width, height : int
         Pixels.
     pitch_y, pitch_uv : int, optional
-        Bytes between rows of the first plane and of the others. Default: the row rounded up to `align`; planes whose
-        rows are as long as the first's get its pitch, so that the frame is one array.
+        Bytes from one row to the next in the first plane, and in the other planes. Default: the bytes of a row, rounded
+        up to `align`. Planes whose rows are as long as the first plane's get its pitch, so that the frame is one array.
     align : int
         Bytes.
 
@@ -280,11 +280,11 @@ class FrameShape:
     nbytes : int
         Bytes of the frame with padding.
     array_shape : tuple of int
-        The shape in which one array holds the whole frame without padding, as OpenCV and FFmpeg have it: that of a
-        single plane; (planes, height, width) where they are equal (planar RGB, 4:4:4); else all of them below one
-        another in rows of `width` samples, which is (height x 3/2, width) for 4:2:0, (height x 2, width) for 4:2:2.
+        The shape of the whole frame as one array without padding, as in OpenCV and FFmpeg: the shape of a single plane;
+        (planes, height, width) if the planes are equal (planar RGB, 4:4:4); otherwise the planes below one another in
+        rows of `width` samples: (height x 3/2, width) for 4:2:0, (height x 2, width) for 4:2:2.
     matrix : PlaneShape or None
-        The frame's own memory as one array of that shape, where pitches make it one.
+        The frame's memory as one array of that shape; None if the pitches do not allow it.
     """
 
     def __init__(
@@ -315,7 +315,7 @@ class FrameShape:
         if any(pitch < least for pitch, least in zip(pitches, row_bytes, strict=True)):
             raise ValueError(f"a pitch of {self.pitch_y} and {self.pitch_uv} bytes is too small for width {width}")
         if self.pitch_y % format.itemsize or self.pitch_uv % format.itemsize:
-            raise ValueError(f"a pitch of {format.name} is a multiple of {format.itemsize} bytes")
+            raise ValueError(f"a pitch of {format.name} must be a multiple of {format.itemsize} bytes")
         planes = []
         offset = 0
         for shape, pitch in zip(shapes, pitches, strict=True):

@@ -1,4 +1,4 @@
-"""Encoded packets: share them beside frames or alone, and read them in other processes."""
+"""Encoded packets: publishing them, beside frames or alone, and reading them in other processes."""
 
 import os
 import threading
@@ -43,7 +43,7 @@ STARTS = {
     "oldest": START_OLDEST,
     "next": START_NEXT,
     "latest": START_LATEST,
-    "live": START_NEXT,  # the packet ring's own word
+    "live": START_NEXT,  # another name for it
 }
 DATA_SIZE = 8 << 20
 MAX_PACKET_SIZE = 2 << 20
@@ -61,36 +61,38 @@ class PacketFlags(IntFlag):
 
 
 class PacketPublisher(lifetime.Closing):
-    """Share encoded packets under a key, without frames. (With frames: :meth:`Publisher.enable_packets`.)
+    """Share encoded packets under a key, without frames. To share them beside frames, use
+    :meth:`Publisher.enable_packets`.
 
     Parameters
     ----------
     key : str
-        As for :class:`Publisher`; one living publisher of packets per key and host.
+        As for :class:`Publisher`. A host has one living publisher of packets per key.
     codec : str or int
         FFmpeg's name of the codec (``h264``, ``hevc``, …), or its AVCodecID.
     extradata : bytes-like, optional
-        As FFmpeg gives them (``codec_context.extradata``), at most 4096 bytes.
+        The codec's extradata, as FFmpeg provides them (``codec_context.extradata``), at most 4096 bytes.
     slots : int
-        Packets that the ring can hold, 1 to 1024.
+        Number of packets that the ring can hold, 1 to 1024.
     data_size : int
-        Bytes that the ring can hold, reserved now. Whichever of the two is used up first ends a packet's life: 8 MiB
-        are 16 s of a 4 Mbit/s stream, 64 slots are 2.5 s of a stream with 25 packets a second.
+        Number of bytes that the ring can hold; they are reserved immediately. A packet is overwritten as soon as either
+        limit is reached: 8 MiB are 16 s of a 4 Mbit/s stream, 64 slots are 2.5 s of a stream with 25 packets per
+        second.
     max_packet_size : int
         Bytes; larger packets are refused.
     group : str or int, optional
-        Members of this group may read too. Default: our own user and root.
+        Members of this group may read too. Default: only this process's user and root.
 
     Raises
     ------
     AlreadyExists
-        Another publisher shares packets under this key. What a dead one left is taken over.
+        Another living publisher shares packets under this key. (The ring of a dead publisher is replaced.)
     OutOfSharedMemory, PermissionError, ValueError, TypeError
 
     Notes
     -----
-    Publishing never waits: slow readers lose the oldest packets, and are told how many. One thread at a
-    time may publish. Close it, or use it as a context manager. After a fork it is usable in the parent only.
+    Publishing never waits. Slow readers lose the oldest packets, and are told how many. Only one thread at a time may
+    publish. Close the publisher, or use it as a context manager. After a fork it works in the parent only.
     """
 
     _reader = "cuframes.PacketReader"
@@ -141,18 +143,19 @@ class PacketPublisher(lifetime.Closing):
     def publish_packet(
         self, data: Any, *, pts_ns: int | None, dts_ns: int | None = None, keyframe: bool = False, flags: int = 0
     ) -> int:
-        """Copy one packet in and publish it. Waits for nobody.
+        """Copy one packet in and publish it. Never waits.
 
         Parameters
         ----------
         data : bytes-like
-            One packet as FFmpeg cuts them: bytes, a contiguous buffer, a PyAV packet.
+            One packet, as FFmpeg's demuxers and encoders produce them: bytes, a contiguous buffer, or a PyAV packet.
         pts_ns, dts_ns : int or None
-            Presentation and decoding time in nanoseconds; None when not known.
+            Presentation and decoding time in nanoseconds; None if not known.
         keyframe : bool
-            Decoding can begin here. Readers join, and go on after a loss, at keyframes.
+            Whether decoding can begin at this packet. Readers join at keyframes, and continue at a keyframe after a
+            loss.
         flags : int
-            Further :class:`PacketFlags`.
+            Additional :class:`PacketFlags`.
 
         Returns
         -------
@@ -162,9 +165,9 @@ class PacketPublisher(lifetime.Closing):
         Raises
         ------
         PacketOversized
-            It is larger than ``max_packet_size``; nothing was published.
+            The packet is larger than ``max_packet_size``; nothing was published.
         SegmentTruncated
-            Somebody cut the packet ring off. Close this publisher, and open a new one.
+            Another process truncated the packet ring. Close this publisher, and open a new one.
         ValueError, TypeError
         """
         if self._next_look is not None and time.monotonic() >= self._next_look:
@@ -172,53 +175,54 @@ class PacketPublisher(lifetime.Closing):
         return self._writer.put(data, pts_ns, dts_ns, flags | KEY if keyframe else flags)
 
     def publish_packets(self, packets: Iterable[tuple[Any, int | None, int | None, int]]) -> int:
-        """Publish several packets and wake the readers once: for many small ones.
+        """Publish several packets and wake the readers once. This is faster for many small packets.
 
         Parameters
         ----------
         packets : iterable of tuple
-            ``(data, pts_ns, dts_ns, flags)`` as for :meth:`publish_packet`; keyframes have ``PacketFlags.KEY``.
+            ``(data, pts_ns, dts_ns, flags)`` as for :meth:`publish_packet`. Keyframes have ``PacketFlags.KEY``.
 
         Returns
         -------
         int
-            The last packet's sequence number.
+            The sequence number of the last packet.
 
         Raises
         ------
         PacketOversized, ValueError, TypeError
-            The packets before it are published.
+            A packet is invalid. The packets before it were published.
         """
         if self._next_look is not None and time.monotonic() >= self._next_look:
             self._look()
         return self._writer.put_all(packets)
 
     def _look(self) -> None:
-        """See to the ring's files. Without a thread of its own, whoever publishes does; beside frames, their thread."""
+        """Restore the ring's files if they were removed. A publisher of packets alone has no thread for this, so the
+        publishing call does it; beside frames, the session thread does."""
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._segment.look()
 
     def _owned(self) -> OwnedSegment:
-        """The ring's segment, for somebody who sees to its files from now on."""
+        """The ring's segment, for the session thread, which restores its files from now on."""
         self._next_look = None
         return self._segment
 
     def set_extradata(self, extradata: Any) -> None:
-        """Change the extradata: at once before the first packet, afterwards together with the next keyframe."""
+        """Change the extradata: at once before the first packet, later together with the next keyframe."""
         self._writer.set_extradata(_check_extradata(extradata))
 
     @property
     def packets_published(self) -> int:
-        """Packets so far, which is the newest sequence number."""
+        """Number of packets published so far, which equals the newest sequence number."""
         return self._writer.counters[0]
 
     def descriptor(self) -> int:
-        """A descriptor of the segment, open for reading, to give away."""
+        """A new descriptor of the segment, open for reading. The caller must close it."""
         return self._segment.descriptor(writable=False)
 
     @lifetime.settled
     def close(self) -> None:
-        """End the stream: readers drain what is there, then get :class:`Disconnected`. Closing twice is fine."""
+        """End the stream. Readers get the remaining packets, then :class:`Disconnected`. It may be called twice."""
         if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
             self._forget()
             return
@@ -242,53 +246,60 @@ class PacketPublisher(lifetime.Closing):
 
 
 class PacketReaderStats(NamedTuple):
-    """Packets ``received``, and ``lost`` because they were overwritten before they were read. After the first packet
-    the two add up to the sequence numbers that went by; over all publishers with ``reconnect=True``.
+    """Counters of one packet reader; with ``reconnect=True``, summed over all publishers.
+
+    ``received`` packets were read. ``lost`` packets were overwritten before they were read. After the first packet,
+    every sequence number is counted in one of the two.
     """
 
     received: int
     lost: int
 
     def plus(self, other: tuple[int, ...]) -> "PacketReaderStats":
-        """These and other counters together."""
+        """The sum of these and other counters."""
         return PacketReaderStats(self.received + other[0], self.lost + other[1])
 
 
 class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
-    """Read the packets of a key, each publisher's in order.
+    """Read the packets of a key, in order.
 
     Parameters
     ----------
     key : str
     start : {"keyframe", "oldest", "next", "latest"}
-        The first packet: the newest keyframe that is still there (and then everything since); the oldest keyframe that
-        is still there (the seconds before an event); the next packet to come (also called ``live``), or the newest that
-        is there, keyframe or not.
+        The first packet. All packets after it follow.
+
+        - ``keyframe``: the newest keyframe in the ring.
+        - ``oldest``: the oldest keyframe in the ring, for the seconds before an event.
+        - ``next`` (or ``live``): the next packet to be published.
+        - ``latest``: the newest packet in the ring, keyframe or not.
     connect_timeout : float, optional
-        Seconds to wait for a publisher to appear and to answer; None waits for ever. A publisher that is there gets
-        0.2 s to answer, also when this is less.
+        Seconds to wait for a publisher to appear and to answer; None waits for ever. A running publisher gets at least
+        0.2 s to answer.
     reconnect : bool
-        When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its packets
-        are read from the oldest keyframe on, and the first is marked ``DISCONTINUITY``.
+        When the publisher ends, wait for the next publisher of this key instead of raising :class:`Disconnected`. Its
+        packets are read from the oldest keyframe on, and the first one is marked ``DISCONTINUITY``.
     wait : {"block", "spin"}
-        Sleep until a packet comes, or burn a core for the last microseconds of latency.
+        ``block`` sleeps until a packet comes. ``spin`` polls all the time, which uses a whole core for the lowest
+        latency.
 
     Raises
     ------
     NotFound
         There is no publisher of this key.
     NoPacketRing
-        There is one, and it shares no packets.
+        The publisher of this key shares no packets.
     Timeout
-        A publisher is there, but did not answer in time: it is stopped, or overloaded.
+        The publisher is running but did not answer in time, because it is stopped or overloaded.
     ProtocolError, PermissionError, ValueError, TypeError
 
     Notes
     -----
-    Reading leaves no trace in the ring; any number of readers may. A reader that is too slow loses
-    packets: ``next`` then raises :class:`PacketOverrun` once, with the exact number. It goes on at the newest
-    keyframe, whose ``lost`` is that number and whose flags say ``DISCONTINUITY``. Loops (``for``, ``async for``) go
-    on there without an exception. The loops end when the publisher ends or the reader is closed.
+    Reading leaves no trace in the ring, and the number of readers is not limited. A reader that is too slow loses
+    packets: ``next`` then raises :class:`PacketOverrun` once, with the exact number of lost packets. The following
+    packet is the newest keyframe; its ``lost`` is that number, and its flags include ``DISCONTINUITY``. Loops (``for``,
+    ``async for``) continue at that keyframe without an exception. They end when the publisher ends or the reader is
+    closed.
     """
 
     _what = "reader"
@@ -325,25 +336,25 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         self._codec_id = ring.codec_id
 
     def next(self, timeout: float | None = None, *, copy: bool = True) -> Packet:
-        """The next packet. Waits without the GIL.
+        """Read the next packet. Waits without the GIL.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds; 0 looks once, None waits as long as it takes.
+            Seconds to wait. 0 checks once without waiting; None waits without a limit.
         copy : bool
-            False leaves the bytes where they are: ``packet.data`` is a read-only memoryview of the ring, and
-            ``packet.valid`` says, after use, whether what was read is the packet. (A packet that runs over the end of
-            the ring is copied all the same.)
+            With False the bytes are not copied: ``packet.data`` is a read-only memoryview of the ring. Check
+            ``packet.valid`` after using it: False means that the packet was overwritten, and that what was read must be
+            discarded. (A packet that wraps around the end of the ring is copied anyway.)
 
         Raises
         ------
         Timeout
             No packet came in time.
         PacketOverrun
-            Packets were overwritten before they were read; the next call goes on at a keyframe.
+            Packets were overwritten before they were read. The next call continues at a keyframe.
         Disconnected
-            The publisher ended and everything it left has been taken (never with ``reconnect=True``).
+            The publisher ended, and its last packets have been read. Never raised with ``reconnect=True``.
         ProtocolError
             The ring is damaged.
         ValueError
@@ -356,7 +367,7 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
 
     def __next__(self) -> Packet:
         ring = self._ring
-        if ring is not None:  # the shortest way to a packet; whatever else there is to do, the base class does
+        if ring is not None:  # the shortest way to a packet; the base class handles all other cases
             try:
                 return ring.next(None, True, True)
             except (Disconnected, SegmentTruncated, ValueError):  # not suppress(): it would cost as much as the packet
@@ -370,7 +381,7 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
 
     @property
     def codec(self) -> str | None:
-        """FFmpeg's name of the codec; None when the FFmpeg in use (PyAV) does not know it."""
+        """FFmpeg's name of the codec; None if the FFmpeg in use (PyAV) does not know the codec."""
         return codec_name(self.codec_id)
 
     @property
@@ -380,13 +391,13 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         Raises
         ------
         NoCodecParameters
-            The publisher has given none. (Streams with parameter sets at every keyframe can do without.)
+            The publisher has set none. (Streams with parameter sets at every keyframe do not need any.)
         """
         extradata = self._joined().extradata
         if not extradata:
             raise NoCodecParameters(
-                f"the packets of {self.key!r} come without extradata; the publisher gives them with extradata=, or "
-                "before a keyframe with set_extradata()"
+                f"the packets of {self.key!r} have no extradata; the publisher must set them, with extradata= or with "
+                "set_extradata()"
             )
         return extradata
 
@@ -395,7 +406,7 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
 
 
 def _find(key: str) -> Steps[int]:
-    """A descriptor of the packet ring of a living publisher: from its socket, or else by name."""
+    """A descriptor of a living publisher's packet ring: from its socket, or otherwise by name."""
     missing: Exception
     try:
         fd = yield from client.fetch_packets(key)
@@ -415,12 +426,12 @@ def _find(key: str) -> Steps[int]:
         return fd
     os.close(fd)
     if state == "foreign" or kind == "frames":
-        raise ProtocolError(f"{packets_name(key)} is not a packet ring of version 2, or a truncated one")
+        raise ProtocolError(f"{packets_name(key)} is not a packet ring of version 2, or is truncated")
     raise missing
 
 
 def _check_extradata(extradata: Any) -> bytes:
     raw = b"" if extradata is None else bytes(memoryview(extradata))
     if len(raw) > EXTRADATA_MAX:
-        raise ValueError(f"the ring has room for {EXTRADATA_MAX} bytes of extradata, not {len(raw)}")
+        raise ValueError(f"extradata must have at most {EXTRADATA_MAX} bytes, not {len(raw)}")
     return raw

@@ -1,4 +1,4 @@
-"""The publisher: owns a key, its segment and pool, and admits subscribers."""
+"""The publisher, which owns a key, its segment and its pool, and admits subscribers."""
 
 import contextlib
 import os
@@ -44,8 +44,8 @@ POLICIES = {"drop_oldest": DROP_OLDEST, "strict_wait": STRICT_WAIT}
 class PublisherStats(NamedTuple):
     """Counters of one publisher.
 
-    ``published`` and ``dropped`` count frames; ``dropped`` are those for which no slot was free. ``seq`` is the newest
-    sequence number, ``subscribers`` how many are connected.
+    ``published`` counts frames, and ``dropped`` counts frames for which no slot was free. ``seq`` is the newest
+    sequence number. ``subscribers`` is the number of connected subscribers.
     """
 
     published: int
@@ -60,36 +60,40 @@ class Publisher(lifetime.Closing):
     Parameters
     ----------
     key : str
-        1 to 63 characters of ``A-Z a-z 0-9 _ -``; one living publisher per key and host.
+        1 to 63 characters of ``A-Z a-z 0-9 _ -``. A host has one living publisher per key.
     width, height : int
-        Pixels. Both even for 4:2:0 formats, the width even for 4:2:2, the height even for 4:4:0.
+        Pixels. Both must be even for 4:2:0 formats, the width for 4:2:2, the height for 4:4:0.
     format : str
         FFmpeg's name of a pixel format, or GStreamer's or V4L2's of the same bytes (``NV12``, ``YUYV``, ``P010_10LE``);
         ``cuframes.formats`` lists them.
     ring_size : int
-        Slots, 2 to 16. The memory of all of them is reserved now.
+        Number of slots, 2 to 16. The memory of all slots is reserved immediately.
     memory : {"auto", "host", "cuda", "cuda-ipc"}
-        Where frames live. ``cuda``: on a GPU, mapped read-only by subscribers (falls back to ``cuda-ipc`` where the
-        device cannot, see :attr:`memory`). ``cuda-ipc``: on a GPU, by the handles that plain version 3 programs know.
-        ``auto``: ``cuda`` where there is a GPU, else ``host``.
+        Where the frames are stored.
+
+        - ``host``: in host memory.
+        - ``cuda``: on a GPU, mapped read-only by subscribers. Falls back to ``cuda-ipc`` if the device does not support
+          it; :attr:`memory` says which is used.
+        - ``cuda-ipc``: on a GPU, shared by legacy IPC handles, which plain version 3 programs know.
+        - ``auto``: ``cuda`` if there is a GPU, otherwise ``host``.
     device : int, optional
-        Which GPU, as this process counts them; default: that of the current CUDA context, else 0.
+        Ordinal of the GPU in this process. Default: the GPU of the current CUDA context, or 0.
     policy : {"drop_oldest", "strict_wait"}
-        ``drop_oldest`` never waits: it takes the oldest slot that no subscriber is reading, and drops the new frame
-        when there is none. ``strict_wait`` waits until every subscriber has released the oldest frame.
+        ``drop_oldest`` never waits: it uses the oldest slot that no subscriber is reading, and drops the new frame if
+        there is none. ``strict_wait`` waits until every subscriber has released the oldest frame.
     group : str or int, optional
-        Members of this group may subscribe too. Default: our own user and root.
+        Members of this group may subscribe too. Default: only this process's user and root.
 
     Raises
     ------
     AlreadyExists
-        Another publisher has this key. What a dead one left is taken over.
+        Another living publisher has this key. (The files of a dead publisher are replaced.)
     OutOfSharedMemory, DeviceError, PermissionError, ValueError, TypeError
 
     Notes
     -----
-    One thread at a time may write. The publisher runs one thread of its own for the socket. Close it, or use it as a
-    context manager; it also closes at interpreter exit. After a fork it is usable in the parent only.
+    Only one thread at a time may write. The publisher runs one thread of its own for the socket. Close the publisher,
+    or use it as a context manager; it is also closed at interpreter exit. After a fork it works in the parent only.
     """
 
     def __init__(
@@ -123,32 +127,33 @@ class Publisher(lifetime.Closing):
         policy: str = "drop_oldest",
         group: str | int | None = None,
     ) -> Self:
-        """Share device buffers that the caller owns, one per slot: a decoder's pool, say.
+        """Share device buffers that the caller owns, one per slot: for example a decoder's pool.
 
         Parameters
         ----------
         key, width, height, format, device, policy, group
             As for :class:`Publisher`.
         buffers : sequence
-            2 to 16 device buffers: arrays (CUDA array interface, DLPack) or addresses, each with room for a frame. They
-            may be parts of one allocation. The publisher keeps references; they must stay allocated until it is closed.
+            2 to 16 device buffers: arrays (CUDA array interface, DLPack) or addresses. Each must have room for a frame.
+            Buffers may be parts of one allocation. The publisher keeps references to them. They must stay allocated
+            until the publisher is closed.
         pitch : int, optional
-            Bytes between rows of each plane; default: rows rounded up to 64 bytes.
+            Bytes from one row to the next in each plane. Default: the bytes of a row, rounded up to 64.
 
         Raises
         ------
         DeviceError
-            Memory that cannot be shared: managed, stream-ordered (``cuMemAllocAsync``), virtual-memory mapped.
+            A buffer cannot be shared: it is managed, stream-ordered (``cuMemAllocAsync``) or virtual-memory mapped.
         ValueError
-            A buffer is too small, or there are too few or too many.
+            A buffer is too small, or there are too few or too many buffers.
 
         Notes
         -----
-        ``acquire()`` picks a buffer that nobody reads, and says which (``frame.slot``); ``acquire(slot=3)`` asks for
-        one in particular.
+        ``acquire()`` picks a buffer that no subscriber is reading; ``frame.slot`` is its index. ``acquire(slot=3)``
+        asks for a particular buffer.
         """
         if not MIN_RING <= len(buffers) <= MAX_RING:
-            raise ValueError(f"buffers must be {MIN_RING} to {MAX_RING}, not {len(buffers)}")
+            raise ValueError(f"the number of buffers must be {MIN_RING} to {MAX_RING}, not {len(buffers)}")
         pitch = None if pitch is None else whole_number(pitch, "pitch", 1, 2**31 - 1)
         shape = FrameShape(pixel_format(format), width, height, pitch, pitch)
         publisher = cls.__new__(cls)
@@ -174,7 +179,7 @@ class Publisher(lifetime.Closing):
         self._inherited = False
         directory = runtime_dir(self._group)
         path = socket_path(directory, key)
-        with contextlib.ExitStack() as made:  # each step undoes itself when a later one fails, and in close()
+        with contextlib.ExitStack() as made:  # undoes each step when a later step fails, and in close()
             what = "control segment"
             self._segment = OwnedSegment(directory, segment_name(key), HEADER_BYTES, what=what, gid=self._group)
             made.callback(self._segment.close)
@@ -206,7 +211,7 @@ class Publisher(lifetime.Closing):
                 path=segment_name(key),
                 features=features,
             )
-            with contextlib.ExitStack() as handed:  # the server's, once it is there
+            with contextlib.ExitStack() as handed:  # these belong to the server once it exists
                 descriptors = [self._segment.descriptor(writable=True)]
                 handed.callback(os.close, descriptors[0])
                 for fd in pool.descriptors():
@@ -223,7 +228,7 @@ class Publisher(lifetime.Closing):
 
     @property
     def format(self) -> str:
-        """Pixel format, FFmpeg's name."""
+        """Pixel format, by FFmpeg's name."""
         return self._layout.shape.format.name
 
     @property
@@ -238,7 +243,7 @@ class Publisher(lifetime.Closing):
 
     @property
     def memory(self) -> str:
-        """Where the frames are: ``"host"``, ``"cuda"``, ``"cuda-ipc"`` or ``"cuda-external"``."""
+        """Where the frames are stored: ``"host"``, ``"cuda"``, ``"cuda-ipc"`` or ``"cuda-external"``."""
         return self._memory
 
     def publish(self, src: Any, *, pts_ns: int | None = None, stream: Any = None, timeout: float | None = None) -> int:
@@ -247,20 +252,25 @@ class Publisher(lifetime.Closing):
         Parameters
         ----------
         src : array-like
-            The frame as one array (``(height * 3 // 2, width)`` for 4:2:0, ``(height * 2, width)`` for planar 4:2:2,
-            ``(planes, height, width)`` for planar RGB and 4:4:4, else ``(height, width[, components])``), as a list or
-            tuple of its planes, as its bytes without padding, or anything with planes and a format: a PyAV
-            ``VideoFrame``, a :class:`Frame`. Samples are uint8, or uint16 where they have more than 8 bits; rows of
-            ``v210`` are bytes. Rows may be padded, and lie in any order and direction.
-            Device memory takes arrays of its GPU (CUDA array interface, DLPack, PyAV's frames decoded there), copied on
-            `stream`, and host arrays, uploaded through pinned memory; the host waits for neither.
+            The frame, in one of these forms:
+
+            - one array: ``(height * 3 // 2, width)`` for 4:2:0, ``(height * 2, width)`` for planar 4:2:2,
+              ``(planes, height, width)`` for planar RGB and 4:4:4, otherwise ``(height, width[, components])``;
+            - a list or tuple of its planes;
+            - its bytes without padding;
+            - an object with planes and a format, such as a PyAV ``VideoFrame`` or a :class:`Frame`.
+
+            Samples are uint8, or uint16 if they have more than 8 bits; rows of ``v210`` are bytes. Rows may be padded,
+            and may have any order and direction. A publisher in device memory also takes arrays of its GPU (CUDA array
+            interface, DLPack, frames that PyAV decoded there) and copies them on `stream`. It uploads host arrays
+            through pinned memory. In both cases the host does not wait.
         pts_ns : int, optional
-            Presentation time in nanoseconds; default: CLOCK_MONOTONIC at publish.
+            Presentation time in nanoseconds. Default: CLOCK_MONOTONIC at the time of publishing.
         stream : int or stream object, optional
-            For device memory: the CUDA stream to copy on and to publish after (CUDA Python, CuPy, PyTorch, or a
-            handle); default: the legacy default stream.
+            For device memory: the CUDA stream that makes the copy, and after whose work the frame is published (CUDA
+            Python, CuPy, PyTorch, or a handle). Default: the legacy default stream.
         timeout : float, optional
-            Seconds to wait for a slot under ``strict_wait``; None waits as long as it takes. ``drop_oldest`` never
+            Seconds to wait for a slot under ``strict_wait``; None waits without a limit. ``drop_oldest`` never
             waits.
 
         Returns
@@ -271,15 +281,15 @@ class Publisher(lifetime.Closing):
         Raises
         ------
         FrameDropped
-            Every slot is held (``drop_oldest``).
+            Every slot is held by subscribers (``drop_oldest``).
         Timeout
             The oldest slot did not become free in time (``strict_wait``).
         SegmentTruncated
-            Somebody cut the control segment off. Close this publisher, and open a new one.
+            Another process truncated the control segment. Close this publisher, and open a new one.
         ValueError, TypeError, BufferError
-            `src` does not fit; nothing was published. ValueError also when the publisher is closed.
+            `src` does not fit the format; nothing was published. ValueError also if the publisher is closed.
         CuframesError
-            Its session thread has failed, so the publisher has ended for everybody; open a new one.
+            The publisher's session thread has failed, so the stream has ended for all subscribers; open a new one.
         """
         writer = self._writer
         if writer is None:
@@ -289,16 +299,16 @@ class Publisher(lifetime.Closing):
     def acquire(self, *, stream: Any = None, timeout: float | None = None, slot: int | None = None) -> WritableFrame:
         """A slot to write in place, as a context manager.
 
-        It is published when the ``with`` block ends cleanly and given up when it raises. Entering the block raises what
-        :meth:`publish` raises. In device memory the frame is published after the work that `stream`, and streams that
-        took the planes by DLPack, have queued by the end of the block.
+        The frame is published when the ``with`` block ends normally, and abandoned when the block raises. Entering the
+        block raises the same errors as :meth:`publish`. In device memory, the publication is ordered after the work
+        that is queued at the end of the block on `stream`, and on the streams that took the planes by DLPack.
 
         Parameters
         ----------
         stream, timeout
             As for :meth:`publish`.
         slot : int, optional
-            This slot rather than the next that is free; numbers of the slots between are left out of ``seq``.
+            Use this slot instead of the next free one. ``seq`` skips the numbers of the slots in between.
         """
         writer = self._open_writer()
         wanted = -1 if slot is None else whole_number(slot, "slot", 0, self._slots - 1)
@@ -316,18 +326,18 @@ class Publisher(lifetime.Closing):
     ) -> None:
         """Share encoded packets beside the frames, from now on. See :class:`PacketPublisher` for the parameters.
 
-        Subscribers find them with :meth:`Subscriber.packets`.
+        Subscribers read the packets with :meth:`Subscriber.packets`.
 
         Raises
         ------
         AlreadyExists
-            They are shared already, here or by another publisher of this key.
+            Packets are already shared under this key, by this publisher or another one.
         OutOfSharedMemory, ValueError, TypeError
         """
         with self._guard:
             self._open_writer()
             if self._packets is not None:
-                raise AlreadyExists(f"the publisher of {self.key!r} shares packets already")
+                raise AlreadyExists(f"the publisher of {self.key!r} already shares packets; use its publish_packet()")
             packets = PacketPublisher(
                 self.key,
                 codec,
@@ -361,7 +371,7 @@ class Publisher(lifetime.Closing):
         Raises
         ------
         NoPacketRing
-            Before :meth:`enable_packets`.
+            :meth:`enable_packets` has not been called.
         PacketOversized, ValueError, TypeError
         """
         packets = self._packets
@@ -383,7 +393,7 @@ class Publisher(lifetime.Closing):
 
     @property
     def subscribers(self) -> tuple[SubscriberInfo, ...]:
-        """Who is connected, with the counters they keep themselves."""
+        """The connected subscribers, with the counters that they report."""
         header = self._segment.mapping
         if self._closed or header is None:
             return ()
@@ -394,7 +404,7 @@ class Publisher(lifetime.Closing):
         return tuple(SubscriberInfo(**entry) for entry in found)
 
     def stats(self) -> PublisherStats:
-        """Counters so far; those of the end once it is closed."""
+        """The current counters; after :meth:`close`, the final ones."""
         writer = self._writer
         if writer is None:
             if self._final is None:
@@ -405,11 +415,12 @@ class Publisher(lifetime.Closing):
 
     @lifetime.settled
     def close(self) -> None:
-        """End the stream: subscribers drain what is valid, then get :class:`Disconnected`. Frames they hold stay whole.
+        """End the stream. Subscribers take the remaining valid frames, then get :class:`Disconnected`. Frames that they
+        hold stay intact.
 
-        Does not wait for subscribers. Closing twice is fine, also from another thread, which then waits until it is
-        closed (for 5 s at most), or in a signal handler or destructor. In a forked child it gives up what was inherited
-        and touches nothing of the parent's.
+        Does not wait for subscribers. It may be called twice, and in a signal handler or destructor. A second call from
+        another thread waits until the publisher is closed (for 5 s at most). In a forked child it only closes
+        inherited descriptors, and the parent's publisher is not affected.
         """
         if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
             self._forget()
@@ -438,7 +449,7 @@ class Publisher(lifetime.Closing):
             ending.callback(writer.close)
             if packets is not None:
                 ending.callback(packets.close)
-        # Whoever still uses the memory has a reference of its own; ours would keep it for as long as this object lives.
+        # Frames still in use have their own references to the memory; ours would keep it while this object lives.
         self._forgets = []
         del writer, self._server, self._made
 
@@ -456,6 +467,6 @@ class Publisher(lifetime.Closing):
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Three numbers of a version, whatever stands behind or between them: 0.2.0rc1 is (0, 2, 0)."""
+    """The three numbers of a version, without suffixes: 0.2.0rc1 is (0, 2, 0)."""
     numbers = [int(found.group()) if (found := re.match(r"\d+", part)) else 0 for part in version.split(".")]
     return (*numbers, 0, 0, 0)[:3]

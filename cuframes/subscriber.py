@@ -1,4 +1,4 @@
-"""The subscriber: joins a publisher, takes frames, survives its end."""
+"""The subscriber, which joins a publisher, takes its frames, and survives its end."""
 
 import contextlib
 import os
@@ -45,12 +45,12 @@ WAITS = {"block": BLOCK, "spin": SPIN, "predictive": PREDICT}
 
 
 class SubscriberStats(NamedTuple):
-    """Counters of one subscriber, over all connections.
+    """Counters of one subscriber, summed over all its connections.
 
-    ``received`` frames were taken, ``lost`` were overwritten before they could be (mode ``ordered``), ``skipped`` were
-    passed over (mode ``newest``); the three add up to what was published since joining and before the last frame taken.
-    ``held`` are out now. ``overwritten`` counts frames that changed while held, which only a publisher without pins can
-    cause.
+    ``received`` frames were taken. ``lost`` frames were overwritten before they were taken (mode ``ordered``).
+    ``skipped`` frames were passed over (mode ``newest``). These three add up to the frames published from joining up to
+    the last frame taken. ``held`` frames are held now. ``overwritten`` frames changed while they were held, which can
+    only happen with a publisher that does not honour pins.
     """
 
     received: int
@@ -60,7 +60,7 @@ class SubscriberStats(NamedTuple):
     overwritten: int
 
     def plus(self, other: tuple[int, ...]) -> "SubscriberStats":
-        """These and other counters together."""
+        """The sum of these and other counters."""
         return SubscriberStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
@@ -71,50 +71,55 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
     ----------
     key : str
     name : str, optional
-        At most 31 bytes, unique among the publisher's subscribers; shown by ``cuframes info``. Default: program and
-        pid.
+        At most 31 bytes, unique among the publisher's subscribers. ``cuframes info`` shows it. Default: the program's
+        name, the pid and a random part.
     mode : {"newest", "ordered"}
-        ``newest`` jumps to the newest frame at every call, ``ordered`` takes them one by one as long as they are there.
+        ``newest`` takes the newest frame at every call. ``ordered`` takes frames one by one, unless they were
+        overwritten.
     start : {"next", "latest", "oldest"}
-        The first frame: one published after joining, the newest already there, or the oldest still there.
+        The first frame: the next one published after joining, the newest existing one, or the oldest existing one.
     device : int, optional
-        For device memory: the GPU, as this process counts them. It must be the one that the frames are on, which is
-        found by its UUID when this is left out.
+        For device memory: ordinal of the GPU in this process. It must be the GPU that the frames are on. By default
+        that GPU is found by its UUID.
     stream : int or stream object, optional
-        For device memory: the CUDA stream that is made to wait for each frame; default: the legacy default stream.
-        Views taken by DLPack are ordered on the consumer's stream as well. An object is kept alive; the stream of a
-        bare handle must outlive the frames.
+        For device memory: the CUDA stream that waits for each frame. Default: the legacy default stream. Views taken by
+        DLPack are also ordered on the consumer's stream. A stream object is kept alive. If you pass a bare handle, its
+        stream must outlive the frames.
     wait : {"block", "spin", "predictive"}
-        Sleep until a frame comes; or burn a core for the last microseconds of latency; or, for a source with a steady
-        rate, sleep until just before the next frame is due and look for it then, for 2 % of the time, or 4 % when it
-        is late. While the source is irregular the last is like ``block``.
+        How to wait for a frame.
+
+        - ``block``: sleep until a frame comes.
+        - ``spin``: poll all the time. Uses a whole core, for the lowest latency.
+        - ``predictive``: for a source with a steady rate. Sleep until just before the next frame is expected, then
+          poll. Polls for about 2 % of the frame interval (4 % if the frame is late), and behaves like ``block`` while
+          the source is irregular.
     max_held : int, optional
-        Frames that may be out at a time; default: half the ring, at least 1.
+        Number of frames that may be held at a time. Default: half the ring, at least 1.
     connect_timeout : float, optional
-        Seconds to wait for the publisher to appear and to answer; None waits for ever. A publisher that is there gets
-        0.2 s to answer, also when this is less.
+        Seconds to wait for the publisher to appear and to answer; None waits for ever. A running publisher gets at
+        least 0.2 s to answer.
     reconnect : bool
-        When the publisher ends, wait for the next one of this key instead of raising :class:`Disconnected`. Its frames
-        have a new ``epoch``.
+        When the publisher ends, wait for the next publisher of this key instead of raising :class:`Disconnected`. Its
+        frames have a new ``epoch``.
 
     Raises
     ------
     NotFound
         No publisher appeared in time.
     AlreadyExists
-        The name is in use.
+        Another subscriber has this name.
     CuframesError
-        The publisher refused: 31 subscribers are connected.
+        The publisher refused, because 31 subscribers are connected.
     Timeout
-        A publisher is there, but did not answer in time: it is stopped, or overloaded.
+        The publisher is running but did not answer in time, because it is stopped or overloaded.
     ProtocolError, DeviceError, PermissionError, ValueError, TypeError
 
     Notes
     -----
-    Iterating yields frames until the publisher ends or the subscriber is closed; ``async for`` does the same without
-    blocking the loop. One thread at a time may take frames; releasing them is fine anywhere. The place in the ring is
-    kept until the subscriber is closed and the last frame it took, with every array made from it, is gone. After a fork
-    it is usable in the parent only.
+    Iterating yields frames until the publisher ends or the subscriber is closed. ``async for`` does the same without
+    blocking the event loop. Only one thread at a time may take frames; any thread may release them. The subscriber
+    keeps its place in the ring until it is closed and all its frames, and all arrays made from them, are gone. After a
+    fork the subscriber works in the parent only.
     """
 
     _what = "subscriber"
@@ -164,7 +169,10 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         """Map what the publisher announced, after checking it."""
         welcome, place = connection.welcome, connection.place
         if not MIN_RING <= welcome.ring_size <= MAX_RING or not 1 <= place.bit <= MAX_SUBSCRIBERS:
-            raise ProtocolError(f"the publisher announces {welcome.ring_size} slots and gives bit {place.bit}")
+            raise ProtocolError(
+                f"the publisher announces {welcome.ring_size} slots and subscriber bit {place.bit}; allowed are "
+                f"{MIN_RING} to {MAX_RING} slots and bits 1 to {MAX_SUBSCRIBERS}"
+            )
         shape, frame_bytes, uuid = _unpack_meta(welcome.meta)
         header = _open_header(connection)
         found = describe(header)
@@ -173,7 +181,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             if pool is None:
                 raise ProtocolError("the publisher sent no descriptor of its frames")
             if self._device is not None:
-                raise DeviceError(f"the publisher's frames are in host memory; device={self._device} cannot be met")
+                raise DeviceError(f"the publisher's frames are in host memory; leave device={self._device} out")
             slots = open_host(pool, frame_bytes, welcome.ring_size)
         else:
             descriptor = pool if welcome.features & VMM_MEMORY else None
@@ -204,7 +212,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
 
     @property
     def format(self) -> str:
-        """Pixel format of the frames, FFmpeg's name."""
+        """Pixel format of the frames, by FFmpeg's name."""
         return self._layout.shape.format.name
 
     @property
@@ -218,23 +226,23 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         return self._layout.shape.height
 
     def next(self, timeout: float | None = None) -> Frame:
-        """The next frame. Waits without the GIL.
+        """Take the next frame. Waits without the GIL.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds; 0 looks once, None waits as long as it takes.
+            Seconds to wait. 0 checks once without waiting; None waits without a limit.
 
         Raises
         ------
         Timeout
             No frame came in time.
         Disconnected
-            The publisher ended and everything it left has been taken (never with ``reconnect=True``).
+            The publisher ended, and its last frames have been taken. Never raised with ``reconnect=True``.
         TooManyHeld
-            ``max_held`` frames are out.
+            ``max_held`` frames are held already; release one first.
         SegmentTruncated
-            Somebody cut the control segment off. Frames that are held stay good.
+            Another process truncated the control segment. Held frames stay valid.
         ValueError
             The subscriber is closed.
         """
@@ -245,7 +253,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
 
     def __next__(self) -> Frame:
         ring = self._ring
-        if ring is not None:  # the shortest way; whatever else there is to do, the base class does
+        if ring is not None:  # the shortest way; the base class handles all other cases
             try:
                 return take(ring, None, _warm_up)
             except (Disconnected, SegmentTruncated, ValueError):
@@ -259,17 +267,17 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         return super()._counted(ring)._replace(held=0)
 
     def fileno(self) -> int:
-        """A descriptor for ``select``, ``poll`` and event loops: readable when ``next(timeout=0)`` has something to
-        say.
+        """A descriptor for ``select``, ``poll`` and event loops. It is readable when ``next(timeout=0)`` would return a
+        frame or raise an error other than :class:`Timeout`.
 
-        It stays readable until ``next(timeout=0)`` has raised :class:`Timeout`, and is closed by :meth:`close`. Asking
-        for it makes the publisher pay one system call per frame for this subscriber. The first call waits up to 0.2 s
-        for the publisher to answer; when it does not, the descriptor is good all the same.
+        The descriptor stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. :meth:`close` closes it.
+        From the first call on, the publisher makes one system call per frame for this subscriber. The first call waits
+        up to 0.2 s for the publisher's answer; the descriptor is valid even if no answer comes.
 
         Raises
         ------
         Disconnected
-            The publisher is gone, so it cannot be asked; frames that it left can still be taken.
+            The publisher has ended and cannot answer. Its last frames can still be taken with :meth:`next`.
         ValueError
             The subscriber is closed.
         """
@@ -317,7 +325,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             ring.inside(ask)
 
     def _leave(self, ring: FrameReader) -> None:
-        # Before they are closed: others may have them open too, and then they would stay in the epoll for good.
+        # Unregister before closing: if another process has the file open too, closing would leave it in the epoll.
         epoll = self._epoll
 
         def unregister() -> None:
@@ -333,7 +341,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         with self._changing:
             epoll, self._epoll = self._epoll, None
         if epoll is not None:
-            # For those who poll it just now, and event loops that have a copy of it: readable, and for good.
+            # Make it readable for good: threads may be polling it, and event loops may have a duplicate of it.
             try:
                 with contextlib.suppress(OSError):  # no descriptor or memory left for that
                     epoll.register(_ever_readable(), select.EPOLLIN)
@@ -351,27 +359,27 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         return self._connection.event_fd
 
     def packets(self, start: str = "keyframe", *, connect_timeout: float | None = 1.0) -> PacketReader:
-        """The encoded packets beside these frames, if the publisher shares them.
+        """A reader of the encoded packets beside these frames, if the publisher shares packets.
 
         Parameters
         ----------
         start : {"keyframe", "oldest", "next", "latest"}
-            See :class:`PacketReader`. Packets and frames of one picture have the same ``pts_ns``.
+            See :class:`PacketReader`. The packets and the frame of one picture have the same ``pts_ns``.
         connect_timeout : float, optional
-            Seconds to wait for the publisher to share packets, and to answer; None waits for ever. One that has just
-            started does so a moment after its first frames can be subscribed to.
+            Seconds to wait for the publisher to share packets, and to answer; None waits for ever. A publisher that has
+            just started accepts subscribers a moment before it shares packets.
 
         Returns
         -------
         PacketReader
-            Independent of this subscriber: it is read, and closed, on its own.
+            It is independent of this subscriber, and must be closed separately.
 
         Raises
         ------
         NoPacketRing
-            The publisher shares none (yet).
+            The publisher shares no packets, or does not share them yet.
         NotFound, Timeout
-            The publisher is gone, or does not answer.
+            The publisher has ended, or does not answer.
         """
         return PacketReader(
             self.key,
@@ -382,11 +390,11 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         )
 
     def close(self) -> None:
-        """Take no more frames. Those that are out, and arrays made from them, stay good; the place in the ring is given
-        up with the last of them, when the GPU has done with it.
+        """Stop taking frames. Held frames, and arrays made from them, stay valid.
 
-        Whoever waits here, in whichever thread or task, is woken: :meth:`next` raises ValueError, loops end. Waits for
-        calls in progress, which end at once, and not for the GPU. Closing twice is fine, at any time and place.
+        The place in the ring is given up when the last of them is gone and the GPU has finished with it. Wakes every
+        thread and task that waits on this subscriber: :meth:`next` raises ValueError, and loops end. Waits for calls in
+        progress, which end at once, but not for the GPU. It may be called twice, and from anywhere.
         """
         super().close()
 
@@ -405,7 +413,7 @@ _readable_fd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # nobody reads i
 
 
 def _ever_readable() -> int:
-    """A descriptor that is always readable. It cannot be made when it is needed: there may be none left by then."""
+    """A descriptor that is always readable. It is made early, since no descriptor may be left when it is needed."""
     global _readable_fd
     try:
         intact = os.readlink(f"/proc/self/fd/{_readable_fd}") == "anon_inode:[eventfd]"
@@ -417,10 +425,10 @@ def _ever_readable() -> int:
 
 
 def _warm_up(frame: Frame) -> None:
-    """Use a frame of nothing as a caller would, just before one is due, or now and then while spinning.
+    """Use an empty frame as a caller would, just before a frame is due, and from time to time while spinning.
 
-    Who has slept for some milliseconds, or only spun, finds neither code nor data in the processor's caches; fetching
-    what it takes to make a frame and to run a line of Python takes longer than the frame's own way through the ring.
+    After some milliseconds of sleeping or spinning, the code and data for making a frame and running Python are no
+    longer in the processor's caches. Fetching them takes longer than the frame's way through the ring.
     """
     _ = frame.pts_ns, time.monotonic_ns()
 
@@ -431,9 +439,9 @@ def _unpack_meta(meta: bytes) -> tuple[FrameShape, int, bytes]:
     try:
         shape = FrameShape(pixel_format(code), width, height, pitch_y, pitch_uv)
     except ValueError as problem:
-        raise ProtocolError(f"the publisher shares frames that this library does not know: {problem}") from None
+        raise ProtocolError(f"this library does not support the publisher's frames: {problem}") from None
     if shape.nbytes > frame_bytes:
-        raise ProtocolError(f"the publisher's frames have {frame_bytes} bytes, {shape} needs {shape.nbytes}")
+        raise ProtocolError(f"the publisher's frames have {frame_bytes} bytes, but {shape} needs {shape.nbytes}")
     return shape, frame_bytes, uuid
 
 
@@ -464,7 +472,7 @@ def _map_header(fd: int) -> Mapping:
 
 def _check_name(name: str) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"name is a str, not {type(name).__name__}")
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
     if not 0 < len(name.encode()) <= MAX_NAME or not name.isprintable():
         raise ValueError(f"name must be 1 to {MAX_NAME} printable bytes, not {name!r}")
     return name

@@ -26,36 +26,40 @@ Waitable: TypeAlias = Union[Subscriber, PacketReader, "SlotReader"]
 
 
 def wait_any(receivers: Iterable[Waitable], timeout: float | None = None) -> list[Waitable]:
-    """Wait until one of several subscribers or readers has something, with one thread for all of them.
+    """Wait, with one thread, until at least one of several subscribers or readers is ready.
+
+    A receiver is ready when its ``next(timeout=0)`` would return something or raise an error other than
+    :class:`Timeout`.
 
     Parameters
     ----------
     receivers : iterable of Subscriber, PacketReader and framecache.SlotReader
     timeout : float, optional
-        Seconds; 0 looks once, None waits as long as it takes.
+        Seconds to wait. 0 checks once without waiting; None waits without a limit.
 
     Returns
     -------
     list
-        Those whose ``next(timeout=0)`` has something to give, or to raise: their publisher ended, or they are closed,
-        perhaps meanwhile. In the order given; empty when the time is up. (Another thread can make ``next`` raise
-        :class:`Timeout` all the same.)
+        The receivers that are ready, in the order given; empty if the time is up. A receiver is also ready when its
+        publisher has ended, or when it is closed, even during the wait. (If another thread takes from a receiver,
+        its ``next`` can still raise :class:`Timeout`.)
 
     Raises
     ------
     ValueError, TypeError
-        The list is empty, or all of it is closed, or something in it is none of these.
+        The list is empty, all receivers in it are closed, or one element is not a subscriber or reader.
 
     Notes
     -----
-    Waits without the GIL. A publisher that is stopped, or dies, delays nobody else. A receiver with ``reconnect=True``
-    is returned once when its publisher ends; its ``next(timeout=0)`` raises Timeout then, and from there on
-    ``wait_any`` itself looks for the next publisher.
+    Waits without the GIL. A publisher that is stopped, or dies, does not delay the others. A receiver with
+    ``reconnect=True`` is returned once when its publisher ends; its ``next(timeout=0)`` then raises Timeout. From then
+    on, ``wait_any`` itself looks for the next publisher.
 
-    Up to 16, and up to 128 with packet or slot readers among them, are waited for with ``futex_waitv`` (Linux 5.16),
-    for which publishers pay no more than for one sleeping subscriber. More of them, or on an older kernel, are waited
-    for through eventfds: publishers then pay one system call per frame and such a subscriber, and a packet or slot
-    reader gets a thread. A slot whose writer is a C program that wakes nobody is looked at every millisecond.
+    Up to 16 receivers (up to 128 if there are packet or slot readers among them) are waited for with ``futex_waitv``
+    (Linux 5.16), which costs a publisher no more than one sleeping subscriber. More receivers, and all receivers on an
+    older kernel, are waited for through eventfds. A publisher then makes one system call per frame for each such
+    subscriber, and each packet or slot reader gets a thread. A slot whose writer is a C program that wakes no reader is
+    polled every millisecond.
     """
     waiting = list(receivers)
     if not waiting:
@@ -69,27 +73,27 @@ def wait_any(receivers: Iterable[Waitable], timeout: float | None = None) -> lis
 
 
 def _wait(receivers: list[Waitable], timeout: float | None) -> list[Waitable]:
-    """Those whose ring has something, or its end to tell."""
+    """The receivers whose ring has something to take, or has ended."""
     # An attribute rather than a method: with many receivers, asking them is what a call costs.
     rings: list[Any] = [getattr(receiver, "_ring", receiver) for receiver in receivers]
     return wait_rings(receivers, rings, timeout, _poller)
 
 
 def _is_lost(receiver: Waitable) -> bool:
-    """Whether its publisher has ended, as its ``next`` has found, and there is not yet another one."""
+    """Whether its ``next`` has found that the publisher ended, and no other publisher has been joined yet."""
     ring: Any = receiver._ring
     return ring is not None and receiver._is_lost(ring)
 
 
 def _wait_rejoining(waiting: list[Waitable], lost: list[Waitable], deadline: float | None) -> list[Waitable]:
-    """The same, while some have no publisher: look for theirs in between."""
+    """Like :func:`_wait`, while some receivers have no publisher: look for their next publishers in between."""
     while True:
         for receiver in lost:
             try:
                 receiver._look_again()
             except Timeout:
                 pass
-            except Exception:  # closed, refused, …: as its next() will say
+            except Exception:  # closed, refused, …: its next() will raise it
                 return [receiver]
         left = POLL_SECONDS if deadline is None else max(0.0, min(POLL_SECONDS, deadline - time.monotonic()))
         there = [receiver for receiver in waiting if not _is_lost(receiver)]
@@ -104,10 +108,10 @@ def _wait_rejoining(waiting: list[Waitable], lost: list[Waitable], deadline: flo
 
 
 class _Poller(threading.local):
-    """A thread's epoll of the eventfds of everything that it has waited for. It is made when it is first needed.
+    """A thread's epoll of the eventfds of all receivers that it has waited for. It is made when it is first needed.
 
-    What is closed disappears from it by itself. What is not waited for any more can only end a sleep for nothing, and
-    the next look at the rings says so.
+    Closed descriptors disappear from it by themselves. A receiver that is no longer waited for can only cause a
+    needless wake-up, after which the rings are checked again.
     """
 
     _numbers = itertools.count(1)
@@ -119,12 +123,12 @@ class _Poller(threading.local):
         return self._epoll.fileno()
 
     def add(self, receiver: Waitable, ring: RingEnd) -> bool:
-        """Whether the ring's eventfd is in the epoll; it is not as long as its publisher has not sent it."""
-        with contextlib.suppress(ValueError):  # closed meanwhile, as the ring will say
+        """Add the ring's eventfd to the epoll. False: its publisher has not sent the eventfd yet."""
+        with contextlib.suppress(ValueError):  # closed meanwhile; the check of the rings finds that
             if not isinstance(ring, FrameReader):
                 self._register(receiver.fileno())
                 return True
-            # Its own news ends the sleep too: the answer, and the end.
+            # A message on the connection also ends the sleep: the publisher's answer, or its end.
             self._register(ring.connection.fileno())
             ring.connection.request_event()
             if ring.connection.event_fd < 0:
@@ -133,12 +137,12 @@ class _Poller(threading.local):
         return True
 
     def _register(self, fd: int) -> None:
-        # Edge-triggered: it is never read, since the ring itself says whether something is there.
+        # Edge-triggered, since the descriptor is never read: the ring itself says whether something is there.
         with contextlib.suppress(FileExistsError):  # another thread has waited for it meanwhile
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
 
     def forget(self) -> None:
-        """In a forked child: the epoll is the parent's."""
+        """In a forked child: close the copy of the parent's epoll."""
         if self.number:
             self._epoll.close()
             self.number = 0

@@ -729,9 +729,9 @@ class TestExternal:
         with pytest.raises(ValueError, match=r"buffer 1 has \d+ bytes up to the end of its allocation"):
             Publisher.external(key, [allocate(8192), allocate(64) + 32], 64, 48, "gray8")
         host = numpy.zeros(8192, numpy.uint8)
-        with pytest.raises(cuframes.DeviceError, match=r"buffer 0 .*not memory of a GPU"):
+        with pytest.raises(cuframes.DeviceError, match=r"buffer 0 .*not GPU memory"):
             Publisher.external(key, [host.ctypes.data] * 2, 64, 48, "gray8")
-        with pytest.raises(TypeError, match="device array or the address"):
+        with pytest.raises(TypeError, match="device array or a device address"):
             Publisher.external(key, ["a", "b"], 64, 48, "gray8")
 
 

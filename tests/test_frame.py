@@ -333,7 +333,7 @@ class TestInput:
         (("a/b", 64, 48), {}, ValueError, "key must be 1 to 63 characters"),
         (("", 64, 48), {}, ValueError, "key"),
         (("x" * 64, 64, 48), {}, ValueError, "key"),
-        ((b"cam", 64, 48), {}, TypeError, "a key is a str"),
+        ((b"cam", 64, 48), {}, TypeError, "a key must be a str"),
         (("cam", 63, 48), {}, ValueError, "multiple of 2"),
         (("cam", 64.0, 48), {}, TypeError, "width must be an int"),
         (("cam", 64, 48, "h264"), {}, ValueError, "unknown pixel format"),

@@ -257,9 +257,9 @@ class TestDirectories:
     def test_one_that_everybody_may_write_is_refused(self, key, runtime_dir):
         with Publisher(key, 64, 48, "gray8"):
             runtime_dir.chmod(0o777)
-            with pytest.raises(PermissionError, match=r"written by everybody.*chmod o-w or \+t"):
+            with pytest.raises(PermissionError, match=r"world-writable.*chmod o-w or \+t"):
                 Subscriber(key, connect_timeout=0)
-        with pytest.raises(PermissionError, match="written by everybody"):
+        with pytest.raises(PermissionError, match="world-writable"):
             Publisher(key, 64, 48, "gray8")
         runtime_dir.chmod(0o1777)
         with Publisher(key, 64, 48, "gray8"), Subscriber(key):
@@ -273,9 +273,9 @@ class TestDirectories:
         monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(link))
         with Publisher(key, 64, 48, "gray8"), Subscriber(key):
             os.lchown(link, STRANGER, STRANGER)
-            with pytest.raises(PermissionError, match=f"a link that uid {STRANGER} has made"):
+            with pytest.raises(PermissionError, match=f"a link created by uid {STRANGER}"):
                 Subscriber(key, connect_timeout=0)
-        with pytest.raises(PermissionError, match=f"a link that uid {STRANGER} has made"):
+        with pytest.raises(PermissionError, match=f"a link created by uid {STRANGER}"):
             Publisher(key, 64, 48, "gray8")
 
     @as_root
@@ -452,7 +452,7 @@ class TestOneKeyOnePublisher:
         with socket.socket(socket.AF_UNIX) as older:
             older.bind(str(runtime_dir / f"{key}.sock"))
             older.listen()
-            with pytest.raises(cuframes.AlreadyExists, match="somebody listens on"):
+            with pytest.raises(cuframes.AlreadyExists, match="another process listens on"):
                 Publisher(key, 64, 48, "gray8")
             assert (runtime_dir / f"{key}.sock").exists()
             assert not [path for path in collect_garbage() if key in path.name]
@@ -521,7 +521,7 @@ class TestCleaners:
             lock.unlink()
             (SHM / f"cuframes-{key}-packets").unlink()
             eventually(lambda: publisher.publish_packet(b"x", pts_ns=None) and lock.exists())
-            assert "was removed by somebody else" in caplog.text
+            assert "was removed by another process" in caplog.text
         assert not list(runtime_dir.iterdir())
 
     @pytest.mark.parametrize("what", ["socket", "lock", "both", "directory"])
@@ -548,7 +548,7 @@ class TestCleaners:
             assert find_publisher(key).named
             (SHM / f"cuframes-{key}").unlink()
             (SHM / f"cuframes-{key}-packets").unlink()
-            eventually(lambda: caplog.text.count("was removed by somebody else") == 2)
+            eventually(lambda: caplog.text.count("was removed by another process") == 2)
             info = find_publisher(key)
             assert (info.alive, info.named, info.pid) == (True, False, os.getpid())
             done = subprocess.run(
@@ -572,7 +572,7 @@ class TestCleaners:
         with Publisher(key, 64, 48, "gray8"):
             sock.unlink()
             sock.write_text("mine")
-            eventually(lambda: "cannot be made again" in caplog.text)
+            eventually(lambda: "cannot be created again" in caplog.text)
         assert sock.read_text() == "mine"
 
     def test_a_lock_that_another_has_taken_meanwhile_is_his(self, key, runtime_dir):

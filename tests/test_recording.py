@@ -314,8 +314,8 @@ def test_timeline():
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("record", "KEY", "out.avi"), 2, "a recording is a .mp4, .mov, .mkv, .ts file"),
-        (("record", "KEY", "there.mp4"), 1, "there.mp4 exists"),
+        (("record", "KEY", "out.avi"), 2, "a recording must be a .mp4, .mov, .mkv, .ts file"),
+        (("record", "KEY", "there.mp4"), 1, "there.mp4 already exists"),
         (("record", "nobody", "out.mp4", "--connect-timeout", "0"), 3, "no publisher of 'nobody'"),
         (("publish", "x", "--source", "testsrc", "--packets"), 2, "not encoded"),
         (("publish", "x", "--source", "CLIP", "--packets", "--fps", "50"), 2, "leave it out"),

@@ -186,7 +186,7 @@ def test_runtime_directory_problems(key, monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(file / "below"))
-    with pytest.raises(PermissionError, match="set CUFRAMES_RUNTIME_DIR to one that you can write"):
+    with pytest.raises(PermissionError, match="set CUFRAMES_RUNTIME_DIR to a directory that you can write"):
         Publisher(key, 64, 48, "gray8")
     monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(tmp_path / ("x" * 90)))
     with pytest.raises(ValueError, match="longer than 107 bytes"):

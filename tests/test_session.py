@@ -436,7 +436,7 @@ def test_publisher_of_another_kind_is_named(runtime_dir, key):
     ("change", "said"),
     [
         ({"ring_size": 400}, "400 slots"),
-        ({"meta": struct.pack("<IiiiiIQ", 99, 60, 40, 64, 64, 12, 3840) + bytes(32)}, "does not know"),
+        ({"meta": struct.pack("<IiiiiIQ", 99, 60, 40, 64, 64, 12, 3840) + bytes(32)}, "does not support"),
         ({"meta": struct.pack("<IiiiiIQ", 0, 60, 40, 64, 64, 12, 10) + bytes(32)}, "10 bytes"),
         ({"meta": struct.pack("<IiiiiIQ", 0, 60, 40, 8, 64, 12, 3840) + bytes(32)}, "pitch"),
         ({"meta": struct.pack("<IiiiiIQ", 0, 60, 40, 64, 64, 12, 1 << 40) + bytes(32)}, "the pool has 16384 bytes"),

@@ -60,7 +60,7 @@ def script(code, **environment):
 
 def test_it_is_a_protocol_error():
     assert issubclass(SegmentTruncated, ProtocolError)
-    assert "cut off" in str(SegmentTruncated())
+    assert "was truncated" in str(SegmentTruncated())
 
 
 # ---- frames ------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""What this host has: names, files and their locks, shared memory, and what lives until the process ends."""
+"""The host: names, files and their locks, shared memory, and closing at the end of a process."""

@@ -1,7 +1,7 @@
-"""Files where others may put theirs: opened without being held up by what is there, compared, and locked.
+"""Files in directories that other users can write: opening them without blocking, comparing and locking them.
 
-The locks are open-file-description locks. Such a lock belongs to an open file: the kernel frees it when the last
-descriptor and the last mapping of that open file are gone, which is when its process has died.
+The locks are open-file-description locks. Such a lock belongs to an open file. The kernel frees it when the last
+descriptor and the last mapping of that open file are gone, at the latest when its process has ended.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EAGA
 
 
 def open_regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a regular file; returns a descriptor. Follows no link and waits for nobody, as opening a FIFO would.
+    """Open a regular file; returns a descriptor. Does not follow links, and does not block as opening a FIFO would.
 
     Raises
     ------
     ProtocolError
-        It is something else.
+        The path is not a regular file.
     OSError
     """
     try:
@@ -46,13 +46,13 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
             return fd
         os.close(fd)
     raise ProtocolError(
-        f"{os.fspath(path)} is not a regular file, or leased to another process; remove it or use another key"
+        f"{os.fspath(path)} is not a regular file, or is leased to another process; remove it or use another key"
     )
 
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors of the kernel name this file, which is used by a descriptor, or by its name in a directory."""
+    """Make kernel errors name this file, where it is used by descriptor or relative to a directory."""
     try:
         yield
     except OSError as problem:
@@ -62,8 +62,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def same_file(path: str | os.PathLike[str], fd: int) -> bool:
-    """Whether `path` (not what a link there points to) is still the file that `fd` has open. A path that cannot be
-    looked at, for whatever reason (a loop of links, a volume that is gone), is not.
+    """Whether `path` (not the target of a link there) is still the file that `fd` has open. False for a path that
+    cannot be examined, for any reason (a loop of links, a volume that is gone).
     """
     try:
         there = os.lstat(path)
@@ -74,19 +74,19 @@ def same_file(path: str | os.PathLike[str], fd: int) -> bool:
 
 
 def unlink_stale(path: Path) -> None:
-    """Remove what a dead process has left; it may be gone already.
+    """Remove a file that a dead process has left; it may be gone already.
 
     Raises
     ------
     PermissionError
-        It is another user's, in a directory where only the owner may (as /dev/shm and /tmp).
+        The file is another user's, in a directory where only the owner may remove files (such as /dev/shm and /tmp).
     """
     try:
         path.unlink(missing_ok=True)
     except PermissionError as problem:
         raise PermissionError(
             problem.errno,
-            f"{path} is what a dead process of another user has left; remove it as that user or root (cuframes gc), or "
+            f"{path} was left by a dead process of another user; remove it as that user or root (cuframes gc), or "
             "use another key",
         ) from None
 
@@ -97,7 +97,7 @@ def _flock(kind: int, start: int, length: int) -> bytes:
 
 
 def lock(fd: int, start: int = 0, length: int = 0) -> bool:
-    """Try to lock a range of a file for writing, without waiting. The default is all of it."""
+    """Try to lock a range of a file for writing, without waiting. The default is the whole file."""
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, start, length))
     except (BlockingIOError, PermissionError):
@@ -106,7 +106,7 @@ def lock(fd: int, start: int = 0, length: int = 0) -> bool:
 
 
 def lock_attempts() -> Iterator[None]:
-    """Yields whenever a lock is to be tried: at once, and then until a child would have let an inherited lock go."""
+    """Yield whenever to try for a held lock: at once, and until a child that inherited it would have released it."""
     deadline = time.monotonic() + INHERITED_SECONDS
     yield
     while time.monotonic() < deadline:
@@ -115,12 +115,12 @@ def lock_attempts() -> Iterator[None]:
 
 
 def unlock(fd: int, start: int, length: int) -> None:
-    """Give a range up."""
+    """Unlock a range."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, start, length))
 
 
 def is_locked(fd: int, start: int = 0, length: int = 0) -> bool:
-    """Whether somebody else has locked any of a range. Needs a readable descriptor only, and changes nothing."""
+    """Whether another open file has locked any part of a range. Needs only a readable descriptor."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_RDLCK, start, length))
     kind: int = struct.unpack_from("h", answer)[0]
     return kind != fcntl.F_UNLCK

@@ -1,12 +1,11 @@
 """The lock file of a name: ``<runtime directory>/<name>.lock``.
 
-Containers that share the runtime directory need not share /dev/shm, so what says who has a key has to be where the
-socket is. The rule: *whoever holds the lock of a name, and nobody else, creates, replaces or removes the socket and the
-segment of that name.*
+Containers that share the runtime directory need not share /dev/shm, so the lock of a key has to be where the socket is.
+The rule: *only the holder of a name's lock creates, replaces or removes the socket and the segment of that name.*
 
-Two bytes of the file are locked for writing: OWNER by the publisher for life, MOMENT by whoever starts, or cleans up
-after a dead one, while it does so. A start that meets ``cuframes gc`` waits for it; for an
-owner it does not.
+Two bytes of the file are locked for writing. The publisher locks OWNER while it lives. A process that starts, or cleans
+up after a dead publisher, locks MOMENT while it does so. A starting publisher waits for ``cuframes gc``, but not for an
+owner.
 """
 
 import contextlib
@@ -29,11 +28,11 @@ log = logging.getLogger("cuframes")
 
 OWNER = (0, 1)
 MOMENT = (1, 1)
-MOMENT_SECONDS = 2.0  # whoever is stopped in its moment does not stop us for longer
+MOMENT_SECONDS = 2.0  # how long to wait for a process that is stopped while it holds MOMENT
 
 
 def lock_path(directory: Path, name: str) -> Path:
-    """Where the lock file of a name is."""
+    """Path of the lock file of a name."""
     return directory / f"{name}.lock"
 
 
@@ -43,7 +42,7 @@ class KeyLock:
     Raises
     ------
     AlreadyExists
-        A living publisher holds it.
+        A living publisher holds the lock.
     PermissionError
         The file belongs to another user.
     """
@@ -57,7 +56,7 @@ class KeyLock:
         self._fd = _take(self.path, name)
 
     def look(self) -> bool:
-        """Whether it is ours; a file that somebody has removed is made again, with its directory."""
+        """Whether the name is still ours. A removed file is created again, with its directory."""
         with self._guard:
             if self._fd < 0 or same_file(self.path, self._fd):
                 return self._fd >= 0
@@ -67,7 +66,7 @@ class KeyLock:
                 fd = _take(self.path, self._name, 0.0)
             except (OSError, ProtocolError) as problem:
                 if not self._lost:
-                    log.warning("%s was removed, and cannot be made again: %s", self.path, problem)
+                    log.warning("%s was removed, and cannot be created again: %s", self.path, problem)
                 self._lost = True
                 return False
             if self._fd < 0:  # closed on this very thread, by a collection
@@ -76,7 +75,7 @@ class KeyLock:
                 return False
             lifetime.close_owned(self._fd)
             self._fd, self._lost = fd, False
-            log.warning("%s was removed; it is there again", self.path)
+            log.warning("%s was removed; it has been created again", self.path)
             return True
 
     def _check_directory(self) -> None:
@@ -86,7 +85,7 @@ class KeyLock:
             raise PermissionError(errno.EPERM, f"{self.path.parent} is another user's by now")
 
     def close(self) -> None:
-        """Remove the file, if it is still ours, and let the lock go."""
+        """Remove the file, if it is still ours, and release the lock."""
         with self._guard:
             if self._fd < 0:
                 return
@@ -97,7 +96,7 @@ class KeyLock:
                 self.forget()
 
     def forget(self) -> None:
-        """Close the descriptor only: what a forked child does with its parent's lock."""
+        """In a forked child: only close the descriptor of the parent's lock."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             lifetime.close_owned(fd)
@@ -105,10 +104,10 @@ class KeyLock:
 
 @contextlib.contextmanager
 def cleaning(directory: Path, name: str) -> Iterator[bool]:
-    """Keep others from starting under a name while what a dead owner left is removed; the lock file goes at last.
+    """Keep publishers from starting under a name while a dead owner's files are removed; removes the lock file last.
 
-    False: somebody owns the name, or is just starting or cleaning up, or the file is another user's; then nothing may
-    be touched.
+    Yields False if the name has an owner, if another process is starting or cleaning up, or if the file is another
+    user's. Then nothing may be touched.
     """
     path = lock_path(directory, name)
     fd = -1
@@ -130,7 +129,7 @@ def cleaning(directory: Path, name: str) -> Iterator[bool]:
 
 
 def owner_pid(path: Path) -> int | None:
-    """The process that holds a lock file, as its own namespace counts; 0 when not known; None: nobody holds it."""
+    """Pid of the process that holds a lock file, in its own namespace; 0 if not known; None if it is not held."""
     try:
         fd = open_regular(path, os.O_RDONLY)
     except (OSError, ProtocolError):
@@ -145,7 +144,7 @@ def owner_pid(path: Path) -> int | None:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """The file, owned, and whether it was made just now. O_CREAT alone is refused for other users' files."""
+    """The open file, and whether it was created just now. (The kernel refuses O_CREAT for other users' files.)"""
     for _ in range(10):
         with contextlib.suppress(FileNotFoundError):
             return lifetime.own(open_regular(path, os.O_RDWR)), False
@@ -154,7 +153,7 @@ def _open(path: Path) -> tuple[int, bool]:
             fd = lifetime.own(os.open(path, flags, 0o600))
             break
     else:
-        raise AlreadyExists(f"others keep making and removing {path}")
+        raise AlreadyExists(f"other processes keep creating and removing {path}; stop them or use another key")
     try:
         os.fchmod(fd, 0o600)  # the mode given at creation is subject to umask
     except BaseException:
@@ -164,7 +163,7 @@ def _open(path: Path) -> tuple[int, bool]:
 
 
 def _discard(path: Path, fd: int) -> None:
-    """Remove and close a file that we have made, unless somebody has become its owner meanwhile."""
+    """Remove and close a file that we have created, unless another process has become its owner meanwhile."""
     try:
         with contextlib.suppress(OSError):
             if lock(fd, *MOMENT) and not is_locked(fd, *OWNER) and same_file(path, fd):
@@ -174,7 +173,7 @@ def _discard(path: Path, fd: int) -> None:
 
 
 def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
-    """Become the owner; returns the locked descriptor. Waits so long for whoever is in his moment."""
+    """Become the owner; returns the locked descriptor. Waits up to `seconds` for a process that holds MOMENT."""
     begun = time.monotonic()
     deadline = begun + seconds
     while True:
@@ -183,8 +182,8 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
         except PermissionError as problem:
             raise PermissionError(
                 problem.errno,
-                f"{path} belongs to another user: another publisher of {name!r}, or what is left of a dead one "
-                "(cuframes gc as that user or root); use another key",
+                f"{path} belongs to another user, whose publisher of {name!r} is running or has died; use another key, "
+                "or run cuframes gc as that user or root",
             ) from None
         try:
             owned = is_locked(fd, *OWNER)

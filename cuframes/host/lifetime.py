@@ -1,4 +1,4 @@
-"""What happens to publishers and subscribers when the interpreter ends, in a forked child, and when they are copied."""
+"""What happens to publishers and subscribers at interpreter exit, in a forked child, and when they are copied."""
 
 import atexit
 import contextlib
@@ -22,23 +22,23 @@ EXIT_SECONDS = 1.0  # how long the interpreter's exit waits for other threads
 
 
 class Closable(Protocol):
-    """Something with a share in a ring."""
+    """An object with a part in a ring."""
 
     def close(self) -> None:
-        """Give it back."""
+        """Give up the part in the ring."""
 
     def _forget(self) -> None:
-        """In a forked child: close inherited descriptors, free nothing of the parent's."""
+        """In a forked child: close inherited descriptors, without freeing anything that belongs to the parent."""
 
 
 class Closing:
-    """Base of what is closed by hand, by ``with``, or at last when it is collected."""
+    """Base of objects that are closed by ``close()``, by ``with``, or by garbage collection at the latest."""
 
     _closed = True  # until everything in __init__ has worked
     _reader = "cuframes.Subscriber"  # what to open elsewhere
 
     def close(self) -> None:
-        """Close it. Closing twice is fine."""
+        """Close it. It may be called twice."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -61,17 +61,17 @@ class Closing:
 
 
 def own(fd: int) -> int:
-    """Have a descriptor closed in every forked child, also one of a fork() in C; returns it.
+    """Have a descriptor closed in every forked child, also after a fork() in C. Returns the descriptor.
 
-    For what tells others that this process lives: owner locks, and both ends of connections. A child that kept them
-    would make its dead parent look alive. :func:`close_owned` closes it.
+    For descriptors that show other processes that this one is alive: owner locks, and both ends of connections. A child
+    that kept them would make its dead parent look alive. :func:`close_owned` closes such a descriptor.
     """
     return ring_end.own(fd)
 
 
 def close_owned(thing: int | socket.socket) -> None:
-    """Close a descriptor or socket that was owned. In a forked child that has happened, and the number may be
-    another's by now.
+    """Close a descriptor or socket that was passed to :func:`own`. In a forked child it is closed already, and its
+    number may have been reused.
     """
     if isinstance(thing, int):
         if ring_end.disown(thing):
@@ -86,12 +86,12 @@ _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
 
 
 def register(thing: Closable) -> None:
-    """Close `thing` at interpreter exit, if it is still there by then, and make it harmless in a forked child."""
+    """Close `thing` at interpreter exit, if it still exists, and make it harmless in a forked child."""
     _open.add(thing)
 
 
 def unregister(thing: Closable) -> None:
-    """It is closed, and has nothing left to give back."""
+    """Undo :func:`register`, for an object that is closed."""
     _open.discard(thing)
 
 

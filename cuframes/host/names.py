@@ -1,10 +1,10 @@
-"""What things are called on this host, and whom to trust there: keys, segments, sockets, the runtime directory, groups,
-texts.
+"""Names on this host, and which users to trust: keys, segments, sockets, the runtime directory, groups, texts.
 
-A publisher's socket is where a subscriber looks for it, so whoever can put files there can pose as a publisher. The
-rules: a runtime directory is used only if no stranger can replace what is in it (:func:`check_directory`), a publisher
-puts its files only where it or root is the owner (:func:`runtime_dir`), and a subscriber looks at who answers
-(:func:`check_peer`). Owner, group and mode of a directory that cuframes did not make are left alone.
+A subscriber looks for a publisher's socket in the runtime directory, so a user who can create files there can pose as a
+publisher. The rules are: A runtime directory is used only if no other user can replace files in it
+(:func:`check_directory`). A publisher creates its files only in a directory of its own user or root
+(:func:`runtime_dir`). A subscriber checks the user that answers (:func:`check_peer`). Owner, group and mode of a
+directory that cuframes did not create are not changed.
 """
 
 import contextlib
@@ -59,14 +59,14 @@ def check_key(key: str) -> str:
         Unless it is 1 to 63 characters of ``A-Z a-z 0-9 _ -``.
     """
     if not isinstance(key, str):
-        raise TypeError(f"a key is a str, not {type(key).__name__}")
+        raise TypeError(f"a key must be a str, not {type(key).__name__}")
     if not _KEY.fullmatch(key):
         raise ValueError(f"key must be 1 to {MAX_KEY} characters of A-Z a-z 0-9 _ -, not {key!r}")
     return key
 
 
 def is_name(name: str) -> bool:
-    """Whether a publisher's files can be called that: a key, or a key and the suffix of packet rings."""
+    """Whether this is a valid name of a publisher's files: a key, or a key with the suffix of packet rings."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -81,7 +81,7 @@ def packets_name(key: str) -> str:
 
 
 def runtime_dirs() -> list[Path]:
-    """Where sockets may be, the preferred place first."""
+    """Directories where sockets may be, in order of preference."""
     dirs = _own_dirs()
     if not os.environ.get("CUFRAMES_RUNTIME_DIR"):
         # A subscriber from cron or su finds the publisher of a login session too.
@@ -90,7 +90,7 @@ def runtime_dirs() -> list[Path]:
 
 
 def _own_dirs() -> list[Path]:
-    """Where a publisher may put its socket."""
+    """Directories where a publisher may create its socket."""
     explicit = os.environ.get("CUFRAMES_RUNTIME_DIR")
     if explicit:
         return [Path(explicit)]
@@ -100,15 +100,15 @@ def _own_dirs() -> list[Path]:
 
 
 def runtime_dir(gid: int | None = None) -> Path:
-    """The first runtime directory that we may create files in; made with mode 0700 if need be.
+    """The first runtime directory in which this process may create files; created with mode 0700 if necessary.
 
-    With `gid`, members of that group can pass through it (mode 0711, if it was made here; they cannot list it, and
-    sockets have groups of their own).
+    With `gid`, a directory that is created here gets mode 0711, so members of that group can pass through it. They
+    cannot list it, and each socket has its own group.
 
     Raises
     ------
     OSError
-        When there is none; the message says which were tried.
+        There is no such directory; the message says which were tried.
     """
     reasons = []
     for path in _own_dirs():
@@ -128,12 +128,12 @@ def runtime_dir(gid: int | None = None) -> Path:
         except OSError as error:
             reasons.append(f"{path}: {error.strerror}")
     raise PermissionError(
-        f"no directory for sockets ({'; '.join(reasons)}); set CUFRAMES_RUNTIME_DIR to one that you can write"
+        f"no directory for sockets ({'; '.join(reasons)}); set CUFRAMES_RUNTIME_DIR to a directory that you can write"
     )
 
 
 def make_directory(path: Path) -> None:
-    """Make a runtime directory, ours alone under any umask, unless it is there; for an explicit one its parents too."""
+    """Create a runtime directory, unless it exists, private under any umask; an explicit one with its parents."""
     if os.path.lexists(path):
         return
     if os.environ.get("CUFRAMES_RUNTIME_DIR"):
@@ -171,8 +171,8 @@ def _let_through(path: Path, there: os.stat_result, gid: int) -> None:
         _set_mode(path, 0o711, there)
     else:
         log.warning(
-            "members of group %d cannot pass through %s (mode %04o), so they cannot subscribe; chmod o+x it, or give "
-            "it that group",
+            "members of group %d cannot pass through %s (mode %04o), so they cannot subscribe; chmod o+x it, or change "
+            "its group",
             gid,
             path,
             stat.S_IMODE(there.st_mode),
@@ -180,16 +180,16 @@ def _let_through(path: Path, there: os.stat_result, gid: int) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """Refuse a runtime directory in which a stranger could replace a socket, or have made the directory itself.
+    """Refuse a runtime directory in which another user could replace a socket, or that another user may have created.
 
     Raises
     ------
     PermissionError
-        It is a link of another user, writable by all without the sticky bit, or in a place where everybody can make
-        directories and neither ours nor root's (one that CUFRAMES_RUNTIME_DIR names may be anybody's). Or
-        CUFRAMES_RUNTIME_DIR names it and we cannot enter it.
+        The directory is a link of another user, or is world-writable without the sticky bit. Or it belongs neither to
+        this user nor to root, in a place where every user can create directories (this does not apply to the directory
+        that CUFRAMES_RUNTIME_DIR names). Or CUFRAMES_RUNTIME_DIR names it and this process cannot enter it.
     FileNotFoundError, NotADirectoryError
-        It is not there. A default directory that we cannot enter counts as such: nothing in it is for us.
+        The directory does not exist. A default directory that this process cannot enter is treated the same way.
     """
     explicit = bool(os.environ.get("CUFRAMES_RUNTIME_DIR"))
     trusted = (os.geteuid(), 0)
@@ -200,15 +200,13 @@ def check_directory(path: Path) -> None:
     except PermissionError as problem:
         if explicit:
             raise
-        raise FileNotFoundError(problem.errno, "it cannot be looked at", str(path)) from None
+        raise FileNotFoundError(problem.errno, "it cannot be examined", str(path)) from None
     if stat.S_ISLNK(link.st_mode) and link.st_uid not in trusted:
-        raise PermissionError(errno.EPERM, f"{path} is a link that uid {link.st_uid} has made; remove it")
+        raise PermissionError(errno.EPERM, f"{path} is a link created by uid {link.st_uid}; remove it")
     if not stat.S_ISDIR(there.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
     if there.st_mode & stat.S_IWOTH and not there.st_mode & stat.S_ISVTX:
-        raise PermissionError(
-            errno.EPERM, f"{path} can be written by everybody, without the sticky bit; chmod o-w or +t it"
-        )
+        raise PermissionError(errno.EPERM, f"{path} is world-writable without the sticky bit; chmod o-w or +t it")
     if not explicit and above.st_mode & stat.S_IWOTH and there.st_uid not in trusted:
         raise PermissionError(
             errno.EPERM, f"{path} belongs to uid {there.st_uid}; remove it, or set CUFRAMES_RUNTIME_DIR"
@@ -220,10 +218,10 @@ def check_directory(path: Path) -> None:
 
 
 def check_peer(sock: socket.socket, path: Path) -> None:
-    """Refuse a listener of another user: anybody may call himself a publisher where he can make a socket.
+    """Refuse a listener of an untrusted user: every user who can create a socket there can pose as a publisher.
 
-    It must be us, root, or whoever the place is entrusted to: the directory's owner, a member of its group if that may
-    write there, or the owner of a socket that is shared with a group of ours alone (``group=``).
+    Trusted are this process's user, root, the directory's owner, a member of its group if the group may write there,
+    and the owner of a socket that is shared only with a group of this process (``group=``).
 
     Raises
     ------
@@ -243,19 +241,19 @@ def check_peer(sock: socket.socket, path: Path) -> None:
         return
     raise PermissionError(
         errno.EPERM,
-        f"uid {uid} listens on {path}, which it is not entrusted with; its publisher can share it with group=",
+        f"uid {uid} listens on {path} and is not trusted there; its publisher can share the socket with group=",
     )
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
-    """(pid, uid, gid) of the process at the other end; of a listener, those of when it began to listen."""
+    """(pid, uid, gid) of the process at the other end; for a listener, those at the time when it began to listen."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("iII", raw)
     return pid, uid, gid
 
 
 def peer_groups(sock: socket.socket) -> set[int]:
-    """Its groups; the supplementary ones too, unless there are more than 256 (Python asks for 1 KiB)."""
+    """The peer's groups, including supplementary groups unless there are more than 256 (Python reads 1 KiB)."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
     except OSError:
@@ -277,7 +275,7 @@ def group_id(group: str | int | None) -> int | None:
     Raises
     ------
     ValueError
-        There is no such group, or a number that is none.
+        There is no group of this name, or the number is out of range.
     TypeError
     """
     if group is None:
@@ -288,9 +286,9 @@ def group_id(group: str | int | None) -> int | None:
         except KeyError:
             raise ValueError(f"there is no group {group!r} on this host") from None
     if isinstance(group, bool) or not hasattr(group, "__index__"):
-        raise TypeError(f"group is a name or a number, not {type(group).__name__}")
+        raise TypeError(f"group must be a name or a number, not {type(group).__name__}")
     number = operator.index(group)
     # The largest one means "leave it as it is" to chown.
     if not 0 <= number < 2**32 - 1:
-        raise ValueError(f"a group's number is 0 to {2**32 - 2}, not {number}")
+        raise ValueError(f"a group's number must be 0 to {2**32 - 2}, not {number}")
     return number

@@ -1,4 +1,4 @@
-"""What subscribers and readers have in common: iterating, waiting in an event loop, reconnecting, and closing."""
+"""What subscribers and readers share: iterating, waiting in an event loop, reconnecting, and closing."""
 
 import contextlib
 import os
@@ -25,29 +25,29 @@ class Ring(Protocol):
 
     @property
     def counters(self) -> tuple[int, ...]:
-        """What was received, and what was not."""
+        """How many items were received, and how many were missed."""
 
     @property
     def abandoned(self) -> bool:
-        """Whether the publisher is gone, whatever it left."""
+        """Whether the publisher has ended, even if it left something to take."""
 
     @property
     def over(self) -> bool:
-        """Whether the publisher is gone, and everything that it left was taken."""
+        """Whether the publisher has ended, and everything that it left has been taken."""
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
 
     def close(self) -> bool:
-        """Take no more, once nobody is inside; whether this call closed it. See gate.h."""
+        """Close the ring when no call is inside. Returns whether this call closed it. See gate.h."""
 
 
 class Counters(Protocol):
-    """Counters of the rings that are behind us."""
+    """Counters of earlier rings."""
 
     def plus(self, other: tuple[int, ...]) -> Self:
-        """These and a ring's together."""
+        """The sum of these counters and a ring's."""
 
 
 T = TypeVar("T")
@@ -56,11 +56,11 @@ C = TypeVar("C", bound=Counters)
 
 
 class Receiver(lifetime.Closing, Generic[T, R, C]):
-    """Takes one thing after the other from the publisher of a key, which may end, and come back.
+    """Takes frames or packets, one after the other, from the publisher of a key, which may end and come back.
 
-    Subclasses say how to join, how to take, and what to poll. Methods may be called by any thread; ``_ring`` is None
-    once it is closed. Whoever changes ``_ring`` looks at ``_closed`` afterwards, and close() does it the other way
-    round: so no ring is left open, whichever comes first.
+    Subclasses define how to join, how to take, and what to poll. Any thread may call any method. ``_ring`` is None
+    after :meth:`close`. Code that sets ``_ring`` checks ``_closed`` afterwards; close() sets ``_closed`` and then looks
+    at ``_ring``. So no ring is left open, in either order.
     """
 
     key: str
@@ -86,27 +86,27 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
     # ---- what subclasses say
 
     def _open(self, *, again: bool) -> Steps[R]:
-        """Join a publisher; `again` when there was one before it."""
+        """Join a publisher; `again` if there was one before it."""
         raise NotImplementedError
 
     def _take(self, ring: R, timeout: float | None) -> T:
-        """The ring's next thing in a loop, within `timeout` seconds. Raises Timeout, and Disconnected at the end."""
+        """The ring's next item for a loop, within `timeout` seconds. Raises Timeout, and Disconnected at the end."""
         raise NotImplementedError
 
     def _installing(self, ring: R) -> None:
-        """There is a new ring, which nobody uses yet: take what it says about the stream."""
+        """Called with a new ring before it is used: store what it says about the stream."""
 
     def _watch(self, ring: R) -> None:
-        """If somebody polls, he must hear of this new ring."""
+        """If the descriptor is in use, let this new ring signal it too."""
 
     def _leave(self, ring: R) -> None:
-        """Poll this ring no more, since another one follows."""
+        """Stop polling this ring, since another one follows."""
 
     def _unwatch(self) -> None:
-        """It is closed: wake those who poll, and close what they poll."""
+        """After close(): wake the threads that poll, and close the descriptor that they poll."""
 
     def _counted(self, ring: R) -> C:
-        """The counters, when `ring` is behind us."""
+        """The counters, including those of `ring`, which has ended."""
         return self._past.plus(ring.counters)
 
     def fileno(self) -> int:
@@ -114,13 +114,13 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         raise NotImplementedError
 
     def _pollable(self) -> int:
-        """The same, without waiting."""
+        """Like :meth:`fileno`, without waiting."""
         return self.fileno()
 
     # ---- joining
 
     def _join(self, timeout: float | None) -> None:
-        """Join the first publisher: the last act of a constructor. Nothing is left when it fails."""
+        """Join the first publisher, at the end of a constructor. If it fails, nothing is left behind."""
         deadline = deadline_after(timeout)
         steps = repeat(lambda: self._open(again=False))
         try:
@@ -139,7 +139,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         self._closed = False
 
     def _joined(self) -> R:
-        """The ring that is joined now."""
+        """The current ring."""
         ring = self._ring
         if ring is None:
             raise self._is_closed()
@@ -150,14 +150,14 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         return ValueError(f"the {self._what} is closed")
 
     def _rejoin(self, ended: R, deadline: float | None) -> R:
-        """The ring after `ended`: that of the next publisher, or what another thread has joined meanwhile.
+        """The ring after `ended`: that of the next publisher, or one that another thread has joined meanwhile.
 
         Raises
         ------
         Timeout
-            None came in time. What was begun is gone on with by the next call.
+            No publisher came in time. The next call continues the attempt.
         ValueError
-            Closed meanwhile.
+            The receiver was closed meanwhile.
         """
         while (ring := self._ring) is ended and not self._closed:
             left = POLL_SECONDS if deadline is None else max(0.0, min(POLL_SECONDS, deadline - time.monotonic()))
@@ -177,7 +177,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         return ring
 
     def _look_again(self) -> None:
-        """Join the next publisher, if there is none now and the next one is there, without waiting. Errors are those of
+        """Join the next publisher without waiting, if this one has ended and the next is running. Errors are those of
         :meth:`_rejoin`.
         """
         ring = self._joined()
@@ -185,7 +185,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
             self._rejoin(ring, 0.0)
 
     def _is_lost(self, ring: R) -> bool:
-        """Whether the ring's publisher has ended, as a call has found, and this receiver has no other yet."""
+        """Whether a call has found that the ring's publisher ended, and no other publisher has been joined yet."""
         try:
             return self._ring is ring and self._steps is not None and ring.over
         except ValueError:  # closed, or replaced, meanwhile
@@ -229,7 +229,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
     # ---- taking
 
     def _next(self, take: Callable[[R, float | None], T], timeout: float | None) -> T:
-        """What `take` gives, after joining the next publisher as often as that needs."""
+        """The result of `take`, after joining the next publisher as often as necessary."""
         ring = self._joined()
         deadline = deadline_after(timeout) if self.reconnect else None
         left = timeout
@@ -247,7 +247,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _may_rejoin(self, ring: R, problem: Exception) -> bool:
-        """Whether to wait for the next publisher, instead of raising what the ring said."""
+        """Whether to wait for the next publisher, instead of raising the ring's error."""
         # A ring that was cut off is of no use any more, but as long as its publisher lives, there is none after it.
         return self.reconnect and (isinstance(problem, Disconnected) or ring.abandoned)
 
@@ -268,7 +268,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         return self
 
     async def __anext__(self) -> T:
-        """The next item. Never blocks the event loop, and loses nothing when it is cancelled."""
+        """The next item. Never blocks the event loop, and loses nothing if it is cancelled."""
         import asyncio  # here, since it is a third of the import time and few need it
 
         if self._prompt:  # perhaps we are always behind; others shall run all the same
@@ -335,13 +335,14 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
     # ---- ends
 
     def stats(self) -> C:
-        """Counters so far; those of the end once it is closed."""
+        """The current counters; after :meth:`close`, the final ones."""
         with self._changing:
             return self._past if self._ring is None else self._past.plus(self._ring.counters)
 
     def close(self) -> None:
-        """Take no more. Whoever waits here, in whichever thread or task, is woken: :meth:`next` raises ValueError,
-        loops end. Waits for calls in progress, which end at once. Closing twice is fine, at any time and place.
+        """Stop taking. Wakes every thread and task that waits here: :meth:`next` raises ValueError, and loops end.
+
+        Waits for calls in progress, which end at once. It may be called twice, and from anywhere.
         """
         self._closed = True
         ring = self._ring
@@ -368,7 +369,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
             self._ring = None
 
     def _forget(self) -> None:
-        """In a forked child: close what was inherited; nothing of the parent's is given up."""
+        """In a forked child: close inherited descriptors, without giving up anything that belongs to the parent."""
         self._closed = True
         self._renew_locks()  # a thread of the parent may have held them
         self._steps = None
@@ -385,30 +386,30 @@ class WatchedRing(Ring, Protocol):
     """A ring that a thread can watch."""
 
     def set_event(self, fd: int) -> None:
-        """Drain this eventfd when nothing is left. It becomes the ring's."""
+        """Drain this eventfd when nothing is left to take. The ring owns it from now on."""
 
     def watch(self, fd: int) -> None:
-        """Feed this eventfd, until the end."""
+        """Signal this eventfd for every new item, until the ring ends."""
 
 
 W = TypeVar("W", bound=WatchedRing)
 
 
 class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
-    """One whose publisher does not know it, and so cannot feed a descriptor: a thread that sleeps on the ring does."""
+    """A receiver that is unknown to its publisher. A thread that sleeps on the ring signals its descriptor."""
 
     _event_fd = -1
 
     def fileno(self) -> int:
-        """A descriptor for ``select``, ``poll`` and event loops: readable when there may be something to take.
+        """A descriptor for ``select``, ``poll`` and event loops. It is readable when there may be something to take.
 
-        It stays readable until a call with ``timeout=0`` has raised :class:`Timeout`, and is closed by :meth:`close`.
-        The first call starts a thread that sleeps on the ring. Does not block.
+        The descriptor stays readable until a call with ``timeout=0`` has raised :class:`Timeout`. :meth:`close` closes
+        it. The first call starts a thread that sleeps on the ring. Does not block.
 
         Raises
         ------
         ValueError
-            It is closed.
+            The reader is closed.
         """
         ring = self._joined()
         with self._changing:

@@ -1,11 +1,11 @@
 """Shared memory files: create, size, lock, map, clean up.
 
 A control segment and a packet ring are POSIX shared memory with a name. Their publisher holds an open-file-description
-write lock on them for life; the kernel frees that lock when the process dies, which is how a successor (or ``cuframes
-gc``) knows that the name is up for grabs. The lock of the name itself (:mod:`cuframes.host.keylock`) is taken before. A
-pool is a memfd without a name, sealed against resizing.
+write lock on them while it lives. The kernel frees that lock when the process dies, so a successor (or ``cuframes gc``)
+can tell that the name is free. The lock of the name itself (:mod:`cuframes.host.keylock`) is taken before. A pool is a
+memfd without a name, sealed against resizing.
 
-What others have put into /dev/shm is never mapped to be looked at: its owner could cut it off under us.
+Files of other processes in /dev/shm are never mapped for examination, since their owner could truncate them meanwhile.
 """
 
 import contextlib
@@ -55,18 +55,18 @@ def segment_path(name: str) -> Path:
     Raises
     ------
     ProtocolError
-        It is no such name. (It may come from a publisher.)
+        The name is not that of a segment. (It may come from a publisher.)
     """
     file = name[1:]
     if name[:1] != "/" or "/" in file or "\0" in file or file in ("", ".", ".."):
-        raise ProtocolError(f"{name!r} is not the name of a segment")
+        raise ProtocolError(f"{name!r} is not a valid segment name")
     return SEGMENT_DIR / file
 
 
 def reserve(fd: int, size: int, what: str) -> None:
-    """Give an empty file its size, and the memory with it.
+    """Give an empty file its size, and reserve its memory.
 
-    ``ftruncate`` would succeed on a full file system and end the process with SIGBUS at the first write.
+    ``ftruncate`` would succeed on a full file system, and the first write would kill the process with SIGBUS.
     """
     try:
         for start in range(0, size, RESERVE_BYTES):
@@ -93,7 +93,7 @@ def reserve(fd: int, size: int, what: str) -> None:
 
 
 def free_bytes(fd: int) -> int | None:
-    """Bytes that are free on the file system of an open file; None where it has no limit of its own."""
+    """Free bytes on the file system of an open file; None if the file system has no limit of its own."""
     there = os.fstatvfs(fd)
     return there.f_bavail * there.f_frsize if there.f_blocks else None
 
@@ -101,8 +101,8 @@ def free_bytes(fd: int) -> int | None:
 def create_memfd(name: str, size: int) -> tuple[int, Mapping]:
     """An anonymous pool: its descriptor, and our writable mapping with every page touched.
 
-    The seals make every other mapping read-only and the size final, so that no holder of the descriptor can damage a
-    frame or end us with SIGBUS.
+    The seals make every other mapping read-only and the size final. So no holder of the descriptor can damage a frame,
+    or kill this process with SIGBUS.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -123,7 +123,7 @@ def open_segment(name: str, *, writable: bool) -> int:
     ------
     NotFound, PermissionError
     ProtocolError
-        The name means something else: a link, a FIFO, a directory.
+        The name refers to something else: a link, a FIFO, a directory.
     """
     try:
         return open_regular(segment_path(name), os.O_RDWR if writable else os.O_RDONLY)
@@ -136,10 +136,10 @@ def open_segment(name: str, *, writable: bool) -> int:
 
 
 class SegmentState(NamedTuple):
-    """What a segment looks like to a stranger.
+    """The state of a segment, as seen from another process.
 
-    ``state`` is ``"alive"``, ``"dead"`` (its owner is gone) or ``"foreign"`` (neither a frame ring of version 3 nor a
-    packet ring); ``header`` is None for a foreign or unfinished one. ``kind`` is ``"frames"``, ``"packets"`` or
+    ``state`` is ``"alive"``, ``"dead"`` (its owner has ended) or ``"foreign"`` (neither a frame ring of version 3 nor a
+    packet ring). ``header`` is None for a foreign or unfinished segment. ``kind`` is ``"frames"``, ``"packets"`` or
     ``"unknown"``.
     """
 
@@ -149,7 +149,7 @@ class SegmentState(NamedTuple):
 
 
 def inspect(fd: int) -> SegmentState:
-    """Look at an open segment without changing anything. Values are as found; the file may change meanwhile."""
+    """Examine an open segment without changing it. The values are unchecked, and the file may change meanwhile."""
     found = os.fstat(fd)
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if not stat.S_ISREG(found.st_mode) or flags & os.O_PATH or flags & os.O_ACCMODE == os.O_WRONLY:
@@ -198,10 +198,10 @@ def _process_exists(pid: int) -> bool:
 
 
 def remove_dead(name: str) -> bool:
-    """Unlink segment `name` if its owner is gone. False: it is alive or foreign.
+    """Unlink segment `name` if its owner is dead. Returns False if the segment is alive or foreign.
 
-    Two processes may try at once: the lock is taken first, and the name is unlinked only while it still means the file
-    that was locked. Readers may have locked what they can read; that says nothing, and stops nobody.
+    Two processes may try this at once. Therefore the lock is taken first, and the name is unlinked only if it still
+    refers to the locked file. Read locks of readers have no meaning here, and are ignored.
     """
     try:
         fd = lifetime.own(open_segment(name, writable=True))  # it may be locked here for a moment
@@ -224,10 +224,10 @@ def remove_dead(name: str) -> bool:
 
 
 class OwnedSegment:
-    """A named segment of our own: created, locked, sized and mapped; zero-filled. With it the lock of its name.
+    """A named segment of this process, with the lock of its name. It is created, locked, sized, zeroed and mapped.
 
-    A segment that a dead publisher left under the same name is replaced. With `gid` members of that group may use it as
-    far as `mode` says.
+    A segment that a dead publisher left under the same name is replaced. With `gid`, members of that group may use it
+    as `group_mode` allows.
 
     Parameters
     ----------
@@ -236,11 +236,11 @@ class OwnedSegment:
     name : str
     size : int
     what : str
-        What it is, for messages.
+        The kind of segment, for messages.
     gid : int, optional
-        A group that may use it too.
+        A group that may use the segment too.
     group_mode : int
-        What it may then do.
+        The file's mode if `gid` is given.
 
     Raises
     ------
@@ -248,7 +248,7 @@ class OwnedSegment:
         A living publisher owns the name.
     OutOfSharedMemory
     ProtocolError
-        The name belongs to something that is not ours.
+        The name belongs to a file that is not a segment of this library.
     """
 
     mapping: Mapping | None
@@ -301,7 +301,7 @@ class OwnedSegment:
                 lifetime.close_owned(fd)
                 raise
             lifetime.close_owned(fd)
-        raise AlreadyExists(f"other publishers keep creating {name}; only one can own a key")
+        raise AlreadyExists(f"other publishers keep creating {name}; stop them or use another key")
 
     @staticmethod
     def _taken(name: str) -> Exception:
@@ -309,7 +309,7 @@ class OwnedSegment:
         try:
             fd = open_segment(name, writable=False)
         except NotFound:
-            return AlreadyExists(f"another publisher of {key!r} was just there; try again")
+            return AlreadyExists(f"another publisher of {key!r} has just started or ended; try again")
         except ProtocolError as problem:
             return problem
         try:
@@ -318,28 +318,28 @@ class OwnedSegment:
             os.close(fd)
         if state == "foreign":
             return ProtocolError(
-                f"{SEGMENT_DIR}{name} exists and is not a frame ring of version 3 or a packet ring; remove that file "
+                f"{SEGMENT_DIR}{name} exists and is not a frame ring of version 3 or a packet ring; remove this file "
                 "or use another key"
             )
         pid = header["producer_pid"] if header else "unknown"
         return AlreadyExists(f"a publisher of {key!r} is running (pid {pid}); stop it or use another key")
 
     def descriptor(self, *, writable: bool) -> int:
-        """A descriptor to give away. Not a duplicate of ours: whoever holds one of those holds the owner lock."""
+        """A descriptor for another process. It is not a duplicate, since a duplicate would also hold the owner lock."""
         with contextlib.suppress(FileNotFoundError):  # no /proc
             return os.open(f"/proc/self/fd/{self._fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         return open_segment(self.name, writable=writable)
 
     def look(self) -> bool:
-        """Notice what was removed from outside. The lock file is made again (False: it cannot be, and the name may be
-        another's now); a segment cannot get its name back, so that is said.
+        """Notice files that were removed from outside. A lock file is created again; if that fails, this returns False,
+        and the name may belong to another process. A segment cannot get its name back, so this is logged.
         """
         with self._guard:
             gone = self._fd >= 0 and not same_file(segment_path(self.name), self._fd)
         if gone and not self._missed:
             self._missed = True
             log.warning(
-                "%s%s was removed by somebody else (logind's RemoveIPC?); this %s is no longer listed, and only "
+                "%s%s was removed by another process (logind's RemoveIPC?); this %s is no longer listed, and only "
                 "subscribers of this library can join, until its publisher is restarted",
                 SEGMENT_DIR,
                 self.name,
@@ -348,7 +348,7 @@ class OwnedSegment:
         return self.key_lock.look()
 
     def close(self) -> None:
-        """Remove the name if it is still ours, then let the locks go. The mapping lives as long as it is used."""
+        """Remove the name if it is still ours, then release the locks. The mapping lives as long as it is used."""
         self.mapping = None
         try:
             with self._guard:
@@ -361,7 +361,7 @@ class OwnedSegment:
             self.key_lock.close()
 
     def forget(self) -> None:
-        """Close the descriptors only: what a forked child does with its parent's segment."""
+        """In a forked child: only close the descriptors of the parent's segment."""
         self._close_descriptor()
         self.key_lock.forget()
 

@@ -1,8 +1,8 @@
-"""Waiting for what may take a while, without blocking.
+"""Operations that may have to wait, written as generators so that they never block.
 
-An attempt (to join a publisher, to open a slot) is a generator that is run step by step: it yields a :class:`Pause`
-whenever it has to wait, and returns what it was for. :func:`run` does so for a thread; an event loop can do it between
-other things.
+An attempt (to join a publisher, to open a slot) is a generator that is run step by step. It yields a :class:`Pause`
+whenever it has to wait, and finally returns its result. :func:`run` runs it in a thread; an event loop can run it
+between other tasks.
 """
 
 import errno
@@ -26,16 +26,16 @@ __all__ = [
     "run",
 ]
 
-POLL_SECONDS = 0.02  # how often a publisher that is not there yet is looked for, and close() is
-# However short the caller's time is, a publisher that is there gets this long to answer.
+POLL_SECONDS = 0.02  # how often to look for a publisher that is not running yet, and for a close()
+# A running publisher gets at least this long to answer, however short the caller's timeout is.
 ANSWER_SECONDS = 0.2
 
 T = TypeVar("T")
 
 
 class Pause(NamedTuple):
-    """Why a generator waits: until `fd` is readable, or, when that is -1, for the next look. `problem` is what to raise
-    when there is no time for that.
+    """Why a generator waits: until `fd` is readable, or, if `fd` is -1, until the next look. `problem` is the error to
+    raise if the time is up.
     """
 
     fd: int
@@ -51,7 +51,7 @@ def deadline_after(timeout: float | None) -> float | None:
     Raises
     ------
     ValueError, TypeError
-        `timeout` is negative, or no number of seconds.
+        `timeout` is negative, or not a number of seconds.
     """
     if timeout is None:
         return None
@@ -61,7 +61,7 @@ def deadline_after(timeout: float | None) -> float | None:
 
 
 class Expired(Exception):
-    """The steps were not over in time. They can be gone on with."""
+    """The steps did not finish in time. They can be continued."""
 
     def __init__(self, problem: Exception) -> None:
         super().__init__(str(problem))
@@ -71,23 +71,23 @@ class Expired(Exception):
 def run(
     steps: Steps[T], deadline: float | None, closed: Callable[[], bool] = lambda: False, *, grace: float = 0.0
 ) -> T:
-    """What the steps return, waiting for it in this thread. Signals are answered in between.
+    """Run the steps in this thread and return their result. Signals are handled in between.
 
-    However early the deadline is, a publisher that is there has `grace` seconds to answer.
+    A running publisher gets at least `grace` seconds to answer, however early the deadline is.
 
     Raises
     ------
     Expired
         The deadline has passed.
     ValueError
-        `closed()` has turned true.
+        `closed()` has become true.
     """
     begun = time.monotonic()
     try:
         while True:
             pause = next(steps)
             if closed():
-                raise ValueError("it was closed meanwhile")
+                raise ValueError("closed while waiting")
             now = time.monotonic()
             end = deadline
             if end is not None and pause.fd >= 0:
@@ -111,7 +111,7 @@ def wait(pause: Pause, seconds: float) -> None:
 
 
 def bare(problem: Exception) -> Exception:
-    """The exception without the frames that it went through: kept, it would keep them and all that they refer to."""
+    """The exception without its traceback, so that keeping it does not keep the frames of its traceback alive."""
     problem.__traceback__ = problem.__context__ = problem.__cause__ = None
     return problem
 
@@ -120,9 +120,9 @@ PASSING: tuple[type[Exception], ...] = (NotFound, NoPacketRing, Disconnected, Un
 
 
 def repeat(attempt: Callable[[], Steps[T]], passing: tuple[type[Exception], ...] = PASSING) -> Steps[T]:
-    """The first attempt that succeeds; after a failure that may pass, another one follows.
+    """The result of the first attempt that succeeds; a temporary failure is followed by another attempt.
 
-    When time is up in the middle of an attempt, the reason is why the one before it failed.
+    If the time is up during an attempt, the reason given is why the attempt before it failed.
     """
     problem: Exception | None = None
     while True:

@@ -1,4 +1,4 @@
-"""Frames as pictures, through PyAV: FFmpeg's names of our formats, PyAV's frames, PNG, JPEG and v210."""
+"""Frames as pictures, through PyAV: FFmpeg's names of the pixel formats, PyAV's frames, PNG, JPEG and v210."""
 
 import functools
 from fractions import Fraction
@@ -28,7 +28,7 @@ ENCODERS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p"), "v210": ("v2
 
 
 def ffmpeg_format(name: str) -> str:
-    """FFmpeg's name of the samples of a format of ours, which may be given by any of its names."""
+    """FFmpeg's name of a pixel format's samples; the format may be given by any of its names."""
     if name in FULL_RANGE:
         return name
     ours = pixel_format(name).name
@@ -65,12 +65,12 @@ def rows(plane: Any) -> Any:
 
 
 def video_rows(plane: Any, row_bytes: int) -> Any:
-    """The same of a plane of a PyAV frame."""
+    """Like :func:`rows`, for a plane of a PyAV frame."""
     return numpy.frombuffer(plane, numpy.uint8).reshape(-1, plane.line_size)[:, :row_bytes]
 
 
 def to_video(frame: Any) -> Any:
-    """A PyAV frame with a copy of the pixels of one of ours."""
+    """Copy a frame's pixels into a new PyAV frame."""
     planes = frame.planes
     if frame.format == "v210":
         return _unpack_v210(frame)
@@ -83,7 +83,7 @@ def to_video(frame: Any) -> Any:
 
 
 def encode(video: Any, kind: str) -> bytes:
-    """A PyAV frame as a picture: ``"png"``, ``"jpeg"``, or ``"v210"``, which is a frame of ours without padding."""
+    """Encode a PyAV frame: ``"png"``, ``"jpeg"``, or ``"v210"``, whose bytes are a frame without padding."""
     codec, format = ENCODERS[kind]
     picture = reformat(video, video.width, video.height, format)
     picture.pts = 0

@@ -1,4 +1,4 @@
-"""Packets to files, as they are: remuxing through PyAV."""
+"""Packets to files without re-encoding: remuxing through PyAV."""
 
 import contextlib
 import io
@@ -40,14 +40,14 @@ RAW_DEMUXERS = {
 
 
 def backlog(reader: PacketReader, seconds: float) -> list[Packet]:
-    """What is in the ring already: the packets from the newest keyframe on that is at least so many seconds old.
+    """The packets already in the ring, beginning at the newest keyframe that is at least `seconds` old.
 
     Parameters
     ----------
     reader : PacketReader
-        Just opened, with ``start="oldest"``. It goes on behind these packets.
+        A reader just opened with ``start="oldest"``. It continues after these packets.
     seconds : float
-        When the ring does not go back so far, all that it has.
+        If the ring does not go back this far, all its packets are returned.
     """
     packets: list[Packet] = []
     with contextlib.suppress(Timeout, Disconnected):
@@ -66,11 +66,11 @@ class Recording:
     Parameters
     ----------
     path : Path or str
-        Created with the first keyframe; what comes before that cannot be decoded and is passed over.
+        Created with the first keyframe. Packets before that cannot be decoded, and are skipped.
     reader : PacketReader
-        Where the packets come from; says what their codec is.
+        The source of the packets, which also knows their codec.
     overwrite : bool
-        Replace files that exist.
+        Replace existing files.
 
     Raises
     ------
@@ -78,15 +78,15 @@ class Recording:
 
     Notes
     -----
-    Timestamps begin at zero and grow. A gap in the stream is a gap in the file. When the publisher was restarted,
-    time goes on as it did for real; when its codec parameters changed, with a file of its own: ``name-2.mp4`` and so
-    on.
+    Timestamps begin at zero and grow. A gap in the stream is a gap in the file. If the publisher is restarted, the
+    timestamps continue by the real time that has passed. If the codec parameters change, a new file is begun:
+    ``name-2.mp4`` and so on.
     """
 
     def __init__(self, path: Path | str, reader: PacketReader, *, overwrite: bool = False) -> None:
         self._path = Path(path)
         if self._path.suffix.lower() not in OPTIONS:
-            raise ValueError(f"a recording is a {', '.join(OPTIONS)} file, not {self._path.name!r}")
+            raise ValueError(f"a recording must be a {', '.join(OPTIONS)} file, not {self._path.name!r}")
         self._overwrite = overwrite
         self._check_free(self._path)
         self._reader = reader
@@ -98,15 +98,15 @@ class Recording:
 
     def _check_free(self, path: Path) -> None:
         if path.exists() and not self._overwrite:
-            raise FileExistsError(f"{path} exists; choose another name, or overwrite it")
+            raise FileExistsError(f"{path} already exists; choose another name, or overwrite it")
 
     def follow(self, reader: PacketReader) -> None:
-        """Go on with the packets of the next publisher."""
+        """Continue with the packets of the next publisher."""
         self._reader = reader
         self._timeline.restart()
 
     def write(self, packet: Packet) -> None:
-        """Add one packet. Packets are given in the order in which they were read."""
+        """Add one packet. Add packets in the order in which they were read."""
         if self._container is None and not packet.keyframe:
             return
         if self._container is None or (packet.keyframe and packet.flags & PacketFlags.DISCONTINUITY):
@@ -143,11 +143,11 @@ class Recording:
 
     @property
     def duration_ns(self) -> int:
-        """From the first to the last packet of the current file, in nanoseconds."""
+        """Time from the first to the last packet of the current file, in nanoseconds."""
         return self._timeline.end_ns
 
     def close(self) -> None:
-        """Finish the file. Closing twice is fine."""
+        """Finish the file. It may be called twice."""
         container, self._container = self._container, None
         if container is not None:
             container.close()
@@ -160,7 +160,7 @@ class Recording:
 
 
 class Timeline:
-    """Timestamps of a file: from zero, growing, over gaps and over clocks that begin anew."""
+    """Timestamps of a file: they begin at zero and grow, across gaps and restarted clocks."""
 
     def __init__(self) -> None:
         self.end_ns = 0
@@ -171,7 +171,7 @@ class Timeline:
         self._restarted = False
 
     def restart(self) -> None:
-        """The next packet's clock is another one."""
+        """The next packet has a different clock."""
         self._restarted = True
 
     def place(self, packet: Packet) -> tuple[int, int]:
@@ -201,10 +201,11 @@ def _extradata(reader: PacketReader) -> bytes:
 
 
 def _describe(codec: str | None, extradata: bytes, keyframe: Any) -> Any:
-    """An input whose one stream has the codec's parameters, picture size included, as FFmpeg finds them out.
+    """An input whose one stream has the codec's parameters, including the picture size, as FFmpeg probes them.
 
-    FFmpeg takes a stream's parameters from a demuxer. Where the extradata are a record (they begin with a 1, or with
-    0x81 for AV1), FLV is the smallest container to put it in; otherwise the keyframe is a stream by itself.
+    FFmpeg takes a stream's parameters from a demuxer. If the extradata are a configuration record (they begin with a 1,
+    or with 0x81 for AV1), it is put into FLV, the smallest container for it. Otherwise the keyframe is a complete
+    stream by itself.
     """
     data = bytes(keyframe)
     if codec == "h264" and extradata[:1] == b"\x01":
@@ -216,7 +217,7 @@ def _describe(codec: str | None, extradata: bytes, keyframe: Any) -> Any:
         # Extradata that are a piece of the stream belong in front of a keyframe that comes without them.
         return av.open(io.BytesIO(extradata + data), format=RAW_DEMUXERS[codec])
     else:
-        raise ValueError(f"recording {codec} is not supported; h264, hevc, {', '.join(list(RAW_DEMUXERS)[2:])} are")
+        raise ValueError(f"recording {codec} is not supported; use h264, hevc, {', '.join(list(RAW_DEMUXERS)[2:])}")
     return av.open(io.BytesIO(b"FLV\x01\x01\0\0\0\x09\0\0\0\0" + flv), format="flv")
 
 

@@ -1,4 +1,4 @@
-"""Frame pools: the memory that the slots of a ring stand for.
+"""Frame pools: the memory of a ring's slots.
 
 A publisher's pool offers
 
@@ -9,16 +9,16 @@ A publisher's pool offers
 ``memory``
     the :class:`~cuframes._native.slot_table.SlotTable`: where each frame is,
 ``exports``
-    what goes into the control segment for subscribers to open, or None,
+    handles that are stored in the control segment for subscribers to open, or None,
 ``descriptors()``
-    what goes over the socket for them to open,
+    descriptors that are sent over the socket for subscribers to open,
 ``share_in_process(epoch)``
-    lets subscribers of the same process use it as it is,
+    lets subscribers of the same process use the pool directly,
 ``close()``
-    closes the publisher's descriptors; what subscribers have mapped stays.
+    closes the publisher's descriptors; the subscribers' mappings stay.
 
-One conformance test class (``tests/test_memory.py``) runs over every kind. The device kinds are imported when they are
-asked for.
+One conformance test class (``tests/test_memory.py``) runs over every kind. The device kinds are imported only when they
+are requested.
 """
 
 import logging
@@ -35,7 +35,7 @@ log = logging.getLogger("cuframes")
 
 
 class Pool(Protocol):
-    """See above."""
+    """The interface described above."""
 
     kind: str
     features: int
@@ -54,13 +54,13 @@ def create_pool(memory: str, device: int | None, key: str, frame_bytes: int, rin
     Raises
     ------
     DeviceError
-        Device memory was asked for and cannot be had.
+        Device memory was requested and is not available.
     OutOfSharedMemory
     """
     if memory not in ("auto", "host", "cuda", "cuda-ipc"):
         raise ValueError(f"memory must be 'auto', 'host', 'cuda' or 'cuda-ipc', not {memory!r}")
     if memory == "host" and device is not None:
-        raise ValueError("device= is for device memory; host memory has none")
+        raise ValueError("device= is only for device memory; leave it out for host memory")
     if memory == "auto":
         memory = "cuda" if device is not None or _has_gpu() else "host"
     if memory == "host":
@@ -101,7 +101,7 @@ def open_device(
     Raises
     ------
     DeviceError
-        This process does not see that GPU, or asked for another.
+        This process does not see that GPU, or requested another GPU.
     """
     from cuframes.memory import cuda, driver
 

@@ -1,14 +1,14 @@
 """Device memory: the pools of ``memory="cuda"``, ``"cuda-ipc"`` and :meth:`Publisher.external`, and opening them.
 
 ``cuda``
-    One virtual-memory allocation, passed as a descriptor; subscribers map it read-only. Its physical memory lives until
-    the last of them lets go, also when the publisher is killed.
+    One virtual-memory allocation, passed as a descriptor. Subscribers map it read-only. Its physical memory lives until
+    the last mapping is gone, even if the publisher is killed.
 ``cuda-ipc``
     Plain protocol version 3: an allocation and a legacy IPC handle per slot. Subscribers' mappings are writable.
 ``external``
-    The caller's own buffers, shared through legacy IPC handles of the allocations that they lie in.
+    The caller's own buffers, shared through legacy IPC handles of their allocations.
 
-In each of them every slot has an interprocess event, which is recorded when its frame is published.
+In each kind, every slot has an interprocess event, which is recorded when a frame is published in the slot.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ _own: "weakref.WeakValueDictionary[int, DevicePool]" = weakref.WeakValueDictiona
 
 
 class Resources:
-    """Device memory and events with the calls that free them: the owner of :class:`SlotTable`, freed with the last of
-    these.
+    """Device memory and events, with the calls that free them. It owns the memory of :class:`SlotTable` objects, and is
+    freed with the last of them.
 
-    Kept apart from the pool, so that no cycle keeps memory after a close. Whatever is made between two calls of the
-    driver is made in :meth:`building`, so that a failure leaves nothing.
+    It is separate from the pool, so that no reference cycle keeps memory after a close. Driver objects are created in a
+    :meth:`building` block, so that a failure leaves nothing behind.
     """
 
     def __init__(self, device: Device) -> None:
@@ -49,15 +49,15 @@ class Resources:
         self._staging_size = (0, 0)
 
     def add_finalizer(self, function: Any, *arguments: Any) -> None:
-        """Call this at the end, before what was asked for earlier."""
+        """Add a call to be made by :meth:`free`. The calls are made in reverse order."""
         self._free.append((function, *arguments))
 
     def reserve_staging(self, frame_bytes: int, ring_size: int) -> None:
-        """How much :meth:`staging` is to give."""
+        """Set how much memory :meth:`staging` provides."""
         self._staging_size = frame_stride(frame_bytes), ring_size
 
     def staging(self) -> tuple[int, int]:
-        """(address, bytes per slot) of pinned host memory for uploads; reserved when first asked for."""
+        """(address, bytes per slot) of pinned host memory for uploads; reserved at the first call."""
         if self._staging is None:
             stride, ring_size = self._staging_size
             with current(self.device) as driver:
@@ -68,8 +68,10 @@ class Resources:
 
     @contextlib.contextmanager
     def building(self) -> Iterator[Any]:
-        """A block of set-up calls in the device's context. If it raises, everything made so far is freed at once, and
-        not when somebody drops the exception, whose traceback refers to us."""
+        """A block of set-up calls in the device's context. If it raises, everything created so far is freed at once.
+
+        It would otherwise live as long as the exception, whose traceback refers to it.
+        """
         try:
             with current(self.device) as driver:
                 yield driver
@@ -78,7 +80,7 @@ class Resources:
             raise
 
     def free(self) -> None:
-        """Free everything, the latest first. Cannot fail: what the driver refuses is its own to clean up."""
+        """Free everything, the latest first. Never fails; errors of the driver are ignored."""
         # At the interpreter's exit the driver may have gone, and with it everything; in a forked child it is not ours.
         with contextlib.suppress(Exception), current(self.device):
             while self._free:
@@ -91,10 +93,10 @@ class Resources:
 
 
 class DevicePool:
-    """What the device pools share: an interprocess event for each slot and one for the ring.
+    """Base of the device pools: an interprocess event for each slot, and one for the ring.
 
-    ``close`` is called by the publisher; memory and events are freed with the last reference to the slots, since a
-    subscriber in the same process may still use them.
+    The publisher calls ``close``. Memory and events are freed with the last reference to the slots, since a subscriber
+    in the same process may still use them.
     """
 
     kind = ""
@@ -118,7 +120,7 @@ class DevicePool:
         self.events = [int(event) for event in events]
 
     def place(self, addresses: list[int]) -> None:
-        """The frames are here. In a block of :meth:`Resources.building`."""
+        """Set the addresses of the frames. Must be called in a :meth:`Resources.building` block."""
         device = self.resources.device
         self.memory = SlotTable(
             addresses,
@@ -131,19 +133,19 @@ class DevicePool:
 
     @property
     def exports(self) -> tuple[Any, ...]:
-        """What goes into the control segment."""
+        """The handles for the control segment."""
         return (self.handles, self.offsets, self.pointers, self.event_handles[:-1], self.event_handles[-1])
 
     def share_in_process(self, epoch: int) -> None:
-        """Let subscribers of this process use the pool itself."""
+        """Let subscribers of this process use the pool directly."""
         _own[epoch] = self
 
     def descriptors(self) -> list[int]:
-        """Descriptors for a subscriber; they stay ours."""
+        """Descriptors for a subscriber. The pool keeps owning them."""
         return []
 
     def close(self) -> None:
-        """Close descriptors. What subscribers have opened stays."""
+        """Close the descriptors. Mappings of subscribers stay."""
 
 
 class CudaIpcPool(DevicePool):
@@ -188,7 +190,7 @@ class CudaPool(DevicePool):
         Raises
         ------
         DeviceError
-            Also when the device cannot export virtual memory; ``cuda-ipc`` may then do.
+            Also if the device cannot export virtual memory; ``cuda-ipc`` may work then.
         """
         pool = cls(device, frame_bytes, ring_size)
         stride = frame_stride(frame_bytes)
@@ -222,18 +224,18 @@ class CudaPool(DevicePool):
 
 
 class ExternalPool(DevicePool):
-    """The caller's buffers, one per slot. They stay the caller's; this keeps references to them."""
+    """The caller's buffers, one per slot. The caller owns them; the pool keeps references to them."""
 
     kind = "cuda-external"
 
     @classmethod
     def create(cls, buffers: Sequence[Any], frame_bytes: int, device: Device | None) -> Self:
-        """Look up what each buffer lies in, and export that.
+        """Look up the allocation of each buffer, and export it.
 
         Raises
         ------
         DeviceError
-            Memory that cannot be exported: managed, stream-ordered, or not of a GPU.
+            A buffer cannot be exported: it is managed, stream-ordered, or not GPU memory.
         ValueError
             A buffer is too small.
         """
@@ -262,21 +264,21 @@ class ExternalPool(DevicePool):
 def open_pool(
     device: Device, epoch: int, frame_bytes: int, handles: list[tuple[bytes, int, bytes]], descriptor: int | None
 ) -> SlotTable:
-    """Map a publisher's frames and open their events; unmapped with the last reference.
+    """Map a publisher's frames and open their events. They are unmapped with the last reference.
 
     Parameters
     ----------
     handles : list of (memory handle, offset, event handle)
-        One for each slot, from the control segment: whatever somebody may have written there.
+        One for each slot, read from the control segment and not trusted.
     descriptor : int or None
-        Of the virtual-memory allocation; None for legacy handles. Stays the caller's.
+        Descriptor of the virtual-memory allocation; None for legacy handles. The caller keeps it.
 
     Raises
     ------
     DeviceError
         The driver refuses a handle or the descriptor.
     ProtocolError
-        A slot does not lie in the memory that its handle stands for.
+        A slot does not lie in the memory of its handle.
     """
     own = _own.get(epoch) if epoch else None
     # The epoch is shared bytes too: another ring of this process may have it, but never a smaller one.
@@ -334,7 +336,7 @@ def _open_descriptor(driver: Any, resources: Resources, descriptor: int, frame_b
 
 
 def buffer_pointer(buffer: Any) -> int:
-    """Device address of a buffer: an int, or what the CUDA array interface or DLPack (through CuPy or PyTorch) say."""
+    """Device address of a buffer: an int, or an array with the CUDA array interface or DLPack (by CuPy or PyTorch)."""
     if isinstance(buffer, Integral) and not isinstance(buffer, bool):
         return int(buffer)
     interface = getattr(buffer, "__cuda_array_interface__", None)
@@ -344,7 +346,7 @@ def buffer_pointer(buffer: Any) -> int:
         from cuframes._native.device_source import dlpack_pointer
 
         return int(dlpack_pointer(buffer))
-    raise TypeError(f"a buffer is a device array or the address of one, not {type(buffer).__name__}")
+    raise TypeError(f"a buffer must be a device array or a device address, not {type(buffer).__name__}")
 
 
 def _properties(driver: Any, device: Device, kind: Any) -> Any:
@@ -385,7 +387,7 @@ def _check_exportable(driver: Any, device: Device, index: int, pointer: int) -> 
 
     kind = ask(attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
     if kind is None or int(kind) != int(driver.CUmemorytype.CU_MEMORYTYPE_DEVICE):
-        raise DeviceError(f"buffer {index} at {pointer:#x} is not memory of a GPU; allocate it with cuMemAlloc")
+        raise DeviceError(f"buffer {index} at {pointer:#x} is not GPU memory; allocate it with cuMemAlloc")
     if ask(attribute.CU_POINTER_ATTRIBUTE_IS_MANAGED):
         raise DeviceError(f"buffer {index} is managed memory, which cannot be shared; allocate it with cuMemAlloc")
     if int(ask(attribute.CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE) or 0):
@@ -400,4 +402,4 @@ def _check_exportable(driver: Any, device: Device, index: int, pointer: int) -> 
         )
     ordinal = ask(attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
     if ordinal is not None and int(ordinal) != device.ordinal:
-        raise DeviceError(f"buffer {index} is on cuda:{int(ordinal)}, the publisher on cuda:{device.ordinal}")
+        raise DeviceError(f"buffer {index} is on cuda:{int(ordinal)}, but the publisher is on cuda:{device.ordinal}")

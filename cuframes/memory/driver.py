@@ -1,7 +1,7 @@
-"""The CUDA driver through cuda-python: devices, allocations, handles. Everything that happens once; the hot path is
+"""The CUDA driver through cuda-python: devices, allocations, handles. It is used for set-up; the hot path uses
 ``cuda.pyx``.
 
-Importing this module needs no GPU. :func:`gpu` says what is missing.
+Importing this module needs no GPU. If no GPU can be used, :func:`gpu` raises an error that says what is missing.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ def _driver() -> Any:
     global _bindings, _pid
     if _bindings is not None:
         if _pid != os.getpid():
-            raise DeviceError("a forked child cannot use CUDA that its parent has started; start the child with spawn")
+            raise DeviceError("a forked child cannot use CUDA after its parent has used it; start the child with spawn")
         return _bindings
     try:
         from cuda.bindings import driver
@@ -79,12 +79,12 @@ def _text(driver: Any, result: Any) -> str:
 
 
 def call(function: Any, *arguments: Any, doing: str = "") -> Any:
-    """Call a function of cuda-python's driver module; returns what it returns, without the result code.
+    """Call a function of cuda-python's driver module. Returns its values without the result code.
 
     Raises
     ------
     DeviceError
-        With the driver's name and text of the error.
+        The call failed; the message has the driver's name and text of the error.
     """
     from cuda.bindings import driver
 
@@ -97,13 +97,13 @@ def call(function: Any, *arguments: Any, doing: str = "") -> Any:
 
 
 def count() -> int:
-    """GPUs that this process sees."""
+    """Number of GPUs that this process sees."""
     found: int = call(_driver().cuDeviceGetCount)
     return found
 
 
 def has_gpu() -> bool:
-    """Whether device memory can be used here at all."""
+    """Whether device memory can be used in this process."""
     try:
         return count() > 0
     except DeviceError:
@@ -111,12 +111,12 @@ def has_gpu() -> bool:
 
 
 def gpu(ordinal: int | None = None) -> Device:
-    """A GPU, by this process's ordinal (default: that of the current context, else 0), with its primary context.
+    """A GPU, with its primary context, by its ordinal in this process (default: the current context's, or 0).
 
     Raises
     ------
     DeviceError
-        If there is none; the message says what is missing.
+        There is no such GPU; the message says what is missing.
     """
     driver = _driver()
     ordinal = _current(driver) if ordinal is None else whole_number(ordinal, "device")
@@ -146,7 +146,7 @@ def find_gpu(uuid: bytes) -> Device:
     Raises
     ------
     DeviceError
-        If this process does not see it.
+        This process does not see that GPU.
     """
     driver = _driver()
     seen = []
@@ -162,14 +162,14 @@ def find_gpu(uuid: bytes) -> Device:
 
 
 def uuid_text(uuid: bytes) -> str:
-    """As nvidia-smi prints it."""
+    """The UUID as nvidia-smi prints it."""
     h = uuid.hex()
     return f"GPU-{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
 class current:
-    """Make a GPU's context current for a block of set-up calls. They do not disturb a graph capture of another
-    thread."""
+    """Make a GPU's context current for a block of set-up calls. The calls do not disturb a graph capture of
+    another thread."""
 
     def __init__(self, device: Device) -> None:
         self._context = device.keep
@@ -203,7 +203,7 @@ def handle_of(kind: Any, raw: bytes) -> Any:
 def upload_columns(plane: Any, columns: Any) -> None:
     """Overwrite the first bytes of every row of a writable device plane; `columns` is a (rows, bytes) array of uint8.
 
-    On the legacy default stream; waits for it.
+    Uses the legacy default stream, and waits for it.
     """
     driver = _driver()
     copy = driver.CUDA_MEMCPY2D()

@@ -54,17 +54,17 @@ class HostPool:
 
     @classmethod
     def open(cls, fd: int, frame_bytes: int, ring_size: int) -> Self:
-        """Map the pool that a publisher sent, read-only. The descriptor stays the caller's.
+        """Map the pool that a publisher sent, read-only. The caller keeps the descriptor.
 
         Raises
         ------
         ProtocolError
-            If it is too small, or could shrink under us.
+            The pool is too small, or is not sealed against shrinking.
         """
         stride = frame_stride(frame_bytes)
         size = stride * ring_size
         if os.fstat(fd).st_size < size:
-            raise ProtocolError(f"the pool has {os.fstat(fd).st_size} bytes, {ring_size} frames need {size}")
+            raise ProtocolError(f"the pool has {os.fstat(fd).st_size} bytes, but {ring_size} frames need {size}")
         try:
             sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
         except OSError:
@@ -74,14 +74,14 @@ class HostPool:
         return cls(-1, Mapping(fd, size), stride, ring_size)
 
     def descriptors(self) -> list[int]:
-        """Descriptors for a subscriber; they stay ours."""
+        """Descriptors for a subscriber. The pool keeps owning them."""
         return [self._fd]
 
     def share_in_process(self, epoch: int) -> None:
         """Nothing to do: a subscriber of this process maps the descriptor like any other."""
 
     def close(self) -> None:
-        """Close the descriptor; the memory goes with the last mapping of it."""
+        """Close the descriptor. The memory is freed with its last mapping."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):

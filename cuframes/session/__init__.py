@@ -1,5 +1,5 @@
 """The Unix socket between a publisher and its subscribers: handshake, descriptors, liveness.
 
-While a subscriber's connection is open it is alive; when it hangs up, for whatever reason, its place in the ring is
-cleared. Frames never travel here.
+A subscriber is alive while its connection is open. When the connection ends, for whatever reason, the subscriber's
+place in the ring is cleared. Frames never travel over the socket.
 """

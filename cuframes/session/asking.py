@@ -1,4 +1,4 @@
-"""A publisher's control segment, from its socket: where /dev/shm does not have it, or has it no more."""
+"""Getting a publisher's control segment from its socket, for when /dev/shm does not have it, or no longer has it."""
 
 import os
 import socket
@@ -17,14 +17,14 @@ ASK_SECONDS = 0.5
 
 
 def ask_for_segment(path: Path) -> int | None:
-    """A descriptor of the control segment, for reading, the caller's to close; takes no place in the ring.
+    """A descriptor of the control segment, for reading. The caller must close it. It takes no place in the ring.
 
-    None: nobody is there, or nobody who answers us.
+    None: no publisher listens there, or it refuses this user.
 
     Raises
     ------
     Timeout
-        Somebody is there, and says nothing for half a second.
+        A process listens there, but does not answer within half a second.
     """
     descriptors: list[int] = []
     welcome, silent = None, False
@@ -43,7 +43,7 @@ def ask_for_segment(path: Path) -> int | None:
     if silent:
         for other in descriptors:
             os.close(other)
-        raise Timeout(f"whoever listens on {path} does not answer: a publisher that is stopped, or very busy")
+        raise Timeout(f"the process that listens on {path} does not answer: its publisher is stopped, or very busy")
     fd = descriptors.pop(0) if welcome is not None and welcome.result == 0 and descriptors else None
     for other in descriptors:
         os.close(other)

@@ -1,4 +1,4 @@
-"""The subscriber's side of the socket: find the publisher, shake hands, notice its end.
+"""The subscriber's side of the socket: find the publisher, do the handshake, notice the publisher's end.
 
 Nothing here blocks: joining is a generator of steps (:mod:`cuframes.host.steps`).
 """
@@ -70,8 +70,9 @@ _ERRORS: dict[int, type[CuframesError]] = {
 class Connection:
     """A place in a publisher's ring. It lasts as long as the socket is open.
 
-    ``descriptors`` came along (the control segment, then the pool) and are ours to close. ``event_fd`` is the eventfd
-    that the publisher feeds, or -1; it is closed with the connection. Any thread may call any method.
+    ``descriptors`` came with the handshake (the control segment, then the pool); this object closes them.
+    ``event_fd`` is the eventfd to which the publisher adds 1 at every frame, or -1; it is closed with the connection.
+    Any thread may call any method.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Connection:
         return self.sock.fileno()
 
     def read_messages(self) -> bool:
-        """Read what the publisher has sent, without blocking. True: it is gone, or has said that it will be."""
+        """Read the publisher's messages, without blocking. True: the publisher has ended, or has announced its end."""
         if not self._reading.acquire(blocking=False):
             return self._gone  # another thread reads, or the one that this signal handler has interrupted
         try:
@@ -111,7 +112,7 @@ class Connection:
         return self._gone
 
     def _read(self) -> bool:
-        """Read once. False: there is no more at present."""
+        """Read once. False: there is nothing more to read at present."""
         descriptors: list[int] = []
         try:
             data, lost = wire.receive(self.sock, wire.MAX_PAYLOAD, descriptors)
@@ -126,7 +127,7 @@ class Connection:
             return False
         except (OSError, ProtocolError) as problem:
             if not isinstance(problem, ConnectionError):
-                log.warning("the connection to a publisher is given up: %s", problem)
+                log.warning("closing the connection to a publisher: %s", problem)
             self._gone = True
         finally:
             _close_all(descriptors)
@@ -148,10 +149,10 @@ class Connection:
             raise ProtocolError(f"the publisher sent message type {message.type}")
 
     def request_event(self, arrived: Callable[[int], None] | None = None) -> None:
-        """Ask for an eventfd that the publisher feeds at every frame. Does not wait for it: see ``event_fd``.
+        """Ask for an eventfd to which the publisher adds 1 at every frame. Does not wait for it: see ``event_fd``.
 
-        `arrived` is called with the descriptor, perhaps twice: at once if it is there, else on the thread that reads
-        the answer. When the publisher does not answer it is never called.
+        `arrived` is called with the descriptor, perhaps twice: at once if the descriptor has already come, otherwise on
+        the thread that reads the answer. It is never called if the publisher does not answer.
         """
         self._arrived = arrived or self._arrived
         if not self._asked:
@@ -169,18 +170,18 @@ class Connection:
             _close_all([event])
 
     def close_descriptors(self) -> None:
-        """Close what came along; what was mapped from it stays mapped."""
+        """Close the descriptors from the handshake; mappings made from them stay."""
         descriptors, self.descriptors = self.descriptors, []
         _close_all(descriptors)
 
     def close(self) -> None:
-        """Give the place up. Closing twice is fine."""
+        """Give up the place in the ring. It may be called twice."""
         with contextlib.suppress(OSError):
             self.sock.send(wire.pack(MessageType.UNSUBSCRIBE), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         self.forget()
 
     def forget(self) -> None:
-        """Close our descriptors without a word: what a forked child does."""
+        """In a forked child: close the descriptors without telling the publisher."""
         self._gone = True
         self.close_descriptors()
         self.close_event()
@@ -211,11 +212,11 @@ def join(key: str, hello: wire.Hello) -> Steps[Connection]:
     Raises
     ------
     NotFound, Disconnected
-        There is none, or it has just gone.
+        There is no publisher of `key`, or it has just ended.
     Timeout, Unavailable
-        It does not answer, or cannot take another subscriber.
+        The publisher does not answer, or has no free connection.
     AlreadyExists, DeviceError, ProtocolError, CuframesError
-        It refused; the message is its own.
+        The publisher refused; the message is the publisher's.
     """
     deadline = time.monotonic() + HANDSHAKE_SECONDS
     parser = wire.Parser()
@@ -232,16 +233,16 @@ def join(key: str, hello: wire.Hello) -> Steps[Connection]:
 
 
 def fetch_packets(key: str) -> Steps[int]:
-    """A descriptor of the packet ring of `key`, from its publisher; ours to close. Takes no place in the frame ring.
+    """A descriptor of the packet ring of `key`, from its publisher. The caller must close it. Joins nothing.
 
     Raises
     ------
     NotFound, Disconnected
         There is no publisher of frames.
     NoPacketRing
-        It shares no packets.
+        The publisher shares no packets.
     Timeout, Unavailable
-        It does not answer, or has no connection left.
+        The publisher does not answer, or has no free connection.
     """
     deadline = time.monotonic() + HANDSHAKE_SECONDS
     hello = wire.Hello(3, default_name(), -1, False, FEATURES)
@@ -252,7 +253,7 @@ def fetch_packets(key: str) -> Steps[int]:
         lifetime.close_owned(sock)
     if not welcome.packets_path:
         _close_all(descriptors)
-        raise NoPacketRing(f"the publisher of {key!r} shares no packets; it does after enable_packets()")
+        raise NoPacketRing(f"the publisher of {key!r} shares no packets; it must call enable_packets() first")
     if not welcome.features & PASS_FD or not descriptors:
         _close_all(descriptors)
         return open_segment(welcome.packets_path, writable=False)
@@ -262,7 +263,7 @@ def fetch_packets(key: str) -> Steps[int]:
 
 
 def default_name() -> str:
-    """A name to join under: program, pid, and since two containers can have equal pids, something random."""
+    """A default name: program, pid, and a random part, since two containers can have equal pids."""
     program = "".join(c for c in Path(sys.argv[0] or "python").stem if c.isascii() and c.isprintable())[:14] or "python"
     return f"{program}-{os.getpid()}-{os.urandom(2).hex()}"
 
@@ -328,14 +329,14 @@ def _say_hello(
 
 
 def _send(sock: socket.socket, data: bytes) -> None:
-    """Send a few bytes. There is always room for them, since nothing was sent before that was not read."""
+    """Send a few bytes. There is always room, since the publisher has read everything sent before."""
     if sock.send(data, socket.MSG_NOSIGNAL) != len(data):
-        raise ProtocolError("the publisher reads nothing")
+        raise ProtocolError("the publisher does not read its messages")
 
 
 @contextlib.contextmanager
 def _ending(sock: socket.socket, descriptors: list[int]) -> Iterator[None]:
-    """Close everything when the handshake fails, or is given up."""
+    """Close everything if the handshake fails or is abandoned."""
     try:
         yield
     except BaseException as problem:
@@ -349,7 +350,7 @@ def _ending(sock: socket.socket, descriptors: list[int]) -> Iterator[None]:
 def _receive(
     key: str, sock: socket.socket, parser: wire.Parser, kind: MessageType, deadline: float, descriptors: list[int]
 ) -> Steps[bytes]:
-    """The payload of the next message, which must be of type `kind`. Descriptors that come along are appended."""
+    """The payload of the next message, which must be of type `kind`. Descriptors sent with it are appended."""
     while True:
         while message := parser.next():
             if message.type == kind:
@@ -378,7 +379,7 @@ def _receive(
 
 
 def _refused(key: str, sock: socket.socket, parser: wire.Parser, result: int, deadline: float) -> Steps[None]:
-    """Raise the reason that follows a response with a result."""
+    """Raise the error that the publisher sends after a refusal."""
     descriptors: list[int] = []
     try:
         payload = yield from _receive(key, sock, parser, MessageType.ERROR, deadline, descriptors)

@@ -1,4 +1,4 @@
-"""The socket of a key in the runtime directory. It belongs to whoever holds the key's lock."""
+"""The socket of a key in the runtime directory. It belongs to the holder of the key's lock."""
 
 import contextlib
 import logging
@@ -19,21 +19,21 @@ BACKLOG = 128
 
 
 class Listener:
-    """A listening socket, non-blocking. Its file is removed when it is closed, if it is still the one that was made.
+    """A listening, non-blocking socket. Closing it removes its file, unless another file has replaced that file.
 
     Parameters
     ----------
     path : Path
-        What a dead publisher left there is replaced: the caller holds the key's lock.
+        An existing socket of a dead publisher is replaced, since the caller holds the key's lock.
     gid : int or None
-        A group that may connect too.
+        A group whose members may connect too.
 
     Raises
     ------
     AlreadyExists
-        Somebody listens there (an older version, which knows no lock file).
+        Another process listens there (a publisher of an older version, which uses no lock file).
     FileExistsError
-        Something else is there.
+        The path exists and is not a socket.
     """
 
     def __init__(self, path: Path, gid: int | None) -> None:
@@ -44,12 +44,12 @@ class Listener:
             if not is_socket(path):
                 raise FileExistsError(f"{path} exists and is not a socket; remove it")
             if not is_abandoned(path):
-                raise AlreadyExists(f"somebody listens on {path}; stop that publisher or use another key")
+                raise AlreadyExists(f"another process listens on {path}; stop that publisher or use another key")
             unlink_stale(path)
         self.sock, self._file = self._bind()
 
     def _bind(self) -> tuple[socket.socket, int]:
-        """The socket, and its file, held open so that its inode number is not given to another."""
+        """The socket, and its file. The file is held open so that its inode number is not reused."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         lifetime.own(sock.fileno())
         bound, file = False, -1
@@ -77,7 +77,7 @@ class Listener:
         return sock, file
 
     def look(self) -> socket.socket | None:
-        """Bind again if the file is gone; returns the socket that was replaced, the caller's to close."""
+        """Bind again if the file is gone. Returns the replaced socket, which the caller must close."""
         if self._file < 0 or same_file(self.path, self._file):
             return None
         try:
@@ -85,7 +85,7 @@ class Listener:
             new = self._bind()
         except OSError as problem:
             if not self._lost:
-                log.warning("%s was removed, and cannot be made again: %s", self.path, problem)
+                log.warning("%s was removed, and cannot be created again: %s", self.path, problem)
             self._lost = True
             return None
         if self._file < 0:  # closed on this very thread, by a collection
@@ -96,11 +96,11 @@ class Listener:
         os.close(self._file)
         self.sock, self._file = new
         self._lost = False
-        log.warning("%s was removed; it is there again", self.path)
+        log.warning("%s was removed; it has been created again", self.path)
         return old
 
     def close(self) -> None:
-        """Remove the file and stop listening. Twice is fine."""
+        """Remove the file and stop listening. It may be called twice."""
         try:
             if self._file >= 0 and same_file(self.path, self._file):
                 self.path.unlink(missing_ok=True)
@@ -108,7 +108,7 @@ class Listener:
             self.forget()
 
     def forget(self) -> None:
-        """Close the descriptors only: what a forked child does."""
+        """In a forked child: only close the descriptors."""
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
@@ -124,7 +124,7 @@ def is_socket(path: os.PathLike[str]) -> bool:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether nobody listens on a socket."""
+    """Whether no process listens on a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
         probe.setblocking(False)  # a full backlog is an answer too: somebody listens
         try:

@@ -1,4 +1,4 @@
-"""What is on this host: publishers seen from outside, without joining, and what dead ones left behind."""
+"""The publishers on this host, examined without joining, and the files that dead publishers left behind."""
 
 import contextlib
 import logging
@@ -60,9 +60,10 @@ class SubscriberInfo(NamedTuple):
 class PublisherInfo(NamedTuple):
     """A publisher as its control segment shows it.
 
-    ``alive`` is False when its process is gone and nobody has taken the key over; ``closing`` when it has announced its
-    end. Pids are those of the publisher's own namespace. ``named`` is False when its segment is not in our /dev/shm,
-    because somebody has removed it or the publisher is in another container; then this comes from its socket.
+    ``alive`` is False if the publisher's process has ended and no other publisher has taken over the key. ``closing``
+    is True if the publisher has announced its end. Pids are those of the publisher's own pid namespace. ``named`` is
+    False if the segment is not in this process's /dev/shm, because it was removed or the publisher is in another
+    container; the information then comes from the publisher's socket.
     """
 
     key: str
@@ -85,8 +86,8 @@ class PublisherInfo(NamedTuple):
 class PacketRingInfo(NamedTuple):
     """A packet ring as its segment shows it.
 
-    ``codec_id`` is FFmpeg's AVCodecID, ``keyframe`` the number of the newest keyframe, ``bytes`` counts what was ever
-    published.
+    ``codec_id`` is FFmpeg's AVCodecID. ``keyframe`` is the sequence number of the newest keyframe. ``bytes`` is the
+    total number of bytes published.
     """
 
     key: str
@@ -103,9 +104,9 @@ class PacketRingInfo(NamedTuple):
 
 
 def list_publishers() -> list[PublisherInfo]:
-    """Every frame ring on this host that we may read, by key. Reads only; joins nothing.
+    """All frame rings on this host that this process may read, sorted by key. Does not join them.
 
-    A publisher that is known by its socket alone and does not answer is left out, with a line in the log.
+    A publisher that is found only by its socket, and does not answer, is left out with a warning in the log.
     """
     found = {name: _info(name, state) for name, state in _segments() if state.kind == "frames"}
     alive = {name for name, info in found.items() if info.alive}  # a dead one may live on in another container
@@ -121,7 +122,7 @@ def list_publishers() -> list[PublisherInfo]:
 
 
 def list_packet_rings() -> list[PacketRingInfo]:
-    """Every packet ring on this host that we may read, beside frames or alone, by key."""
+    """All packet rings on this host that this process may read, beside frames or alone, sorted by key."""
     return [_packet_info(name, state) for name, state in _segments() if state.kind == "packets"]
 
 
@@ -138,7 +139,7 @@ def find_publisher(key: str) -> PublisherInfo:
     ------
     NotFound, ProtocolError, PermissionError
     Timeout
-        Its segment is not in our /dev/shm, and its publisher does not answer.
+        The segment is not in this process's /dev/shm, and the publisher does not answer.
     """
     try:
         fd = open_segment(segment_name(key), writable=False)
@@ -150,14 +151,16 @@ def find_publisher(key: str) -> PublisherInfo:
         state = inspect(fd)
     finally:
         os.close(fd)
-    if state.state != "alive" and (info := _ask(key)):  # what is here is left over; it lives in another container
+    if state.state != "alive" and (
+        info := _ask(key)
+    ):  # it lives in another container
         return info
     if state.kind == "packets":
         raise NotFound(f"{key!r} is a packet ring, not a publisher of frames; see cuframes ls")
     if state.state == "foreign":
-        raise ProtocolError(f"{SEGMENT_DIR / segment_name(key)[1:]} is not a frame ring of version 3; remove that file")
+        raise ProtocolError(f"{SEGMENT_DIR / segment_name(key)[1:]} is not a frame ring of version 3; remove this file")
     if state.header is None:
-        raise NotFound(f"the publisher of {key!r} has not finished starting, or died doing so; see cuframes gc")
+        raise NotFound(f"the publisher of {key!r} has not finished starting, or died while starting; see cuframes gc")
     return _info(key, state)
 
 
@@ -167,7 +170,7 @@ def _ask(key: str) -> PublisherInfo | None:
     Raises
     ------
     Timeout
-        It is there, and does not answer.
+        The publisher is running, and does not answer.
     """
     silent = None
     for directory in runtime_dirs():
@@ -200,7 +203,7 @@ def _ask_or_say(key: str) -> PublisherInfo | None:
 def _segments(wanted: str | None = None) -> Iterator[tuple[str, SegmentState]]:
     """Name without the prefix, and state, of every segment, or of one. (A key may end like the name of a packet ring.)
 
-    What cannot be opened or is something else is passed over: anybody may put anything there.
+    Files that cannot be opened, or are not segments, are skipped, since every user may create files there.
     """
     for name in sorted(_names(SEGMENT_DIR, SEGMENT_PREFIX)) if wanted is None else [wanted]:
         try:
@@ -215,7 +218,7 @@ def _segments(wanted: str | None = None) -> Iterator[tuple[str, SegmentState]]:
 
 
 def _names(directory: Path, prefix: str = "", suffix: str = "") -> set[str]:
-    """What publishers' files in a directory are named after; none if it cannot be read."""
+    """The names (keys) of the publishers' files in a directory; empty if it cannot be read."""
     try:
         files = os.listdir(directory)
     except OSError:
@@ -280,13 +283,13 @@ def _memory(header: dict[str, Any]) -> str:
 
 
 def collect_garbage(keys: Iterable[str] | None = None, *, dry_run: bool = False) -> list[Path]:
-    """Remove segments, sockets and lock files whose owner is dead; returns their paths. With `dry_run` only says which.
+    """Remove segments, sockets and lock files whose owner is dead. Returns their paths.
 
-    With `keys`, those of these keys only.
+    With `dry_run` nothing is removed. With `keys` only files of these keys are removed.
 
-    Never touches what a living publisher owns: everything is looked at and removed while the lock of its name is held,
-    which no living publisher lets go. What another user owns, and what cannot be looked at, is passed over. (A
-    plain version 3 publisher of another pid namespace holds no lock, and cannot be told from a dead one.)
+    Files of a living publisher are never touched: a file is examined and removed while the lock of its name is held,
+    and a living publisher never releases that lock. Files of other users, and files that cannot be read, are
+    skipped. (A plain version 3 publisher of another pid namespace holds no lock, and looks like a dead one.)
     """
     directories = [directory for directory in runtime_dirs() if _is_ours(directory)]
     names = _names(SEGMENT_DIR, SEGMENT_PREFIX)
@@ -301,7 +304,7 @@ def collect_garbage(keys: Iterable[str] | None = None, *, dry_run: bool = False)
 
 
 def _is_ours(directory: Path) -> bool:
-    """Whether we may clean up in a runtime directory, and nobody else has made it."""
+    """Whether a runtime directory is safe, and this process may clean up in it."""
     try:
         check_directory(directory)
     except OSError:
@@ -336,7 +339,7 @@ def _look_for_garbage(name: str, directories: list[Path]) -> list[Path]:
 
 
 def _dead(name: str, directories: list[Path]) -> Iterator[Path]:
-    """The segment of a name, and its sockets, as far as nobody is there. To be asked while nobody can come."""
+    """The segment and the sockets of a name whose owners are dead. The caller must hold the lock of the name."""
     for _, state in _segments(name):
         if state.state == "dead":
             yield SEGMENT_DIR / f"{SEGMENT_PREFIX}{name}"

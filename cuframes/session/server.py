@@ -1,7 +1,7 @@
 """The publisher's side of the socket: one thread that admits subscribers and notices when they go.
 
-Each connection is a :class:`Peer` that moves through HELLO, SUBSCRIBE, ACTIVE. Whatever one peer sends, the others are
-not touched: its mistakes end its own connection.
+Each connection is a :class:`Peer` that moves through HELLO, SUBSCRIBE, ACTIVE. An error of one peer ends only that
+peer's connection.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ CLOSE_SECONDS = 2.0  # how long close() waits for the thread; it may be in a log
 
 
 class State(Enum):
-    """What a peer has to send next."""
+    """The message that a peer has to send next."""
 
     HELLO = auto()
     SUBSCRIBE = auto()
@@ -51,7 +51,7 @@ class State(Enum):
 
 
 class Refused(Exception):
-    """Ends one peer's connection, with a reason that it is told."""
+    """Ends one peer's connection. The peer is sent the reason."""
 
     def __init__(self, code: ErrorCode, text: str) -> None:
         super().__init__(text)
@@ -77,24 +77,24 @@ class Peer:
 class Server:
     """Listens on a publisher's socket until closed.
 
-    The thread fails closed: a mistake or a lack that concerns one peer ends that peer's connection; anything else ends
-    the publisher for everybody, since publishing while nobody tells the living from the dead would tear frames that
-    are held, or stop for readers that are gone.
+    The thread fails closed. An error that concerns one peer ends that peer's connection. Any other error ends the
+    publisher for all subscribers: without this thread, dead subscribers would not be detected, and publishing would
+    overwrite held frames or wait for subscribers that are gone.
 
     Parameters
     ----------
     path : Path
-        The socket; an old one is replaced, since the caller holds the key's lock.
+        The socket. An old socket is replaced, since the caller holds the key's lock.
     writer : FrameWriter
         Subscribers join and leave it.
     welcome : Welcome
-        What a subscriber with all our features is told.
+        The HELLO_RESP for a subscriber that has all features of this publisher.
     descriptors : list of int
-        Sent to subscribers that can receive them. Once the server is there they are its own.
+        Sent to subscribers that can receive them. If the constructor succeeds, the server owns them.
     gid : int or None
-        A group whose members may subscribe besides our own user and root.
+        A group whose members may subscribe, besides this process's user and root.
     segments : sequence of OwnedSegment
-        Looked after: see :meth:`OwnedSegment.look`.
+        Segments whose files are checked regularly: see :meth:`OwnedSegment.look`.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Server:
             made.pop_all()
 
     def share_packets(self, path: str, descriptor: int, segment: OwnedSegment) -> None:
-        """From now on announce a packet ring too. The descriptor becomes the server's."""
+        """Also announce a packet ring from now on. The server takes over the descriptor."""
         with self._ending:
             if self._stopping:
                 os.close(descriptor)
@@ -153,10 +153,10 @@ class Server:
             self._welcome = self._welcome._replace(packets_path=path)
 
     def close(self) -> None:
-        """Tell every subscriber, hang up, remove the socket. The writer has announced the end already.
+        """Tell every subscriber, hang up, and remove the socket. The writer has already announced the end.
 
-        May be called on the server's own thread, where a collected publisher may be closed: the thread then ends when
-        it is back in its loop.
+        May be called on the server's own thread, if a garbage-collected publisher is closed there. The thread then ends
+        when it returns to its loop.
         """
         with self._ending:
             self._stopping = True
@@ -168,7 +168,7 @@ class Server:
         self._listener.close()
 
     def forget(self) -> None:
-        """In a forked child: close our copies of the descriptors, so that the parent's peers see it when it dies."""
+        """In a forked child: close the copies of the descriptors, so that peers notice when the parent dies."""
         self._listener.forget()
         for peer in self._peers:
             lifetime.close_owned(peer.sock)
@@ -215,7 +215,7 @@ class Server:
                 for peer in self._peers:
                     ending.callback(self._hang_up, peer)
         except Exception:
-            log.exception("the session server of %s did not end well", self.path)
+            log.exception("closing the session server of %s failed", self.path)
 
     def _hang_up(self, peer: Peer) -> None:
         if peer.state is State.ACTIVE:
@@ -250,7 +250,7 @@ class Server:
             self._refuse(peer, Refused(ErrorCode.TOO_SLOW, text))
 
     def _look(self) -> None:
-        """Restore what cleaners have removed, and find subscribers that would stop the writer."""
+        """Restore files that were removed, and find subscribers that would block the writer."""
         self._next_look = time.monotonic() + LOOK_SECONDS
         if self._unsaid and time.monotonic() >= self._log_until:
             self._say(logging.WARNING, "going on after %d lines that were left out of the log", self._unsaid)
@@ -266,9 +266,9 @@ class Server:
             lifetime.close_owned(old)
 
     def _unblock(self) -> None:
-        """Undo what would stop the writer: an event that a subscriber has made blocking, or filled.
+        """Undo what would block the writer: an eventfd that a subscriber has made blocking, or filled.
 
-        The writer feeds events under the lock that joins and departures take, so this comes before those.
+        The writer writes to eventfds under the lock that joins and departures take, so this comes before them.
         """
         for peer in self._peers:
             if peer.event_fd >= 0:
@@ -375,7 +375,7 @@ class Server:
     def _hello(self, peer: Peer, hello: wire.Hello) -> None:
         if hello.version not in wire.VERSIONS:
             raise Refused(
-                ErrorCode.VERSION, f"protocol version {hello.version} is unknown; this publisher speaks 1 to 3"
+                ErrorCode.VERSION, f"protocol version {hello.version} is unknown; this publisher supports 1 to 3"
             )
         if any(other.name == hello.name for other in self._peers):
             raise Refused(ErrorCode.NAME_IN_USE, f"a subscriber named {hello.name!r} is connected; choose another name")
@@ -433,7 +433,7 @@ class Server:
         self._drop(peer)
 
     def _say(self, level: int, text: str, *values: object) -> None:
-        """A line in the log about some peer, unless there were too many of them."""
+        """Log a line about a peer, unless there were too many such lines."""
         if not log.isEnabledFor(level):
             return
         now = time.monotonic()
@@ -462,7 +462,7 @@ class Server:
 
 
 def _turn_away(sock: socket.socket) -> None:
-    """Say that it may be tried again, and hang up."""
+    """Tell the peer that it may try again later, and hang up."""
     text = "the publisher is out of descriptors; try again"
     with contextlib.suppress(OSError):
         sock.setblocking(False)

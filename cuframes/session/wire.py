@@ -1,4 +1,4 @@
-"""Messages of the socket: their types and what they carry. Their bytes are what ``messages.h`` says."""
+"""Messages of the socket: their types and contents. ``messages.h`` defines their bytes."""
 
 import array
 import socket
@@ -43,7 +43,7 @@ class MessageType(IntEnum):
 
 
 class ErrorCode(IntEnum):
-    """Why a publisher refuses. ``result`` in a response is the negative of it."""
+    """Why a publisher refuses. ``result`` in a response is the negated code."""
 
     MALFORMED = messages.ERR_MALFORMED
     OUT_OF_ORDER = messages.ERR_OUT_OF_ORDER
@@ -87,15 +87,16 @@ def error_text(payload: bytes) -> tuple[int, str]:
 
 
 def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
-    """Send bytes, with descriptors beside them; returns how many bytes went. Never raises SIGPIPE."""
+    """Send bytes, with descriptors beside them. Returns the number of bytes sent. Never raises SIGPIPE."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
 def receive(sock: socket.socket, limit: int, descriptors: list[int]) -> tuple[bytes, bool]:
-    """Receive up to `limit` bytes; descriptors that come along are appended, closed on exec from the first moment.
+    """Receive up to `limit` bytes. Descriptors sent with them are appended; they are close-on-exec from the start.
 
-    The second value says whether descriptors were lost: there were too many, or this process has no room for them.
+    The second value says whether descriptors were lost, because there were too many or this process has no room for
+    them.
     """
     space = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
     data, ancillary, flags, _ = sock.recvmsg(limit, space, socket.MSG_CMSG_CLOEXEC)
@@ -108,7 +109,7 @@ def receive(sock: socket.socket, limit: int, descriptors: list[int]) -> tuple[by
 
 
 class Parser:
-    """Cuts a byte stream into messages; never holds more than one message and what was received with it."""
+    """Cuts a byte stream into messages. It never holds more than one message and the bytes received with it."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -118,7 +119,7 @@ class Parser:
         self._bytes += data
 
     def next(self) -> Message | None:
-        """The next whole message, or None. Raises ProtocolError when a payload length is beyond the limit."""
+        """The next complete message, or None. Raises ProtocolError if a payload length exceeds the limit."""
         if len(self._bytes) < messages.HEADER_BYTES:
             return None
         kind, length = messages.unpack_message(bytes(self._bytes[: messages.HEADER_BYTES]))
@@ -133,7 +134,7 @@ class Parser:
 
 
 class Hello(NamedTuple):
-    """HELLO_REQ: who wants to subscribe, and what it understands."""
+    """HELLO_REQ: the subscriber's name, and the features that it supports."""
 
     version: int
     name: str
@@ -148,7 +149,7 @@ class Hello(NamedTuple):
 
     @classmethod
     def unpack(cls, payload: bytes) -> "Hello":
-        """From a payload. Raises ProtocolError for anything but exactly one well-formed request."""
+        """From a payload. Raises ProtocolError unless the payload is exactly one well-formed request."""
         try:
             version, raw, device, mode, features = messages.unpack_hello(payload)
         except ValueError as problem:
@@ -202,8 +203,8 @@ class Welcome(NamedTuple):
 
 
 class Subscribed(NamedTuple):
-    """SUBSCRIBE_RESP: the place in the ring. ``initial_frame_no`` is the dense number of ``initial_seq`` (ours
-    only).
+    """SUBSCRIBE_RESP: the place in the ring. ``initial_frame_no`` is the frame number of ``initial_seq`` (not in
+    plain version 3).
     """
 
     result: int
