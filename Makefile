@@ -29,6 +29,7 @@ demo: build
 
 abi3: $(VENV)/ready
 	CUFRAMES_ABI3=1 $(BIN)/python -m build --wheel --outdir dist/abi3 . >build.log 2>&1 || { cat build.log >&2; exit 1; }
+	$(BIN)/python tools/check_dist.py dist/abi3
 	rm -rf $(VENV)/abi3
 	$(PIP) --group test numpy posix_ipc
 	$(PIP) --no-deps --target $(VENV)/abi3 dist/abi3/*-abi3-*.whl
@@ -46,6 +47,7 @@ lint: $(VENV)/ready
 build: $(VENV)/ready
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist . >build.log 2>&1 || { cat build.log >&2; exit 1; }
+	$(BIN)/python tools/check_dist.py
 	$(BIN)/pip uninstall --quiet --yes cuframes
 	$(PIP) "$$(echo dist/*.whl)[cli]"
 	$(PIP) --no-deps --group clips
@@ -59,4 +61,4 @@ $(VENV)/ready:
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist build.log *.egg-info cuframes/*.c cuframes/*.so cuframes/_native/*.c cuframes/_native/*.so
+	rm -rf $(VENV) build dist wheelhouse build.log *.egg-info cuframes/*.so cuframes/_native/*.so
