@@ -20,6 +20,21 @@ SPIN: int
 PREDICT: int
 
 class FrameWriter:
+    """The publisher's end of a frame ring.
+
+    One frame is written at a time. `header` and the memory of `slots` stay as long as this object lives.
+
+    Parameters
+    ----------
+    header : Mapping
+        The control segment, writable, zero-filled; it is initialised here.
+    slots : SlotTable
+    meta : tuple
+        (format code, width, height, pitch_y, pitch_uv, bits per pixel, frame bytes)
+    exports : tuple, optional
+        For device memory: (memory handles or None, offsets, pointers to announce or None, event handles, handle of the
+        ring's event).
+    """
     def __init__(
         self,
         header: Mapping,
@@ -33,17 +48,57 @@ class FrameWriter:
         pid: int,
         exports: tuple[Any, ...] | None = None,
     ) -> None: ...
-    def join(self, name: bytes, pid: int) -> tuple[int, int, int] | None: ...
-    def leave(self, bit: int) -> None: ...
-    def feed(self, bit: int, fd: int) -> None: ...
-    def fail(self, reason: str) -> None: ...
-    def close(self) -> None: ...
+    def join(self, name: bytes, pid: int) -> tuple[int, int, int] | None:
+        """Admit a subscriber: (bit, newest seq, its frame_no), or None when all 31 places are taken."""
+    def leave(self, bit: int) -> None:
+        """Forget a subscriber: its pins, what it owed, its event."""
+    def feed(self, bit: int, fd: int) -> None:
+        """Add 1 to this eventfd at every publish, until the subscriber leaves or -1 is given. The caller closes it."""
+    def fail(self, reason: str) -> None:
+        """End the ring for everybody: subscribers drain it, and publishing raises CuframesError with this reason.
+        Called by the session thread when it can no longer tell the living from the dead.
+        """
+    def close(self) -> None:
+        """Tell every subscriber that nothing will come. Frames they hold stay as they are.
+
+        A frame that another thread is publishing is waited for; one that it writes in place can no longer be published.
+        """
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """Whether close() has begun."""
     @property
-    def counters(self) -> tuple[int, int, int]: ...
+    def counters(self) -> tuple[int, int, int]:
+        """(newest seq, frames published, frames dropped), from this process's own memory."""
 
 class FrameReader:
+    """A subscriber's end of a frame ring, for one connection.
+
+    On a GPU a frame goes back in two steps. When its last view dies, an event is recorded on every stream that used it,
+    and the frame is *pending*; when the events are over its slot is given back (``pending.h``). The host waits for the
+    GPU only when every frame that may be held is pending, and in nothing else: a reader that is closed or dropped goes
+    when its last pending frame has gone back.
+
+    Parameters
+    ----------
+    header : Mapping
+        The control segment, writable (pins and counters are written there).
+    slots : SlotTable
+        The frames.
+    connection
+        Whatever keeps the place in the ring: its ``fileno()`` is watched while waiting, ``heard()`` is called when it
+        has something to say (true: the publisher is gone), ``close()`` when the reader is closed and its last frame
+        released, ``forget()`` instead in a forked child.
+    layout : FrameLayout
+        Where the samples of a frame lie.
+    ring : tuple
+        (bit, max_held, ordered, wait, pins, wakes, strict); wait is BLOCK, SPIN or PREDICT, the last three say what the
+        publisher does
+    position : tuple
+        (last seq, its frame_no or None when what lies before the first frame is not to be counted)
+    stream
+        The stream that waits for each frame, for device memory.
+    """
+
     epoch: int
     connection: Any
     layout: Any
@@ -58,19 +113,41 @@ class FrameReader:
         position: tuple[int, int | None],
         stream: Any = None,
     ) -> None: ...
-    def set_event(self, fd: int) -> None: ...
-    def given_back(self) -> None: ...
-    def heard(self) -> bool: ...
-    def inside(self, function: Callable[[], T]) -> T: ...
-    def close(self) -> bool: ...
-    @property
-    def closed(self) -> bool: ...
-    @property
-    def abandoned(self) -> bool: ...
-    @property
-    def over(self) -> bool: ...
-    @property
-    def counters(self) -> tuple[int, int, int, int, int]: ...
+    def set_event(self, fd: int) -> None:
+        """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
+    def given_back(self) -> None:
+        """The last pending frame of a closed reader is back in the ring."""
+    def heard(self) -> bool:
+        """Read what the publisher has sent, without waiting. True: it is gone; what is valid can still be taken."""
+    def inside(self, function: Callable[[], T]) -> T:
+        """What `function()` gives, while close() waits for it: for all that uses the connection's descriptors."""
+    def close(self) -> bool:
+        """Take no more frames. The connection ends when the last held frame is released.
 
-class Owner: ...
-class Hold(Owner): ...
+        Returns
+        -------
+        bool
+            Whether this call closed it, rather than an earlier one.
+        """
+    @property
+    def closed(self) -> bool:
+        """Whether close() has begun."""
+    @property
+    def abandoned(self) -> bool:
+        """Whether the publisher is gone, whatever it left."""
+    @property
+    def over(self) -> bool:
+        """Whether the publisher is gone, and everything that it left was taken."""
+    @property
+    def counters(self) -> tuple[int, int, int, int, int]:
+        """(received, lost, skipped, held, overwritten)"""
+
+class Owner:
+    """What keeps a frame's memory, and on a GPU the streams on which that memory is used."""
+
+class Hold(Owner):
+    """A place in the ring that cannot be overwritten while this object lives.
+
+    Frames, planes and everything exported from them keep a reference to it, so "the last array of this frame died" is
+    its deallocation. That may happen on any thread, or at interpreter exit, and must therefore not raise.
+    """

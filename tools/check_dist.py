@@ -1,6 +1,6 @@
 """What is in the sdist and the wheel, compared with the tree they were built from. Exit status 1 when they differ.
 
-    python tools/check_dist.py [directory, default dist]
+python tools/check_dist.py [directory, default dist]
 """
 
 import subprocess

@@ -5,6 +5,23 @@ from cuframes._native.cuda import Device
 from cuframes._native.mapping import Mapping
 
 class SlotTable:
+    """Where the frames of a ring are: one address per slot, and on a GPU one event per slot.
+
+    Parameters
+    ----------
+    addresses : list of int
+    owner
+        Whatever keeps the memory (and the events) there.
+    device : Device or None
+        None for host memory.
+    events : list of int
+        The driver's event of each slot, for device memory.
+    ring_event : int
+        The event that is recorded at every frame, whatever its slot; the publisher's side only.
+    staging : callable
+        Gives (address, bytes per slot) of pinned host memory for uploads, once; the publisher's side only.
+    """
+
     count: int
     device: Device | None
     def __init__(
@@ -18,6 +35,8 @@ class SlotTable:
         staging: Callable[[], tuple[int, int]] | None = None,
     ) -> None: ...
     @property
-    def addresses(self) -> list[int]: ...
+    def addresses(self) -> list[int]:
+        """Where each slot begins."""
     @staticmethod
-    def of_mapping(mapping: Mapping, stride: int, count: int) -> SlotTable: ...
+    def of_mapping(mapping: Mapping, stride: int, count: int) -> SlotTable:
+        """Slots that follow each other in one mapping."""
