@@ -4,7 +4,7 @@
 #   make test   build sdist and wheel, install the wheel, test what was installed
 #   make abi3   the wheel for every CPython from 3.11: build it, test its core
 #   make stress minutes of crashes, stops, endings, scribbling, strange files and garbage: ARGS=10; docs/testing.md
-#   make lint   ruff, cython-lint, mypy, hadolint
+#   make lint   ruff, cython-lint, mypy, stubs against the modules, hadolint, workflows
 #
 # PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo, to pytest or to the stress program.
 
@@ -41,6 +41,9 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint cuframes
 	$(BIN)/mypy
+	$(BIN)/python tools/stubs.py --check
+	$(BIN)/python -P -c "import cuframes._core" 2>/dev/null || $(MAKE) build
+	PYTHONSAFEPATH=1 $(BIN)/python -m mypy.stubtest --ignore-disjoint-bases --allowlist tools/stubtest.txt cuframes._core cuframes._native
 	$(BIN)/hadolint deploy/Dockerfile
 
 # As a user's pip would do it: an sdist, and from that a wheel, each in an environment of its own.

@@ -1,10 +1,10 @@
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from cuframes._native.mapping import Mapping
 from cuframes._native.slot_table import SlotTable
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 class _Connection(Protocol):
     def fileno(self) -> int: ...
@@ -35,8 +35,8 @@ class FrameWriter:
         For device memory: (memory handles or None, offsets, pointers to announce or None, event handles, handle of the
         ring's event).
     """
-    def __init__(
-        self,
+    def __new__(
+        cls,
         header: Mapping,
         slots: SlotTable,
         *,
@@ -47,7 +47,7 @@ class FrameWriter:
         version: tuple[int, ...],
         pid: int,
         exports: tuple[Any, ...] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def join(self, name: bytes, pid: int) -> tuple[int, int, int] | None:
         """Admit a subscriber: (bit, newest seq, its frame_no), or None when all 31 places are taken."""
     def leave(self, bit: int) -> None:
@@ -102,8 +102,8 @@ class FrameReader:
     epoch: int
     connection: Any
     layout: Any
-    def __init__(
-        self,
+    def __new__(
+        cls,
         header: Mapping,
         slots: SlotTable,
         connection: _Connection,
@@ -112,14 +112,14 @@ class FrameReader:
         ring: tuple[int, int, bool, int, bool, bool, bool],
         position: tuple[int, int | None],
         stream: Any = None,
-    ) -> None: ...
+    ) -> Self: ...
     def set_event(self, fd: int) -> None:
         """Tell the reader which eventfd the publisher feeds for it, so that it is drained when nothing is left."""
     def given_back(self) -> None:
         """The last pending frame of a closed reader is back in the ring."""
     def heard(self) -> bool:
         """Read what the publisher has sent, without waiting. True: it is gone; what is valid can still be taken."""
-    def inside(self, function: Callable[[], T]) -> T:
+    def inside(self, function: Callable[[], _T]) -> _T:
         """What `function()` gives, while close() waits for it: for all that uses the connection's descriptors."""
     def close(self) -> bool:
         """Take no more frames. The connection ends when the last held frame is released.
@@ -144,6 +144,9 @@ class FrameReader:
 
 class Owner:
     """What keeps a frame's memory, and on a GPU the streams on which that memory is used."""
+
+class WriteLease(Owner):
+    """The begun slot of a writer, as the owner of views of it. `main` is the stream the frame is published on."""
 
 class Hold(Owner):
     """A place in the ring that cannot be overwritten while this object lives.

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Self
 
 def load(functions: dict[str, int]) -> None:
     """Set the driver's functions: name to address. ``cuCtxRecordEvent`` may be missing."""
@@ -17,7 +17,7 @@ class Device:
     uuid: bytes
     name: str
     keep: Any
-    def __init__(self, ordinal: int, uuid: bytes, name: str, context: int, keep: Any) -> None: ...
+    def __new__(cls, ordinal: int, uuid: bytes, name: str, context: int, keep: Any) -> Self: ...
     def synchronize_stream(self, stream: Any) -> None:
         """Block the host until a stream's work is over."""
     @property

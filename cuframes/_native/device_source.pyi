@@ -1,4 +1,12 @@
 from typing import Any
 
+from cuframes._native.source import Source
+
 def dlpack_pointer(buffer: Any) -> int:
     """Device address of a DLPack tensor; the caller keeps the tensor."""
+
+class Tensor:
+    """Keeps a consumed DLPack tensor."""
+
+class DeviceSource(Source):
+    """The rows of each plane of a frame that is copied on `stream` of a GPU, wherever its arrays are."""

@@ -92,9 +92,9 @@ class WritableFrame(View):
     pts_ns: int | None
     seq: int | None
     slot: int | None
-    def __init__(
-        self, writer: FrameWriter, layout: FrameLayout, stream: Any, timeout: float | None, wanted: int = -1
-    ) -> None: ...
+    def __new__(
+        cls, writer: FrameWriter, layout: FrameLayout, stream: Any, timeout: float | None, wanted: int = -1
+    ) -> Self: ...
     @property
     def format(self) -> str:
         """Pixel format, FFmpeg's name."""

@@ -1,7 +1,9 @@
+from typing import Self
+
 from cuframes.formats import FrameShape
 
 class FrameLayout:
     """A :class:`cuframes.formats.FrameShape` in a form that costs nothing per frame."""
 
     shape: FrameShape
-    def __init__(self, shape: FrameShape) -> None: ...
+    def __new__(cls, shape: FrameShape) -> Self: ...

@@ -1,3 +1,5 @@
+from typing import Self
+
 class Mapping:
     """Bytes of a descriptor, mapped shared. The descriptor may be closed afterwards; nothing is duplicated.
 
@@ -21,6 +23,9 @@ class Mapping:
 
     size: int
     writable: bool
-    def __init__(
-        self, fd: int, size: int, *, writable: bool = False, populate: bool = False, guarded: bool = True
-    ) -> None: ...
+    def __new__(
+        cls, fd: int, size: int, *, writable: bool = False, populate: bool = False, guarded: bool = True
+    ) -> Self: ...
+
+class Borrowed:
+    """Bytes of a mapping, as a buffer that keeps them mapped."""

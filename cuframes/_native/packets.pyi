@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 from cuframes._native.mapping import Mapping
 
@@ -23,8 +23,8 @@ def describe_packets(raw: bytes, size: int) -> dict[str, Any]:
 
 class PacketWriter:
     """The publisher's end of a packet ring. `mapping` is writable, zero-filled, and of :func:`segment_size`."""
-    def __init__(
-        self,
+    def __new__(
+        cls,
         mapping: Mapping,
         *,
         slots: int,
@@ -33,7 +33,7 @@ class PacketWriter:
         codec_id: int,
         pid: int,
         extradata: bytes,
-    ) -> None: ...
+    ) -> Self: ...
     def put(self, data: Any, pts_ns: int | None, dts_ns: int | None, flags: int) -> int:
         """Publish one packet; returns its sequence number. Waits for nobody."""
     def put_all(self, packets: Iterable[tuple[Any, int | None, int | None, int]]) -> int:
@@ -67,7 +67,7 @@ class PacketRing:
     ProtocolError
         The header does not fit the file.
     """
-    def __init__(self, fd: int, size: int, *, start: int, spin: bool, rejoined: bool) -> None: ...
+    def __new__(cls, fd: int, size: int, *, start: int, spin: bool, rejoined: bool) -> Self: ...
     def next(self, timeout: float | None, copy: bool, skip: bool) -> Packet:
         """See :meth:`take`; `timeout` is in seconds or None."""
     @property

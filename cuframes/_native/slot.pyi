@@ -1,3 +1,4 @@
+from types import TracebackType
 from typing import Any, Self
 
 import numpy
@@ -72,7 +73,7 @@ class CacheWriter:
     ProtocolError
         It is no slot, or its entries are too small for its pictures. `fd` and `semaphore` stay the caller's.
     """
-    def __init__(self, mapping: Mapping, fd: int, layout: FrameLayout | None, pid: int, semaphore: Any) -> None: ...
+    def __new__(cls, mapping: Mapping, fd: int, layout: FrameLayout | None, pid: int, semaphore: Any) -> Self: ...
     def write(self, src: Any, pts_us: int | None, wall_us: int | None) -> int:
         """Copy a frame in and publish it; the copy runs without the GIL. Errors change nothing."""
     def drop(self, count: int) -> None:
@@ -109,9 +110,12 @@ class WritableSlotFrame:
 
     pts_us: int | None
     wall_us: int | None
-    def __init__(self, writer: CacheWriter) -> None: ...
+    def __new__(cls, writer: CacheWriter) -> Self: ...
     def __enter__(self) -> Self: ...
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+    def check_begun(self) -> None: ...
     def copy_from(self, src: Any) -> None:
         """Copy a whole frame in: what :meth:`SlotWriter.write` takes."""
     @property
@@ -141,7 +145,7 @@ class CacheRing:
     ProtocolError
         It is no slot of this version, or its header does not fit the file.
     """
-    def __init__(self, fd: int, size: int, *, start: int, newest: bool) -> None: ...
+    def __new__(cls, fd: int, size: int, *, start: int, newest: bool) -> Self: ...
     def set_layout(self, layout: FrameLayout | None) -> None:
         """How the pixels lie in a whole frame; None: frames are bytes."""
     def next(self, timeout: float | None, copy: bool, out: Any) -> SlotFrame:

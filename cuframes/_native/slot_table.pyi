@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from cuframes._native.cuda import Device
 from cuframes._native.mapping import Mapping
@@ -24,8 +24,8 @@ class SlotTable:
 
     count: int
     device: Device | None
-    def __init__(
-        self,
+    def __new__(
+        cls,
         addresses: list[int],
         owner: Any,
         *,
@@ -33,7 +33,7 @@ class SlotTable:
         events: list[int] | None = None,
         ring_event: int = 0,
         staging: Callable[[], tuple[int, int]] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def addresses(self) -> list[int]:
         """Where each slot begins."""

@@ -3,20 +3,20 @@ from typing import Protocol, TypeVar
 from cuframes._core import FrameReader
 from cuframes._native.packets import PacketRing
 
-T = TypeVar("T")
-T_contra = TypeVar("T_contra", contravariant=True)
+_T = TypeVar("_T")
+_T_contra = TypeVar("_T_contra", contravariant=True)
 
-class Poller(Protocol[T_contra]):
+class _Poller(Protocol[_T_contra]):
     number: int
     def fileno(self) -> int: ...
-    def add(self, receiver: T_contra, ring: FrameReader | PacketRing) -> bool: ...
+    def add(self, receiver: _T_contra, ring: FrameReader | PacketRing) -> bool: ...
 
 def allow_waitv(allowed: bool) -> None:
     """Whether futex_waitv may be used; tests say no, to wait as on an older kernel."""
 
 def wait_rings(
-    receivers: list[T], rings: list[FrameReader | PacketRing | None], timeout: float | None, poller: Poller[T]
-) -> list[T]:
+    receivers: list[_T], rings: list[FrameReader | PacketRing | None], timeout: float | None, poller: _Poller[_T]
+) -> list[_T]:
     """Those of the receivers whose ring has something; empty after `timeout` seconds. A ring is a FrameReader or a
     PacketRing, or None where the receiver is closed; nothing else is known of receivers here.
 
