@@ -35,6 +35,14 @@ abi3: $(VENV)/ready
 	$(PIP) --no-deps --target $(VENV)/abi3 dist/abi3/*-abi3-*.whl
 	PYTHONPATH=$(VENV)/abi3 $(BIN)/pytest -q tests/test_ring.py tests/test_frame.py tests/test_packets.py tests/test_slots.py
 
+debug: $(VENV)/ready
+	CUFRAMES_DEBUG=1 $(BIN)/python -m build --wheel --outdir build/debug/dist . >build.log 2>&1 || { cat build.log >&2; exit 1; }
+	test -d $(VENV)/debug || $(PYTHON) -m venv $(VENV)/debug
+	$(VENV)/debug/bin/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(VENV)/debug/bin/pip install --quiet --disable-pip-version-check --group test "$$(echo build/debug/dist/*.whl)[framecache]"
+	$(VENV)/debug/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/debug/dist/*.whl
+	CUFRAMES_TEST_INSTALLED=1 $(VENV)/debug/bin/pytest -q $(or $(ARGS),$(DEBUG_TESTS))
+
 lint: $(VENV)/ready
 	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14" fastapi uvicorn prometheus-client
 	$(BIN)/ruff check .

@@ -41,7 +41,8 @@ macros = [("_GNU_SOURCE", None)]
 if LIMITED_API:
     macros.append(("Py_LIMITED_API", "0x030B0000"))
 if DEBUG:
-    macros.append(("CUFRAMES_DEBUG", None))
+    # An object that waits in a list for its next use would look alive.
+    macros += [("CUFRAMES_DEBUG", None), ("CYTHON_USE_FREELISTS", "0")]
 
 # A function that the limited API hides must not become an implicit declaration that crashes at run time.
 flags = ["-std=c11", "-Werror=implicit-function-declaration", "-O1" if DEBUG else "-O3"]

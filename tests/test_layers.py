@@ -19,7 +19,7 @@ LAYERS = [
     [
         "_shm",
         *(f"_native.{name}" for name in ("status", "mapping", "control", "layout", "source", "packets", "slot")),
-        *(f"_native.{name}" for name in ("dlpack", "cuda", "frame_ring", "slot_table", "pending")),
+        *(f"_native.{name}" for name in ("dlpack", "cuda", "frame_ring", "slot_table", "pending", "debug")),
     ],
     ["_core"],
     ["_native.views", "_native.device_source", "_native.frame", "_native.wait_any"],

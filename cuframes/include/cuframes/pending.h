@@ -35,6 +35,7 @@
 #include <time.h>
 
 #include "cuda.h"
+#include "debug.h"
 #include "frame_ring.h"
 
 #define CF_MAX_STREAMS 4           /* that one frame is followed on; with more, the whole context is */
@@ -149,6 +150,7 @@ static inline void cf_pending_look(cf_pending *p, bool may_block) {
         /* At most four events for each slot: there is room. */
         for (int i = 0; i < f->uses; i++)
             if (f->use[i].event) p->spare[p->spares++] = f->use[i].event;
+        CF_ASSERT(p->spares <= CF_SPARE_EVENTS);
         if (f->keep) cf_store_seq_cst_u32(&cf_table.ready, 1);
         cf_reader_release(p->ring, k, f->seq);
     }
@@ -284,6 +286,7 @@ static inline void cf_pending_leave(cf_pending *p) {
 static inline int cf_pending_defer(cf_pending *p, uint32_t k, uint64_t seq, void *const *streams, int count,
                                    bool anywhere, void **keep, void **old) {
     cf_pending_frame f = {.seq = seq, .uses = anywhere ? 1 : count};
+    CF_ASSERT(k < CF_MAX_RING && f.uses <= (int)(sizeof f.use / sizeof *f.use));
     int result = CF_CUDA_SUCCESS;
     pthread_mutex_lock(&cf_table.lock);
     for (int i = 0; i < f.uses && p->spares; i++) f.use[i].event = p->spare[--p->spares];

@@ -32,6 +32,7 @@
 #include <sys/stat.h>
 
 #include "copy.h"
+#include "debug.h"
 #include "gate.h"
 #include "shm.h"
 #include "status.h"
@@ -120,11 +121,15 @@ static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
 }
 
 /* What was begun is over, published or not. */
-static inline void cf_cache_end(cf_cache_writer *w) { cf_store_seq_cst_u32(&w->busy, 0); }
+static inline void cf_cache_end(cf_cache_writer *w) {
+    CF_ASSERT(cf_load_seq_cst_u32(&w->busy));
+    cf_store_seq_cst_u32(&w->busy, 0);
+}
 
 /* The pixels are there: publish them, and wake who sleeps. Readers cannot say that they do, so this is a system call. */
 static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t pts_us, uint64_t wall_us) {
     cf_cache_entry entry = {.pts_us = pts_us, .wall_us = wall_us, .size = size};
+    CF_ASSERT(size <= w->shape.frame_size && cf_load_seq_cst_u32(&w->busy));
     cf_copy_racing(cf_cache_entry_at(&w->shape, w->shared, w->cursor), (const char *)&entry, sizeof entry);
     cf_store_seq_cst(&w->shared->write_cursor, ++w->cursor); /* W3. PAIRS WITH: reader look; reader sleep */
     cf_futex_wake_all(cf_low_half(&w->shared->write_cursor));
