@@ -45,8 +45,8 @@ debug: $(VENV)/ready
 	CUFRAMES_DEBUG=1 $(BIN)/python -m build --wheel --outdir build/debug/dist . >build.log 2>&1 || { cat build.log >&2; exit 1; }
 	$(PIP) --group test numpy posix_ipc
 	$(PIP) --no-deps --target $(VENV)/debug build/debug/dist/*.whl
-	PYTHONPATH=$(VENV)/debug PYTHONSAFEPATH=1 $(BIN)/python -c "from cuframes._native import debug"
-	PYTHONPATH=$(CURDIR)/$(VENV)/debug PYTHONSAFEPATH=1 $(BIN)/pytest -q $(or $(ARGS),$(DEBUG_TESTS:%=tests/test_%.py))
+	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/python -c "from cuframes._native import debug"
+	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/pytest -q $(or $(ARGS),$(DEBUG_TESTS:%=tests/test_%.py))
 
 lint: $(VENV)/ready
 	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14" fastapi uvicorn prometheus-client
