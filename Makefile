@@ -43,7 +43,8 @@ abi3: $(VENV)/ready
 debug: $(VENV)/ready
 	rm -rf build/debug/dist $(VENV)/debug
 	CUFRAMES_DEBUG=1 $(BIN)/python -m build --wheel --outdir build/debug/dist . >build.log 2>&1 || { cat build.log >&2; exit 1; }
-	$(PIP) --group test numpy posix_ipc
+	$(PIP) --group test numpy posix_ipc "av>=14" rich typer
+	$(PIP) --no-deps --group clips
 	$(PIP) --no-deps --target $(VENV)/debug build/debug/dist/*.whl
 	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/python -c "from cuframes._native import debug"
 	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/pytest -q $(or $(ARGS),$(DEBUG_TESTS:%=tests/test_%.py))
