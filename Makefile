@@ -53,11 +53,11 @@ lint: $(VENV)/ready
 	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14" fastapi uvicorn prometheus-client
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint cuframes
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint cuframes
 	$(BIN)/mypy
 	$(BIN)/python tools/stubs.py --check
 	$(BIN)/python -P -c "import cuframes._core" 2>/dev/null || $(MAKE) build
-	PYTHONSAFEPATH=1 $(BIN)/python -m mypy.stubtest --ignore-disjoint-bases --allowlist tools/stubtest.txt cuframes._core cuframes._native
+	PYTHONSAFEPATH=1 $(BIN)/python -m mypy.stubtest --ignore-disjoint-bases --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt cuframes._core cuframes._native
 	$(BIN)/hadolint deploy/Dockerfile
 	@# Its package downloads a program from elsewhere, which not every machine can.
 	if command -v actionlint >/dev/null; then actionlint; else echo "no actionlint here: CI looks at the workflows"; fi

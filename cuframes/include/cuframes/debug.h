@@ -3,7 +3,6 @@
 #ifndef CUFRAMES_DEBUG_H
 #define CUFRAMES_DEBUG_H
 
-#ifdef CUFRAMES_DEBUG
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -13,6 +12,7 @@ static inline void cf_assert(int holds, const char *what, const char *file, int 
     abort();
 }
 
+#ifdef CUFRAMES_DEBUG
 #define CF_ASSERT(condition) cf_assert(!!(condition), #condition, __FILE__, __LINE__)
 #else
 #define CF_ASSERT(condition) ((void)sizeof(!(condition))) /* compiled, and never evaluated */
