@@ -3,8 +3,9 @@
 #   make demo   real decoded video, shared between processes, every frame checked
 #   make test   build sdist and wheel, install the wheel, test what was installed
 #   make abi3   the wheel for every CPython from 3.11: build it, test its core
+#   make debug  a build with assertions and counters of living objects: the suite's core over it; nothing may be left alive
 #   make stress minutes of crashes, stops, endings, scribbling, strange files and garbage: ARGS=10; docs/testing.md
-#   make lint   ruff, cython-lint, mypy, hadolint
+#   make lint   ruff, cython-lint, mypy, stubs against the modules, hadolint, workflows
 #
 # PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo, to pytest or to the stress program.
 
@@ -13,7 +14,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: test stress demo abi3 lint build clean
+# What takes less than three minutes over the debug build; ARGS=tests is all there is.
+DEBUG_TESTS := ring frame packets slots publisher session waiting segment endings fake_driver
+
+.PHONY: test stress demo abi3 debug lint build clean
 
 test: build
 	$(PIP) --group test "$$(echo dist/*.whl)[framecache]"
@@ -35,13 +39,28 @@ abi3: $(VENV)/ready
 	$(PIP) --no-deps --target $(VENV)/abi3 dist/abi3/*-abi3-*.whl
 	PYTHONPATH=$(VENV)/abi3 $(BIN)/pytest -q tests/test_ring.py tests/test_frame.py tests/test_packets.py tests/test_slots.py
 
+# Beside the wheel that is installed, not in its place.
+debug: $(VENV)/ready
+	rm -rf build/debug/dist $(VENV)/debug
+	CUFRAMES_DEBUG=1 $(BIN)/python -m build --wheel --outdir build/debug/dist . >build.log 2>&1 || { cat build.log >&2; exit 1; }
+	$(PIP) --group test numpy posix_ipc "av>=14" rich typer
+	$(PIP) --no-deps --group clips
+	$(PIP) --no-deps --target $(VENV)/debug build/debug/dist/*.whl
+	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/python -c "from cuframes._native import debug"
+	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/pytest -q $(or $(ARGS),$(DEBUG_TESTS:%=tests/test_%.py))
+
 lint: $(VENV)/ready
 	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14" fastapi uvicorn prometheus-client
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint cuframes
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint cuframes
 	$(BIN)/mypy
+	$(BIN)/python tools/stubs.py --check
+	$(BIN)/python -P -c "import cuframes._core" 2>/dev/null || $(MAKE) build
+	PYTHONSAFEPATH=1 $(BIN)/python -m mypy.stubtest --ignore-disjoint-bases --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt cuframes._core cuframes._native
 	$(BIN)/hadolint deploy/Dockerfile
+	@# Its package downloads a program from elsewhere, which not every machine can.
+	if command -v actionlint >/dev/null; then actionlint; else echo "no actionlint here: CI looks at the workflows"; fi
 
 # As a user's pip would do it: an sdist, and from that a wheel, each in an environment of its own.
 build: $(VENV)/ready

@@ -572,8 +572,7 @@ cdef class FrameReader(RingEnd):
         self.ring.event_fd = fd
 
     def read_messages(self):
-        """Read the publisher's messages, without waiting. True: the publisher is gone; valid frames can still be taken.
-        """
+        """Read the publisher's messages, without waiting. True: the publisher is gone; valid frames may remain."""
         self.enter()
         try:
             if self.connection.read_messages():

@@ -1,6 +1,10 @@
+import gc
+import importlib
 import itertools
 import os
+import pkgutil
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -9,6 +13,18 @@ import pytest
 from clip import clip_path, encode_clip
 
 import cuframes
+from cuframes import _native
+
+try:
+    from cuframes._native import debug
+except ImportError:
+    debug = None  # this is no debug build
+else:
+    for _module in [
+        "cuframes._core",
+        *(name for _, name, _ in pkgutil.iter_modules(_native.__path__, "cuframes._native.")),
+    ]:
+        debug.count(importlib.import_module(_module))
 
 _numbers = itertools.count()
 
@@ -91,3 +107,38 @@ def pytest_configure():
     dispositions.reset()
     if os.environ.get("CUFRAMES_TEST_INSTALLED"):
         assert "site-packages" in cuframes.__file__, f"testing {cuframes.__file__} instead of the installed package"
+
+
+# ---- debug builds: a module's tests leave no object of an extension class behind ------------------------------------
+
+_alive = {}  # by module
+_KEPT = {"cuframes._native.cuda.Device"}  # one for each GPU, for as long as the process lives
+
+
+def living():
+    return {name: count for name, count in debug.live_objects().items() if name not in _KEPT}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    done = yield
+    last = nextitem is None or nextitem.path != item.path
+    # A failure's traceback keeps what it has seen.
+    if debug is not None and last and not item.session.testsfailed:
+        for _ in range(100):
+            gc.collect()
+            if not living():
+                return done
+            time.sleep(0.05)  # threads of the library are ending
+        _alive[item.path.name] = living()
+    return done
+
+
+def pytest_sessionfinish(session):
+    if _alive and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    for module, found in _alive.items():
+        terminalreporter.write_line(f"alive after {module}: {found}", red=True)

@@ -22,7 +22,7 @@ LAYERS = [
             f"_native.{name}"
             for name in ("status", "ring_end", "mapping", "control", "messages", "layout", "source", "packets", "slot")
         ),
-        *(f"_native.{name}" for name in ("dlpack", "cuda", "frame_ring", "slot_table", "pending")),
+        *(f"_native.{name}" for name in ("dlpack", "cuda", "frame_ring", "slot_table", "pending", "debug")),
     ],
     ["_core"],
     ["_native.views", "_native.device_source", "_native.frame", "_native.wait_any"],

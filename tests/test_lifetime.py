@@ -54,6 +54,19 @@ def test_exit_is_silent_and_leaves_nothing(key, ending):
     assert not Path(f"/dev/shm/cuframes-{key}").exists()
 
 
+def test_what_another_module_keeps_dies_in_silence(key):
+    """At interpreter exit, after the names of this library's modules."""
+    script = """
+    import sys, types
+    kept = sys.modules["kept"] = types.ModuleType("kept")
+    import cuframes
+    kept.publisher = cuframes.Publisher(sys.argv[1], 64, 48, "gray8")
+    kept.publisher.close()
+    kept.modules, sys.kept = sys.modules, kept
+    """
+    run(script, key)
+
+
 def test_garbage_collection_closes(key):
     out = run(
         SETUP

@@ -82,7 +82,9 @@ class Saboteur:
                 self.calls += 1
                 if self.calls == self.good + 1:
                     self.failed = name
-                    raise self._problem
+                    raise type(self._problem)(
+                        *self._problem.args
+                    )  # a new one, since it keeps the frames that it has seen
             return real(*arguments, **keywords)
 
         return call

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # For working on the project where its history is; nobody who has the sdist can use these.
 NOT_IN_SDIST = {".gitignore", ".ci", ".github"}
 IN_WHEEL = {".py", ".pyi", ".pxd", ".h", ".html", ".css", ".js", ".typed"}
+ONLY_IN_DEBUG_BUILDS = {"cuframes/_native/debug.pyx", "cuframes/_native/debug.pyi"}
 
 
 def tree() -> set[str]:
@@ -37,7 +38,7 @@ def check_sdist(path: Path) -> list[str]:
 
 
 def check_wheel(path: Path) -> list[str]:
-    sources = {name for name in tree() if name.startswith("cuframes/")}
+    sources = {name for name in tree() if name.startswith("cuframes/")} - ONLY_IN_DEBUG_BUILDS
     expected = {name for name in sources if Path(name).suffix in IN_WHEEL}
     expected |= {f"{name.removesuffix('.pyx')} (extension module)" for name in sources if name.endswith(".pyx")}
     found, problems = set(), []

@@ -18,8 +18,29 @@ VMM_MEMORY: int
 OWNER_LOCK: int
 PASS_FD: int
 
-def layout_rows() -> list[tuple[str, str | None, int, int]]: ...
-def describe(source: Mapping | bytes) -> dict[str, Any]: ...
-def meta_bytes(mapping: Mapping) -> bytes: ...
-def describe_meta(meta: bytes) -> tuple[int, int, int, int, int, int, bytes]: ...
-def handles(mapping: Mapping, ring_size: int) -> list[tuple[bytes, int, bytes]]: ...
+def layout_rows() -> list[tuple[str, str | None, int, int]]:
+    """(type, field or None, offset, size) of every structure in shm.h and its fields, as the compiler laid them out."""
+
+def describe(source: Mapping | bytes) -> dict[str, Any]:
+    """A snapshot of a control segment as a dict, for reports. Only reads the segment, and needs no place in the ring.
+
+    `source` is a :class:`Mapping`, or the first bytes of a segment. (Reading instead of mapping is for segments that
+    may be truncated at any time.) The values are not checked: a caller that depends on one must check it.
+
+    Raises
+    ------
+    SegmentTruncated
+        The mapped segment was truncated.
+    """
+
+def meta_bytes(mapping: Mapping) -> bytes:
+    """The bytes of ``frame_meta``, in the form in which the handshake sends them."""
+
+def describe_meta(meta: bytes) -> tuple[int, int, int, int, int, int, bytes]:
+    """(format, width, height, pitch_y, pitch_uv, bytes of a frame, UUID of the GPU) of ``frame_meta``, not checked."""
+
+def handles(mapping: Mapping, ring_size: int) -> list[tuple[bytes, int, bytes]]:
+    """What a version 3 subscriber opens for each slot: (memory handle, offset in that memory, event handle).
+
+    The values are not checked. `ring_size` comes from the handshake, since the segment may contain any value.
+    """

@@ -1,3 +1,12 @@
 from typing import Any
 
-def dlpack_pointer(buffer: Any) -> int: ...
+from cuframes._native.source import Source
+
+def dlpack_pointer(buffer: Any) -> int:
+    """Device address of a DLPack tensor. The caller must keep the tensor alive."""
+
+class Tensor:
+    """Keeps a consumed DLPack tensor."""
+
+class DeviceSource(Source):
+    """The rows of each plane of a frame that is copied on `stream` of a GPU, from arrays in host or device memory."""

@@ -7,58 +7,130 @@ from cuframes._native.layout import FrameLayout
 from cuframes._native.views import Plane, View
 
 class Frame(View):
+    """A frame in the ring, read-only, in place.
+
+    The frame cannot be overwritten as long as this object, one of its planes, or an array or tensor made from either is
+    alive. :meth:`release` (or leaving a ``with`` block) gives the frame up earlier; its slot goes back to the ring when
+    the last array made from it is gone too.
+    """
     @property
-    def seq(self) -> int: ...
+    def seq(self) -> int:
+        """Sequence number: unique and growing for the life of one publisher, with gaps where held slots were passed
+        over.
+        """
     @property
-    def frame_no(self) -> int: ...
+    def frame_no(self) -> int:
+        """Consecutive number of the frame, starting at 1 and without gaps. The difference between two numbers is how
+        many frames apart they were published.
+        """
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """Random number of this run of the publisher. When it changes, ``seq`` and ``frame_no`` have started anew."""
     @property
-    def pts_ns(self) -> int: ...
+    def pts_ns(self) -> int:
+        """Presentation time in nanoseconds, as the publisher gave it; otherwise CLOCK_MONOTONIC at publishing."""
     @property
-    def published_ns(self) -> int: ...
+    def published_ns(self) -> int:
+        """Time of publishing: CLOCK_MONOTONIC of this host, in nanoseconds. 0 if the publisher does not report it."""
     @property
-    def lost(self) -> int: ...
+    def lost(self) -> int:
+        """Number of frames that were overwritten between the frame taken before and this one (mode ``ordered``)."""
     @property
-    def skipped(self) -> int: ...
+    def skipped(self) -> int:
+        """Number of frames that were passed over between the frame taken before and this one (mode ``newest``)."""
     @property
-    def format(self) -> str: ...
+    def format(self) -> str:
+        """Pixel format, FFmpeg's name."""
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Pixels."""
     @property
-    def height(self) -> int: ...
+    def height(self) -> int:
+        """Pixels."""
     @property
-    def planes(self) -> tuple[Plane, ...]: ...
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes as a tuple of :class:`Plane`, without a copy."""
     @property
-    def valid(self) -> bool: ...
-    def release(self, stream: Any = None) -> None: ...
+    def valid(self) -> bool:
+        """Whether the slot still contains this frame. If the publisher honours pins, always true while the frame is
+        held.
+        """
+    def release(self, stream: Any = None) -> None:
+        """Give the frame up, without blocking. Arrays made from it stay valid and keep its slot while they are alive.
+
+        Parameters
+        ----------
+        stream : int or stream object, optional
+            For a frame on a GPU: a stream whose work uses the frame in a way that cuframes cannot see, such as your own
+            kernel that was given its raw address. The slot goes back when the work now queued on the stream is done.
+
+        Raises
+        ------
+        Overwritten
+            The publisher does not honour pins and has overwritten the frame while it was held.
+        DeviceError
+            A CUDA graph is being captured on `stream`. The frame stays held.
+        """
     def __enter__(self) -> Self: ...
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
 class WritableFrame(View):
+    """A slot of the ring that the publisher fills in place.
+
+    Use it as a context manager: the frame is published when the block ends normally and abandoned when the block
+    raises. Write to the frame inside the block only; afterwards subscribers read the same memory.
+
+    Attributes
+    ----------
+    pts_ns : int or None
+        Presentation time in nanoseconds; None means the time of publishing (CLOCK_MONOTONIC).
+    seq : int or None
+        Sequence number; None until the frame is published.
+    slot : int or None
+        Index of the slot; with :meth:`Publisher.external`, index of the buffer.
+
+    On a GPU, write on the stream that was given to ``acquire``, or take the planes by DLPack on a stream of your own.
+    The frame's event is recorded after the work of both.
+    """
+
     pts_ns: int | None
     seq: int | None
     slot: int | None
-    def __init__(
-        self, writer: FrameWriter, layout: FrameLayout, stream: Any, timeout: float | None, wanted: int = -1
-    ) -> None: ...
+    def __new__(
+        cls, writer: FrameWriter, layout: FrameLayout, stream: Any, timeout: float | None, wanted: int = -1
+    ) -> Self: ...
     @property
-    def format(self) -> str: ...
+    def format(self) -> str:
+        """Pixel format, FFmpeg's name."""
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Pixels."""
     @property
-    def height(self) -> int: ...
+    def height(self) -> int:
+        """Pixels."""
     @property
-    def planes(self) -> tuple[Plane, ...]: ...
-    def copy_from(self, src: Any) -> None: ...
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes as a tuple of writable :class:`Plane`: ``frame.planes[0][...] = luma``."""
+    def copy_from(self, src: Any) -> None:
+        """Copy a whole frame into the slot. `src` is anything that ``Publisher.publish`` accepts."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
-def take(reader: FrameReader, timeout: float | None, warm_up: Callable[[Frame], object]) -> Frame: ...
+def take(reader: FrameReader, timeout: float | None, warm_up: Callable[[Frame], object]) -> Frame:
+    """The reader's next frame, read-only. Waits without the GIL and raises what ``Subscriber.next`` raises.
+
+    Calls ``warm_up`` with an empty frame: shortly before a frame is due when waiting predictively, and from time to
+    time when spinning.
+    """
+
 def publish(
     writer: FrameWriter, layout: FrameLayout, src: Any, pts_ns: int | None, stream: Any, timeout: float | None
-) -> int: ...
+) -> int:
+    """Copy `src` into a slot and publish it. The copy runs without the GIL.
+
+    The arguments are checked completely before a slot is claimed.
+    """

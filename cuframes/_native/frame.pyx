@@ -64,8 +64,7 @@ cdef class Frame(View):
 
     @property
     def pts_ns(self):
-        """Presentation time in nanoseconds, as the publisher gave it. If it gave none: CLOCK_MONOTONIC at publishing.
-        """
+        """Presentation time in nanoseconds, as the publisher gave it; otherwise CLOCK_MONOTONIC at publishing."""
         return self.taken.pts_ns
 
     @property

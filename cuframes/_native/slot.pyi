@@ -1,3 +1,4 @@
+from types import TracebackType
 from typing import Any, Self
 
 import numpy
@@ -19,7 +20,9 @@ START_NEXT: int
 START_LATEST: int
 START_OLDEST: int
 
-def slot_size(frame_size: int, depth: int) -> int: ...
+def slot_size(frame_size: int, depth: int) -> int:
+    """Size of a slot's file in bytes."""
+
 def format_slot(
     mapping: Mapping,
     *,
@@ -32,84 +35,214 @@ def format_slot(
     depth: int,
     source_type: bytes,
     slot_id: bytes,
-) -> None: ...
-def measure_slot(header: bytes, size: int) -> int: ...
-def describe_slot(mapping: Mapping) -> dict[str, Any]: ...
+) -> None:
+    """Write the header of a new slot. `mapping` is writable, zero-filled, and not yet visible to others."""
+
+def measure_slot(header: bytes, size: int) -> int:
+    """Number of bytes that a slot occupies, computed from the first bytes of its file of `size` bytes.
+
+    Raises
+    ------
+    ProtocolError
+        The file is not a slot of this version, or its header does not fit the file.
+    """
+
+def describe_slot(mapping: Mapping) -> dict[str, Any]:
+    """A snapshot of a slot's header as a dict, for reports. ``frame_size``, ``ring_depth`` and ``size`` (bytes of the
+    slot) are consistent and fit the mapping; the other values are not checked.
+
+    Raises
+    ------
+    ProtocolError
+        The mapping is not (or no longer) a slot, or the header does not fit the mapping.
+    """
 
 class CacheWriter(RingEnd):
-    def __init__(
-        self,
+    """The writer's end of a slot. It closes what it is given.
+
+    Parameters
+    ----------
+    mapping : Mapping
+        The slot, writable.
+    fd : int
+        The descriptor that holds the writer's lock. This object closes it, which releases the lock.
+    layout : FrameLayout or None
+        None if the pixel format is unknown; frames are then plain bytes.
+    pid : int
+    semaphore : Mapping
+        The semaphore's file, writable.
+    semaphore_path : str
+        For log messages.
+
+    Raises
+    ------
+    ProtocolError
+        The mapping is not a slot, or its entries are too small for its pictures. The caller then still owns `fd`.
+    """
+    def __new__(
+        cls,
         mapping: Mapping,
         fd: int,
         layout: FrameLayout | None,
         pid: int,
         semaphore: Mapping,
         semaphore_path: str,
-    ) -> None: ...
-    def write(self, src: Any, pts_us: int | None, wall_us: int | None) -> int: ...
-    def drop(self, count: int) -> None: ...
+    ) -> Self: ...
+    def write(self, src: Any, pts_us: int | None, wall_us: int | None) -> int:
+        """Copy a frame into the slot and publish it. The copy runs without the GIL. A failure publishes nothing."""
+    def drop(self, count: int) -> None:
+        """Add to the count of frames that the source lost."""
     @property
-    def cursor(self) -> int: ...
+    def cursor(self) -> int:
+        """Number that the next frame will have."""
 
 class WritableSlotFrame:
+    """The slot's next entry, which the writer fills in place.
+
+    Use it as a context manager: the frame is published when the block ends normally and abandoned when the block
+    raises. A normal end raises ValueError if there is nothing to publish: the frame was never entered, its block has
+    ended before, or its writer was closed.
+
+    Attributes
+    ----------
+    data : numpy.ndarray
+        The pixels, writable, in the shape of :attr:`SlotFrame.data`. At first they are those of an earlier frame.
+        Write to them inside the block only; afterwards readers read the same memory.
+    pts_us, wall_us : int or None
+        Presentation time, and time of capture since 1970, in microseconds. None means now.
+    seq : int or None
+        Number of the frame; None until the frame is published.
+    """
+
     pts_us: int | None
     wall_us: int | None
-    def __init__(self, writer: CacheWriter) -> None: ...
+    def __new__(cls, writer: CacheWriter) -> Self: ...
     def __enter__(self) -> Self: ...
-    def __exit__(self, *exc: object) -> None: ...
-    def copy_from(self, src: Any) -> None: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+    def check_begun(self) -> None: ...
+    def copy_from(self, src: Any) -> None:
+        """Copy a whole frame into the slot. `src` is anything that :meth:`SlotWriter.write` accepts."""
     @property
     def data(self) -> NDArray[Any]: ...
     @property
-    def planes(self) -> tuple[NDArray[Any], ...]: ...
+    def planes(self) -> tuple[NDArray[Any], ...]:
+        """The planes as a tuple of writable arrays: ``frame.planes[0][...] = luma``."""
     @property
     def seq(self) -> int | None: ...
 
 class CacheRing(ReaderEnd):
-    def __init__(self, fd: int, size: int, *, start: int, newest: bool) -> None: ...
-    def set_layout(self, layout: FrameLayout | None) -> None: ...
-    def next(self, timeout: float | None, copy: bool, out: Any) -> SlotFrame: ...
-    def entry(self, seq: int) -> tuple[int, int, int] | None: ...
-    def describe(self) -> dict[str, Any]: ...
-    def check(self) -> tuple[bool, bool]: ...
+    """A reader's end of a slot.
+
+    Parameters
+    ----------
+    fd : int
+        The slot, open for reading. This object closes it.
+    size : int
+        Size of the file in bytes.
+    start : int
+        START_NEXT, START_LATEST or START_OLDEST.
+    newest : bool
+        Always take the newest frame, passing over older ones.
+
+    Raises
+    ------
+    ProtocolError
+        The file is not a slot of this version, or its header does not fit the file.
+    """
+    def __new__(cls, fd: int, size: int, *, start: int, newest: bool) -> Self: ...
+    def set_layout(self, layout: FrameLayout | None) -> None:
+        """Set how the pixels of a whole frame lie in memory. None: frames are plain bytes."""
+    def next(self, timeout: float | None, copy: bool, out: Any) -> SlotFrame:
+        """See :meth:`take`; `timeout` is in seconds or None."""
+    def entry(self, seq: int) -> tuple[int, int, int] | None:
+        """(pts_us, wall_us, size) of frame `seq`, or None if the slot does not contain that frame."""
+    def describe(self) -> dict[str, Any]:
+        """See :func:`describe_slot`."""
+    def check(self) -> tuple[bool, bool]:
+        """(whether the slot still exists, whether a writer holds its lock)."""
     @property
-    def abandoned(self) -> bool: ...
+    def abandoned(self) -> bool:
+        """Whether the slot was removed. Some of its frames may not have been read yet."""
     @property
-    def over(self) -> bool: ...
+    def over(self) -> bool:
+        """Whether the slot was removed."""
     @property
-    def counters(self) -> tuple[int, int, int, int]: ...
+    def counters(self) -> tuple[int, int, int, int]:
+        """(received, lost, skipped, lapped)"""
 
 class SlotFrame:
+    """One frame of a slot: ``(seq, pts_us, wall_us, data, dropped)``.
+
+    Attributes
+    ----------
+    data : numpy.ndarray
+        The pixels, of ``uint8`` (``uint16`` where samples have more than 8 bits), in the array shape that OpenCV and
+        FFmpeg use for the format: (height, width, 2) for UYVY, (height x 3/2, width) for 4:2:0, (height, width, 3) for
+        RGB. Flat bytes if the frame is smaller than a picture of the format, or if the format is unknown. With
+        ``read(copy=False)`` it is a read-only view of the slot's own memory, which may be overwritten at any time;
+        check :attr:`valid` after use. With ``next(out=buffer)`` it is that buffer.
+    dropped : int
+        Number of frames that were missed between the frame read before and this one: ``lost`` and ``skipped`` together.
+        (``dropped`` is the slot format's own word.)
+
+    Notes
+    -----
+    Like a :class:`cuframes.Frame`, the frame itself can be used as an array: the buffer protocol, NumPy's array
+    interface and DLPack give :attr:`data`, in the picture's shape, without another copy.
+    """
     @property
-    def seq(self) -> int: ...
+    def seq(self) -> int:
+        """Number of the frame since the slot was created, starting at 0."""
     @property
-    def pts_us(self) -> int: ...
+    def pts_us(self) -> int:
+        """Presentation time in microseconds, as the writer gave it."""
     @property
-    def wall_us(self) -> int: ...
+    def wall_us(self) -> int:
+        """Time of capture in microseconds since 1970 (CLOCK_REALTIME), as the writer gave it."""
     @property
     def data(self) -> NDArray[Any]: ...
     @property
     def dropped(self) -> int: ...
     @property
-    def lost(self) -> int: ...
+    def lost(self) -> int:
+        """Number of frames between the frame read before and this one that were overwritten unread."""
     @property
-    def skipped(self) -> int: ...
+    def skipped(self) -> int:
+        """Number of frames between the frame read before and this one that were passed over (mode ``newest``)."""
     @property
-    def pts_ns(self) -> int: ...
+    def pts_ns(self) -> int:
+        """Presentation time in nanoseconds. The slot stores microseconds."""
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the frame as an array."""
     @property
-    def format(self) -> str | None: ...
+    def format(self) -> str | None:
+        """Pixel format, FFmpeg's name. None if it is unknown."""
     @property
-    def width(self) -> int | None: ...
+    def width(self) -> int | None:
+        """Pixels. None if the format is unknown."""
     @property
-    def height(self) -> int | None: ...
+    def height(self) -> int | None:
+        """Pixels. None if the format is unknown."""
     @property
-    def planes(self) -> tuple[NDArray[Any], ...]: ...
+    def planes(self) -> tuple[NDArray[Any], ...]:
+        """The planes of the picture as a tuple of arrays over :attr:`data`, without a copy.
+
+        Raises
+        ------
+        ValueError
+            The frame is not a whole picture of its format, or the format is unknown.
+        """
     @property
-    def valid(self) -> bool: ...
+    def valid(self) -> bool:
+        """Whether everything read from :attr:`data` so far belongs to this frame. Always true for a copy."""
     def __enter__(self) -> Self: ...
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Does nothing, since a frame of a slot is never held. It allows the same code as for a :class:`Frame`."""
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[numpy.generic]: ...
     @property
     def __array_interface__(self) -> dict[str, Any]: ...

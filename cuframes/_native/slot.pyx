@@ -239,8 +239,7 @@ cdef class CacheWriter(RingEnd):
         return seq
 
     def write(self, src, pts_us, wall_us):
-        """Copy a frame into the slot and publish it. The copy runs without the GIL. If it fails, no frame is published.
-        """
+        """Copy a frame into the slot and publish it. The copy runs without the GIL. A failure publishes nothing."""
         cdef Py_buffer buffer
         cdef Rows[MAX_PLANES] rows
         cdef Source source

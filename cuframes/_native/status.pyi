@@ -1,1 +1,2 @@
-def monotonic_ns() -> int: ...
+def monotonic_ns() -> int:
+    """CLOCK_MONOTONIC in nanoseconds: the clock of ``published_ns``."""

@@ -277,8 +277,7 @@ cdef class View:
         return self.dense(False)
 
     def copy_to_host(self):
-        """A copy as a NumPy array, for host and GPU memory alike. For a frame on a GPU, waits until the copy is done.
-        """
+        """A copy as a NumPy array, for host and GPU memory alike. For a frame on a GPU, waits for the copy."""
         import numpy
         self.check_exportable()
         if self.gpu is None:

@@ -54,10 +54,13 @@ class Closing:
         raise refusal(self, f"open {self._reader}({key!r}) in the other process")
 
     def __del__(self) -> None:
-        # It has no caller to tell, and at interpreter exit little is left to work with.
-        with contextlib.suppress(Exception):
+        # It has no caller to tell, and at interpreter exit little is left to work with: not even this module's names,
+        # if somebody keeps the object longer.
+        try:
             if not self._closed:
                 self.close()
+        except Exception:
+            pass
 
 
 def own(fd: int) -> int:

@@ -151,9 +151,7 @@ def find_publisher(key: str) -> PublisherInfo:
         state = inspect(fd)
     finally:
         os.close(fd)
-    if state.state != "alive" and (
-        info := _ask(key)
-    ):  # it lives in another container
+    if state.state != "alive" and (info := _ask(key)):  # it lives in another container
         return info
     if state.kind == "packets":
         raise NotFound(f"{key!r} is a packet ring, not a publisher of frames; see cuframes ls")

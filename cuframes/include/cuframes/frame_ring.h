@@ -33,6 +33,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "debug.h"
 #include "gate.h"
 #include "pace.h"
 #include "shm.h"
@@ -157,6 +158,8 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pt
     uint64_t seq = w->pending_seq;
     uint32_t k = cf_writer_slot(w);
     cf_slot *slot = &h->slots[k];
+    CF_ASSERT(seq > w->seq && cf_load_seq_cst_u32(&w->busy)); /* begun, and numbers only grow */
+    CF_ASSERT(w->slot_seq[k] == CF_SEQ_INVALID);              /* claimed: no reader can take what it held */
     cf_store_relaxed_i64(&slot->pts_ns, pts_ns);
     cf_store_relaxed(&slot->written_bytes, written_bytes);
     cf_store_relaxed(&slot->frame_no, w->frames + 1);
@@ -195,6 +198,7 @@ static inline bool cf_writer_has_no_sleepers(const cf_writer *w) {
 
 /* Abandon the begun frame: nothing is published, and the slot stays invalid. */
 static inline void cf_writer_abandon(cf_writer *w) {
+    CF_ASSERT(w->pending_seq && cf_load_seq_cst_u32(&w->busy));
     w->pending_seq = 0;
     cf_store_seq_cst_u32(&w->busy, 0);
 }
@@ -232,6 +236,7 @@ static inline int cf_writer_join(cf_writer *w, const char *name, uint64_t pid, u
 /* Remove a subscriber that left or died: its pins, its outstanding acknowledgements, its eventfd. It no longer accesses
  * the memory (the kernel closes a dead process's sockets after freeing its address space), so its slots are free. */
 static inline void cf_writer_leave(cf_writer *w, uint32_t bit) {
+    CF_ASSERT(bit >= CF_FIRST_BIT && bit < CF_MAX_SUBSCRIBERS);
     uint64_t mask = ~(1ull << bit);
     pthread_mutex_lock(&w->lock);
     cf_fetch_and(&w->live, mask);
@@ -517,6 +522,7 @@ static inline int cf_reader_release(cf_reader *r, uint32_t k, uint64_t seq) {
     cf_slot *slot = &r->shared->slots[k];
     cf_subscriber *me = &r->shared->subscribers[r->bit];
     int rc = CF_OK;
+    CF_ASSERT(k < r->ring_size && cf_load_seq_cst_u32(&r->held)); /* what was taken is given back once */
     if (!r->pins && !cf_reader_valid(r, k, seq)) rc = CF_OVERWRITTEN;
     if (rc == CF_OK) cf_fetch_or(&slot->ack_bitmap, cf_reader_mask(r));
     else cf_fetch_add(&r->overwritten, 1);

@@ -22,6 +22,7 @@
 
 #include <stdbool.h>
 
+#include "debug.h"
 #include "shm.h"
 #include "status.h"
 
@@ -46,6 +47,7 @@ static inline bool cf_gate_is_empty(const cf_gate *g) {
 /* True: this was the last call inside, and the caller must finish a close() that did not wait for it. */
 static inline bool cf_gate_leave(cf_gate *g) {
     uint32_t state = cf_fetch_add_u32(&g->state, (uint32_t)-1) - 1;
+    CF_ASSERT((state & CF_GATE_CALLS) != CF_GATE_CALLS); /* somebody was inside */
     if (!(state & CF_GATE_SHUT) || state & CF_GATE_CALLS) return false;
     cf_futex_wake_all(&g->state); /* PAIRS WITH: gate wait */
     return state & CF_GATE_HANDED_ON && cf_fetch_and_u32(&g->state, ~CF_GATE_HANDED_ON) & CF_GATE_HANDED_ON;
@@ -86,7 +88,8 @@ static inline bool cf_gate_wait_done(cf_gate *g) {
 
 /* The close is over: other calls of close() that wait for it may return. */
 static inline void cf_gate_done(cf_gate *g) {
-    cf_fetch_or_u32(&g->state, CF_GATE_DONE);
+    uint32_t before = cf_fetch_or_u32(&g->state, CF_GATE_DONE);
+    CF_ASSERT(before & CF_GATE_SHUT && !(before & CF_GATE_DONE));
     cf_futex_wake_all(&g->state);
 }
 

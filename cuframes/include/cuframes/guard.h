@@ -39,6 +39,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "debug.h"
+
 /* A range of memory. Fields marked atomic are read by the handler while others change them. */
 typedef struct cf_guard {
     struct cf_guard *next; /* never changes once the node is in the list */
@@ -147,6 +149,7 @@ static inline void cf_guard_cut(cf_guard *g) { cf_guard_mend(__atomic_load_n(&g-
 /* Unmap a range that is no longer used. */
 static inline void cf_guard_unmap(cf_guard *g) {
     size_t size = __atomic_load_n(&g->size, __ATOMIC_RELAXED);
+    CF_ASSERT(size && __atomic_load_n(&g->taken, __ATOMIC_RELAXED)); /* once for each range */
     /* In this order: as soon as the range is unmapped, the kernel may map something else there. */
     __atomic_store_n(&g->size, 0, __ATOMIC_SEQ_CST);
     munmap((void *)__atomic_load_n(&g->start, __ATOMIC_RELAXED), size);

@@ -31,6 +31,7 @@
 #include <sys/stat.h>
 
 #include "copy.h"
+#include "debug.h"
 #include "gate.h"
 #include "shm.h"
 #include "status.h"
@@ -101,6 +102,7 @@ static inline int cf_packet_writer_put(cf_packet_writer *w, const char *bytes, u
     cf_packet_slot *slot = &w->slots[seq % w->ring_slots];
     size_t at = offset % w->data_size;
     size_t first = size < w->data_size - at ? size : w->data_size - at;
+    CF_ASSERT(size <= w->data_size && at + first <= w->data_size);
 
     cf_store_relaxed(&slot->seq, CF_SEQ_INVALID);  /* P1. PAIRS WITH: reader, G3 */
     cf_store_relaxed(&h->write_offset, offset + size); /* P2. PAIRS WITH: reader, G4 */

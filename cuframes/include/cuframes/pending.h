@@ -37,6 +37,7 @@
 #include <time.h>
 
 #include "cuda.h"
+#include "debug.h"
 #include "frame_ring.h"
 
 #define CF_MAX_STREAMS 4           /* most streams to follow per frame; with more, the whole context is followed */
@@ -151,6 +152,7 @@ static inline void cf_pending_look(cf_pending *p, bool may_block) {
         /* There is room: a slot has at most CF_MAX_STREAMS events. */
         for (int i = 0; i < f->uses; i++)
             if (f->use[i].event) p->spare[p->spares++] = f->use[i].event;
+        CF_ASSERT(p->spares <= CF_SPARE_EVENTS);
         if (f->keep) cf_store_seq_cst_u32(&cf_table.ready, 1);
         cf_reader_release(p->ring, k, f->seq);
     }
@@ -288,6 +290,7 @@ static inline void cf_pending_leave(cf_pending *p) {
 static inline int cf_pending_defer(cf_pending *p, uint32_t k, uint64_t seq, void *const *streams, int count,
                                    bool stream_unknown, void **keep, void **old) {
     cf_pending_frame f = {.seq = seq, .uses = stream_unknown ? 1 : count};
+    CF_ASSERT(k < CF_MAX_RING && f.uses <= (int)(sizeof f.use / sizeof *f.use));
     int result = CF_CUDA_SUCCESS;
     pthread_mutex_lock(&cf_table.lock);
     for (int i = 0; i < f.uses && p->spares; i++) f.use[i].event = p->spare[--p->spares];

@@ -33,6 +33,7 @@
 #include <sys/stat.h>
 
 #include "copy.h"
+#include "debug.h"
 #include "gate.h"
 #include "shm.h"
 #include "status.h"
@@ -123,12 +124,16 @@ static inline int cf_cache_begin(cf_cache_writer *w, char **pixels) {
 }
 
 /* End the begun frame, whether it was published or not. */
-static inline void cf_cache_end(cf_cache_writer *w) { cf_store_seq_cst_u32(&w->busy, 0); }
+static inline void cf_cache_end(cf_cache_writer *w) {
+    CF_ASSERT(cf_load_seq_cst_u32(&w->busy));
+    cf_store_seq_cst_u32(&w->busy, 0);
+}
 
 /* Publish the frame, whose pixels are written, and wake sleeping readers. Readers cannot announce that they sleep, so
  * this is a system call for every frame. */
 static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t pts_us, uint64_t wall_us) {
     cf_cache_entry entry = {.pts_us = pts_us, .wall_us = wall_us, .size = size};
+    CF_ASSERT(size <= w->shape.frame_size && cf_load_seq_cst_u32(&w->busy));
     cf_copy_racing(cf_cache_entry_at(&w->shape, w->shared, w->cursor), (const char *)&entry, sizeof entry);
     cf_store_seq_cst(&w->shared->write_cursor, ++w->cursor); /* W3. PAIRS WITH: reader look; reader sleep */
     cf_futex_wake_all(cf_low_half(&w->shared->write_cursor));
