@@ -11,22 +11,24 @@ static int64_t now_ns(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
-static int order(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
+static int order(const void *a, const void *b) {
+    return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
 
 #define ROUNDS 200
 #define CALLS 50
-#define MEASURE(name, call)                                               \
-    {                                                                     \
-        double took[ROUNDS];                                              \
-        for (int r = 0; r < ROUNDS; r++) {                                \
-            int64_t t = now_ns();                                         \
-            for (int i = 0; i < CALLS; i++) call;                         \
-            took[r] = (double)(now_ns() - t) / CALLS;                     \
-            sync(stream);                                                 \
-        }                                                                 \
-        qsort(took, ROUNDS, sizeof *took, order);                         \
-        printf("%s\"%s\": %.0f", separator, name, took[ROUNDS / 2]);      \
-        separator = ", ";                                                 \
+#define MEASURE(name, call)                                          \
+    {                                                                \
+        double took[ROUNDS];                                         \
+        for (int r = 0; r < ROUNDS; r++) {                           \
+            int64_t t = now_ns();                                    \
+            for (int i = 0; i < CALLS; i++) call;                    \
+            took[r] = (double)(now_ns() - t) / CALLS;                \
+            sync(stream);                                            \
+        }                                                            \
+        qsort(took, ROUNDS, sizeof *took, order);                    \
+        printf("%s\"%s\": %.0f", separator, name, took[ROUNDS / 2]); \
+        separator = ", ";                                            \
     }
 
 int main(void) {

@@ -3,8 +3,8 @@
  *
  *   floor_host RATE_HZ COUNT FRAME_BYTES [CORE CORE]    the two processes on a core each
  *   floor_host ping COUNT                               there and back, as fast as it goes: one way of it
- *   floor_host wake SLEEPERS COUNT WORK_US              what waking so many processes with one futex broadcast costs, and
- *                                                       when the last of them is awake; work after each broadcast */
+ *   floor_host wake SLEEPERS COUNT WORK_US              what waking so many processes with one futex broadcast costs,
+ * and when the last of them is awake; work after each broadcast */
 #define _GNU_SOURCE /* CPU_SET */
 #include <sched.h>
 #include <signal.h>
@@ -23,7 +23,9 @@ typedef struct {
     int64_t took[1 << 16];
 } shared;
 
-static int order(const void *a, const void *b) { return (*(const int64_t *)a > *(const int64_t *)b) - (*(const int64_t *)a < *(const int64_t *)b); }
+static int order(const void *a, const void *b) {
+    return (*(const int64_t *)a > *(const int64_t *)b) - (*(const int64_t *)a < *(const int64_t *)b);
+}
 
 static void stay_on(int core) {
     cpu_set_t set;

@@ -1,5 +1,5 @@
-/* The floor of the packet ring: memcpy into a ring of bytes, and out of it into a buffer, as a program that trusts everybody
- * would do it. Prints JSON: medians in nanoseconds per packet.
+/* The floor of the packet ring: memcpy into a ring of bytes, and out of it into a buffer, as a program that trusts
+ * everybody would do it. Prints JSON: medians in nanoseconds per packet.
  *
  *   floor_packets PACKET_BYTES RING_BYTES BATCH ROUNDS */
 #include <stdint.h>
@@ -15,7 +15,9 @@ static int64_t now_ns(void) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-static int order(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
+static int order(const void *a, const void *b) {
+    return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
 
 int main(int argc, char **argv) {
     if (argc != 5) return 2;

@@ -26,7 +26,8 @@ int main(int argc, char **argv) {
     char *slot = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     sem_t *semaphore = sem_open(argv[2], O_CREAT, 0600, 0);
     if (slot == MAP_FAILED || semaphore == SEM_FAILED) return 2;
-    uint32_t header[] = {0x46524D43, argc > 8 ? (uint32_t)atoi(argv[8]) : 1, width, height, 25, 1, 0, frame_size, depth, 0};
+    uint32_t header[] = {0x46524D43, argc > 8 ? (uint32_t)atoi(argv[8]) : 1, width, height, 25, 1, 0, frame_size, depth,
+                         0};
     memcpy(slot, header, sizeof header);
     strcpy(slot + 56, "test");
     const char *name = strrchr(argv[1], '/');
@@ -49,7 +50,6 @@ int main(int argc, char **argv) {
     }
     puts("\"done\"");
     fflush(stdout);
-    while (getchar() != EOF) {
-    }
+    while (getchar() != EOF) {}
     return 0;
 }

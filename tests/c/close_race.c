@@ -31,7 +31,8 @@ typedef struct {
 
 /* The same as the Cython wrapper after every call: leave, and hang up if the end is closed and holds nothing. */
 static void hang_up(cf_reader *r, uint32_t *hung_up) {
-    if (cf_gate_is_empty(&r->gate) && cf_reader_held(r) == 0 && !cf_exchange_u32(hung_up, 1)) cf_writer_leave(&writer, r->bit);
+    if (cf_gate_is_empty(&r->gate) && cf_reader_held(r) == 0 && !cf_exchange_u32(hung_up, 1))
+        cf_writer_leave(&writer, r->bit);
 }
 
 static uint32_t hung_up;
@@ -70,9 +71,18 @@ int main(int argc, char **argv) {
         uint64_t seq, frame_no;
         if (cf_writer_join(&writer, "reader", 1, &bit, &seq, &frame_no) != CF_OK) return 3;
         wrong += bit != 1; /* the subscriber before must have given it up */
-        t.reader = (cf_reader){.shared = &header, .ring_size = RING, .bit = bit, .max_held = 2, .mode = CF_ORDERED,
-            .pins = true, .wakes = true, .counted = true, .sock = -1, .event_fd = -1, .last_seq = seq,
-            .last_frame_no = frame_no};
+        t.reader = (cf_reader){.shared = &header,
+                               .ring_size = RING,
+                               .bit = bit,
+                               .max_held = 2,
+                               .mode = CF_ORDERED,
+                               .pins = true,
+                               .wakes = true,
+                               .counted = true,
+                               .sock = -1,
+                               .event_fd = -1,
+                               .last_seq = seq,
+                               .last_frame_no = frame_no};
         hung_up = 0;
         for (int i = 0; i < 2; i++) pthread_create(&takers[i], NULL, take_all, &t);
         usleep((useconds_t)(rand() % 200));
@@ -88,6 +98,7 @@ int main(int argc, char **argv) {
     }
     __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
     pthread_join(producer, NULL);
-    printf("taken %llu torn %llu wrong %llu\n", (unsigned long long)taken, (unsigned long long)torn, (unsigned long long)wrong);
+    printf("taken %llu torn %llu wrong %llu\n", (unsigned long long)taken, (unsigned long long)torn,
+           (unsigned long long)wrong);
     return torn || wrong;
 }

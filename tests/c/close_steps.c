@@ -58,8 +58,16 @@ int main(void) {
         memset(&header, 0, sizeof header);
         cf_writer_init(&writer, &header, RING, CF_POLICY_DROP_OLDEST);
         cf_writer_join(&writer, "reader", 1, &bit, &seq, &frame_no);
-        reader = (cf_reader){.shared = &header, .ring_size = RING, .bit = bit, .max_held = 2, .mode = CF_ORDERED,
-            .pins = true, .wakes = true, .counted = true, .sock = -1, .event_fd = -1};
+        reader = (cf_reader){.shared = &header,
+                             .ring_size = RING,
+                             .bit = bit,
+                             .max_held = 2,
+                             .mode = CF_ORDERED,
+                             .pins = true,
+                             .wakes = true,
+                             .counted = true,
+                             .sock = -1,
+                             .event_fd = -1};
         left = 0;
         publish(1);
         if (cf_gate_enter(&reader.gate, &last) != CF_OK) abort();

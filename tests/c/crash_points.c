@@ -46,12 +46,12 @@ static const char *doing;
 static long point;
 static bool stopping;
 
-#define CHECK(what)                                                                              \
-    do {                                                                                         \
-        if (!(what)) {                                                                           \
+#define CHECK(what)                                                                               \
+    do {                                                                                          \
+        if (!(what)) {                                                                            \
             fprintf(stderr, "%s at point %ld, line %d: not %s\n", doing, point, __LINE__, #what); \
-            exit(1);                                                                             \
-        }                                                                                        \
+            exit(1);                                                                              \
+        }                                                                                         \
     } while (0)
 
 static void *shared(size_t size) {
@@ -116,9 +116,19 @@ static void join(cf_reader *r, int mode) {
     uint32_t bit;
     uint64_t seq, frame_no;
     CHECK(cf_writer_join(writer, "reader", 1, &bit, &seq, &frame_no) == CF_OK);
-    *r = (cf_reader){.shared = header, .ring_size = RING, .bit = bit, .max_held = 2, .mode = mode, .pins = true,
-        .wakes = true, .strict = writer->policy, .counted = true, .sock = -1, .event_fd = -1, .last_seq = seq,
-        .last_frame_no = frame_no};
+    *r = (cf_reader){.shared = header,
+                     .ring_size = RING,
+                     .bit = bit,
+                     .max_held = 2,
+                     .mode = mode,
+                     .pins = true,
+                     .wakes = true,
+                     .strict = writer->policy,
+                     .counted = true,
+                     .sock = -1,
+                     .event_fd = -1,
+                     .last_seq = seq,
+                     .last_frame_no = frame_no};
 }
 
 static int publish(int64_t timeout) {
@@ -268,7 +278,8 @@ static uint32_t length(uint64_t seq) { return (uint32_t)(word(seq, 7) >> 33) % W
 static void put(void) {
     uint64_t data[WORDS], seq = packet_writer->seq + 1;
     fill(data, seq, length(seq));
-    if (cf_packet_writer_put(packet_writer, (char *)data, length(seq) * 8, (int64_t)seq, CF_NO_TIME, CF_PKT_KEY)) _exit(1);
+    if (cf_packet_writer_put(packet_writer, (char *)data, length(seq) * 8, (int64_t)seq, CF_NO_TIME, CF_PKT_KEY))
+        _exit(1);
     cf_packet_writer_wake(packet_writer);
 }
 
@@ -287,7 +298,8 @@ static int read_packet(cf_packet_reader *r, int64_t timeout) {
         cf_packets_resync(r);
         return CF_OVERRUN;
     }
-    if (p.size != length(p.seq) * 8 || p.pts_ns != (int64_t)p.seq || !whole(copy, p.seq, length(p.seq))) return CF_CORRUPT;
+    if (p.size != length(p.seq) * 8 || p.pts_ns != (int64_t)p.seq || !whole(copy, p.seq, length(p.seq)))
+        return CF_CORRUPT;
     cf_packets_advance(r, &p);
     return CF_OK;
 }
@@ -455,9 +467,12 @@ int main(int argc, char **argv) {
     for (bool died = true; died; point++) {
         CHECK(point < 100000);
         if (!strcmp(ring, "frames") && !strcmp(what, "publish")) died = frames_publisher(CF_POLICY_DROP_OLDEST, before);
-        else if (!strcmp(ring, "frames") && !strcmp(what, "strict")) died = frames_reader(CF_POLICY_STRICT_WAIT, before, act_take, 2);
-        else if (!strcmp(ring, "frames") && !strcmp(what, "take")) died = frames_reader(CF_POLICY_DROP_OLDEST, before, act_take, 3);
-        else if (!strcmp(ring, "frames") && !strcmp(what, "sleep")) died = frames_reader(CF_POLICY_DROP_OLDEST, before, act_sleep, 0);
+        else if (!strcmp(ring, "frames") && !strcmp(what, "strict"))
+            died = frames_reader(CF_POLICY_STRICT_WAIT, before, act_take, 2);
+        else if (!strcmp(ring, "frames") && !strcmp(what, "take"))
+            died = frames_reader(CF_POLICY_DROP_OLDEST, before, act_take, 3);
+        else if (!strcmp(ring, "frames") && !strcmp(what, "sleep"))
+            died = frames_reader(CF_POLICY_DROP_OLDEST, before, act_sleep, 0);
         else if (!strcmp(ring, "packets") && !strcmp(what, "publish")) died = packets_publisher(before);
         else if (!strcmp(ring, "packets") && !strcmp(what, "take")) died = packets_reader(before);
         else if (!strcmp(ring, "slot") && !strcmp(what, "publish")) died = slot_publisher(before);

@@ -22,9 +22,22 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
-       NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900,
-       CAPTURE_INVALIDATED = 901, CAPTURE_IMPLICIT = 906, CAPTURED_EVENT = 907 };
+enum {
+    OK = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    INVALID_CONTEXT = 201,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    NOT_READY = 600,
+    ILLEGAL_ADDRESS = 700,
+    NOT_SUPPORTED = 801,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    CAPTURE_IMPLICIT = 906,
+    CAPTURED_EVENT = 907
+};
 
 #define DEVICES 2
 #define TOTAL ((size_t)8 << 30)
@@ -88,8 +101,16 @@ static int begin_call(const char *name, bool makes) {
     if (!strcmp(failing, name)) return failure;
     return makes && steps_until_failure > 0 && --steps_until_failure == 0 ? OUT_OF_MEMORY : OK;
 }
-#define CALL() do { int wrong = begin_call(__func__, false); if (wrong) return wrong; } while (0)
-#define STEP() do { int wrong = begin_call(__func__, true); if (wrong) return wrong; } while (0)
+#define CALL()                                   \
+    do {                                         \
+        int wrong = begin_call(__func__, false); \
+        if (wrong) return wrong;                 \
+    } while (0)
+#define STEP()                                  \
+    do {                                        \
+        int wrong = begin_call(__func__, true); \
+        if (wrong) return wrong;                \
+    } while (0)
 
 static void end_captures(void) {
     for (int i = 0; i < streams_made; i++) streams[i].invalid |= streams[i].capturing;
@@ -100,7 +121,11 @@ static bool is_captured(bool blocking_only) {
     return found;
 }
 /* A call that a capture in global mode forbids. */
-#define UNSAFE() do { CALL(); if (capture_mode == 0 && is_captured(false)) return end_captures(), CAPTURE_UNSUPPORTED; } while (0)
+#define UNSAFE()                                                                                 \
+    do {                                                                                         \
+        CALL();                                                                                  \
+        if (capture_mode == 0 && is_captured(false)) return end_captures(), CAPTURE_UNSUPPORTED; \
+    } while (0)
 
 static stream *stream_of(void *handle) {
     if ((char *)handle < (char *)streams || (char *)handle >= (char *)(streams + 64)) return NULL;
@@ -135,7 +160,8 @@ static block *add_block(void *base, size_t size, int fd, int kind) {
 
 static block *find_block(uintptr_t p) {
     for (int i = 0; i < MAX_BLOCKS; i++)
-        if (blocks[i].base && p >= (uintptr_t)blocks[i].base && p < (uintptr_t)blocks[i].base + blocks[i].size) return &blocks[i];
+        if (blocks[i].base && p >= (uintptr_t)blocks[i].base && p < (uintptr_t)blocks[i].base + blocks[i].size)
+            return &blocks[i];
     return NULL;
 }
 
@@ -168,7 +194,9 @@ static int physical(int device) {
     return visible && strlen(visible) == 1 ? visible[0] - '0' : device;
 }
 int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, OK; }
-int cuDeviceGetName(char *name, int length, int device) { return snprintf(name, (size_t)length, "Fake %d", physical(device)), OK; }
+int cuDeviceGetName(char *name, int length, int device) {
+    return snprintf(name, (size_t)length, "Fake %d", physical(device)), OK;
+}
 int cuDeviceGetUuid(char *uuid, int device) {
     memset(uuid, 0xfa, 16);
     uuid[15] = (char)physical(device);
@@ -182,7 +210,10 @@ int cuCtxGetDevice(int *device) {
     *device = (int)((char *)stack[depth - 1] - contexts);
     return OK;
 }
-int cuCtxPushCurrent(void *context) { CALL(); return stack[depth++] = context, OK; }
+int cuCtxPushCurrent(void *context) {
+    CALL();
+    return stack[depth++] = context, OK;
+}
 int cuCtxPopCurrent(void **context) {
     if (!depth) return INVALID_CONTEXT;
     depth--;
@@ -206,7 +237,11 @@ static int allocate(uintptr_t *p, size_t size, int kind) {
     *p = (uintptr_t)base;
     return OK;
 }
-int cuMemAlloc(uintptr_t *p, size_t size) { STEP(); UNSAFE(); return allocate(p, size, 0); }
+int cuMemAlloc(uintptr_t *p, size_t size) {
+    STEP();
+    UNSAFE();
+    return allocate(p, size, 0);
+}
 int cuMemAllocManaged(uintptr_t *p, size_t size, unsigned flags) { return (void)flags, allocate(p, size, 1); }
 int cuMemAllocAsync(uintptr_t *p, size_t size, void *stream) { return (void)stream, allocate(p, size, 2); }
 int cuMemFree(uintptr_t p) {
@@ -214,23 +249,28 @@ int cuMemFree(uintptr_t p) {
     while (slow_copies && !is_over(clock_now)) usleep(100); /* the real one waits as well */
     return drop_block(p);
 }
-int cuMemHostAlloc(void **p, size_t size, unsigned flags) { STEP(); return (void)flags, *p = malloc(size), *p ? OK : OUT_OF_MEMORY; }
+int cuMemHostAlloc(void **p, size_t size, unsigned flags) {
+    STEP();
+    return (void)flags, *p = malloc(size), *p ? OK : OUT_OF_MEMORY;
+}
 int cuMemFreeHost(void *p) { return free(p), OK; }
-int cuMemGetAddressRange(uintptr_t *base, size_t *size, uintptr_t p) { STEP();
+int cuMemGetAddressRange(uintptr_t *base, size_t *size, uintptr_t p) {
+    STEP();
     block *b = find_block(p);
     if (!b) return INVALID_VALUE;
     if (base) *base = (uintptr_t)b->base;
     if (size) *size = b->size;
     return OK;
 }
-int cuPointerGetAttribute(void *out, int attribute, uintptr_t p) { CALL();
+int cuPointerGetAttribute(void *out, int attribute, uintptr_t p) {
+    CALL();
     block *b = find_block(p);
     if (!b) return INVALID_VALUE;
     switch (attribute) {
-        case 2: return *(unsigned *)out = 2, OK;                        /* memory type: device */
-        case 8: return *(unsigned *)out = b->kind == 1, OK;             /* managed */
-        case 9: return *(int *)out = b->device, OK;                     /* ordinal */
-        case 10: return *(unsigned char *)out = b->kind == 0, OK;       /* legacy IPC */
+        case 2: return *(unsigned *)out = 2, OK;                             /* memory type: device */
+        case 8: return *(unsigned *)out = b->kind == 1, OK;                  /* managed */
+        case 9: return *(int *)out = b->device, OK;                          /* ordinal */
+        case 10: return *(unsigned char *)out = b->kind == 0, OK;            /* legacy IPC */
         case 17: return *(void **)out = b->kind == 2 ? (void *)b : NULL, OK; /* pool */
         default: return INVALID_VALUE;
     }
@@ -249,7 +289,8 @@ typedef struct {
     void *dst_array;
     size_t dst_pitch, width, height;
 } copy_2d;
-int cuMemcpy2DAsync(const copy_2d *c, void *stream) { CALL();
+int cuMemcpy2DAsync(const copy_2d *c, void *stream) {
+    CALL();
     (void)stream;
     if (c->src_pitch < c->width || c->dst_pitch < c->width) return INVALID_VALUE;
     while (slow_copies && c->dst_type == 1 && !is_over(clock_now)) usleep(100);
@@ -269,13 +310,15 @@ typedef struct {
     size_t size;
     char zero[48];
 } ipc_handle;
-int cuIpcGetMemHandle(ipc_handle *h, uintptr_t p) { STEP();
+int cuIpcGetMemHandle(ipc_handle *h, uintptr_t p) {
+    STEP();
     block *b = find_block(p);
     if (!b || b->kind) return INVALID_VALUE;
     *h = (ipc_handle){.pid = getpid(), .fd = b->fd, .size = b->size};
     return OK;
 }
-int cuIpcOpenMemHandle(uintptr_t *p, ipc_handle h, unsigned flags) { STEP();
+int cuIpcOpenMemHandle(uintptr_t *p, ipc_handle h, unsigned flags) {
+    STEP();
     char path[64];
     (void)flags;
     if (h.pid == getpid()) return INVALID_CONTEXT;
@@ -290,13 +333,17 @@ int cuIpcOpenMemHandle(uintptr_t *p, ipc_handle h, unsigned flags) { STEP();
     return OK;
 }
 int cuIpcOpenMemHandle_v2(uintptr_t *p, ipc_handle h, unsigned flags) { return cuIpcOpenMemHandle(p, h, flags); }
-int cuIpcCloseMemHandle(uintptr_t p) { CALL(); return mappings_alive--, drop_block(p); }
+int cuIpcCloseMemHandle(uintptr_t p) {
+    CALL();
+    return mappings_alive--, drop_block(p);
+}
 
 /* ---- virtual memory ---- */
 int cuMemGetAllocationGranularity(size_t *size, const void *properties, int which) {
     return (void)properties, (void)which, *size = 2 << 20, OK;
 }
-int cuMemCreate(uint64_t *handle, size_t size, const void *properties, uint64_t flags) { STEP();
+int cuMemCreate(uint64_t *handle, size_t size, const void *properties, uint64_t flags) {
+    STEP();
     (void)properties;
     (void)flags;
     if (getenv("FAKE_CUDA_NO_VMM")) return NOT_SUPPORTED;
@@ -307,10 +354,13 @@ int cuMemCreate(uint64_t *handle, size_t size, const void *properties, uint64_t 
     *handle = (uint64_t)fd | (uint64_t)size << 16;
     return OK;
 }
-int cuMemExportToShareableHandle(int *out, uint64_t handle, int kind, uint64_t flags) { STEP();
-    return (void)kind, (void)flags, *out = fcntl((int)(handle & 0xffff), F_DUPFD_CLOEXEC, 0), *out < 0 ? INVALID_HANDLE : OK;
+int cuMemExportToShareableHandle(int *out, uint64_t handle, int kind, uint64_t flags) {
+    STEP();
+    return (void)kind, (void)flags, *out = fcntl((int)(handle & 0xffff), F_DUPFD_CLOEXEC, 0),
+                                    *out < 0 ? INVALID_HANDLE : OK;
 }
-int cuMemImportFromShareableHandle(uint64_t *handle, void *os_handle, int kind) { STEP();
+int cuMemImportFromShareableHandle(uint64_t *handle, void *os_handle, int kind) {
+    STEP();
     struct stat s;
     (void)kind;
     int fd = fcntl((int)(intptr_t)os_handle, F_DUPFD_CLOEXEC, 0);
@@ -318,15 +368,23 @@ int cuMemImportFromShareableHandle(uint64_t *handle, void *os_handle, int kind) 
     *handle = (uint64_t)fd;
     return OK;
 }
-int cuMemRelease(uint64_t handle) { CALL(); return used -= handle >> 16, close((int)(handle & 0xffff)), OK; }
-int cuMemAddressReserve(uintptr_t *p, size_t size, size_t alignment, uintptr_t where, uint64_t flags) { STEP();
+int cuMemRelease(uint64_t handle) {
+    CALL();
+    return used -= handle >> 16, close((int)(handle & 0xffff)), OK;
+}
+int cuMemAddressReserve(uintptr_t *p, size_t size, size_t alignment, uintptr_t where, uint64_t flags) {
+    STEP();
     (void)alignment, (void)where, (void)flags;
     void *base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     *p = (uintptr_t)base;
     return base == MAP_FAILED ? OUT_OF_MEMORY : OK;
 }
-int cuMemAddressFree(uintptr_t p, size_t size) { CALL(); return munmap((void *)p, size) ? INVALID_VALUE : OK; }
-int cuMemMap(uintptr_t p, size_t size, size_t offset, uint64_t handle, uint64_t flags) { STEP();
+int cuMemAddressFree(uintptr_t p, size_t size) {
+    CALL();
+    return munmap((void *)p, size) ? INVALID_VALUE : OK;
+}
+int cuMemMap(uintptr_t p, size_t size, size_t offset, uint64_t handle, uint64_t flags) {
+    STEP();
     (void)offset, (void)flags;
     struct stat s;
     int fd = (int)(handle & 0xffff);
@@ -334,24 +392,32 @@ int cuMemMap(uintptr_t p, size_t size, size_t offset, uint64_t handle, uint64_t 
     mappings_alive++;
     return mmap((void *)p, size, PROT_NONE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ? INVALID_VALUE : OK;
 }
-int cuMemUnmap(uintptr_t p, size_t size) { CALL();
+int cuMemUnmap(uintptr_t p, size_t size) {
+    CALL();
     mappings_alive--;
-    return mmap((void *)p, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED ? INVALID_VALUE : OK;
+    return mmap((void *)p, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED
+               ? INVALID_VALUE
+               : OK;
 }
-int cuMemSetAccess(uintptr_t p, size_t size, const int *access, size_t count) { STEP();
+int cuMemSetAccess(uintptr_t p, size_t size, const int *access, size_t count) {
+    STEP();
     (void)count;
     return mprotect((void *)p, size, access[2] == 3 ? PROT_READ | PROT_WRITE : PROT_READ) ? INVALID_VALUE : OK;
 }
 
 /* ---- events and streams ---- */
-int cuEventCreate(event **e, unsigned flags) { STEP();
+int cuEventCreate(event **e, unsigned flags) {
+    STEP();
     (void)flags;
     if (!depth) return INVALID_CONTEXT;
     *e = calloc(1, sizeof **e);
     __atomic_fetch_add(&events_alive, 1, __ATOMIC_RELAXED);
     return OK;
 }
-int cuEventDestroy(event *e) { CALL(); return __atomic_fetch_sub(&events_alive, 1, __ATOMIC_RELAXED), free(e), OK; }
+int cuEventDestroy(event *e) {
+    CALL();
+    return __atomic_fetch_sub(&events_alive, 1, __ATOMIC_RELAXED), free(e), OK;
+}
 int cuEventRecord(event *e, void *handle) {
     CALL();
     bool captured;
@@ -418,16 +484,26 @@ int cuStreamEndCapture(void *handle, void **graph) {
     s->capturing = s->invalid = false;
     return invalid ? CAPTURE_INVALIDATED : OK;
 }
-int cuIpcGetEventHandle(ipc_handle *h, event *e) { STEP(); return (void)e, *h = (ipc_handle){.pid = getpid(), .fd = 7}, OK; }
-int cuIpcOpenEventHandle(event **e, ipc_handle h) { STEP(); return h.fd != 7 ? INVALID_HANDLE : cuEventCreate(e, 0); }
+int cuIpcGetEventHandle(ipc_handle *h, event *e) {
+    STEP();
+    return (void)e, *h = (ipc_handle){.pid = getpid(), .fd = 7}, OK;
+}
+int cuIpcOpenEventHandle(event **e, ipc_handle h) {
+    STEP();
+    return h.fd != 7 ? INVALID_HANDLE : cuEventCreate(e, 0);
+}
 
 /* ---- errors and look-up ---- */
 int cuGetErrorName(int error, const char **name) {
-    *name = error == OK ? "CUDA_SUCCESS" : error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
-        : error == INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT" : error == NOT_SUPPORTED ? "CUDA_ERROR_NOT_SUPPORTED"
-        : error == CAPTURE_UNSUPPORTED ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
-        : error == CAPTURE_IMPLICIT ? "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT"
-        : error == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : error == INVALID_HANDLE ? "CUDA_ERROR_INVALID_HANDLE" : "CUDA_ERROR_FAKE";
+    *name = error == OK                    ? "CUDA_SUCCESS"
+            : error == OUT_OF_MEMORY       ? "CUDA_ERROR_OUT_OF_MEMORY"
+            : error == INVALID_CONTEXT     ? "CUDA_ERROR_INVALID_CONTEXT"
+            : error == NOT_SUPPORTED       ? "CUDA_ERROR_NOT_SUPPORTED"
+            : error == CAPTURE_UNSUPPORTED ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+            : error == CAPTURE_IMPLICIT    ? "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT"
+            : error == ILLEGAL_ADDRESS     ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+            : error == INVALID_HANDLE      ? "CUDA_ERROR_INVALID_HANDLE"
+                                           : "CUDA_ERROR_FAKE";
     return OK;
 }
 int cuGetErrorString(int error, const char **text) { return (void)error, *text = "as the fake driver says", OK; }

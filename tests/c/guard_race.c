@@ -13,7 +13,13 @@
 #include <sys/wait.h>
 
 #define SIZE 8448 /* like a control segment, not a multiple of the page size */
-#define CHECK(condition) do { if (!(condition)) { printf("line %d: %s\n", __LINE__, #condition); exit(1); } } while (0)
+#define CHECK(condition)                                   \
+    do {                                                   \
+        if (!(condition)) {                                \
+            printf("line %d: %s\n", __LINE__, #condition); \
+            exit(1);                                       \
+        }                                                  \
+    } while (0)
 
 static bool is_cut(const cf_guard *g) { return __atomic_load_n(&g->cut, __ATOMIC_SEQ_CST); }
 
@@ -241,7 +247,8 @@ static void expect(const char *name, void (*scenario)(void), int signal) {
     }
     int status = 0;
     waitpid(child, &status, 0);
-    bool good = signal ? WIFSIGNALED(status) && WTERMSIG(status) == signal : WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    bool good =
+        signal ? WIFSIGNALED(status) && WTERMSIG(status) == signal : WIFEXITED(status) && WEXITSTATUS(status) == 0;
     if (!good) printf("%s: wait status %#x\n", name, status), failures++;
 }
 

@@ -62,7 +62,8 @@ static void *write_all(void *unused) {
     for (uint64_t seq = 1; seq <= packets; seq++) {
         uint32_t words = length(seq);
         for (uint32_t i = 0; i < words; i++) data[i] = word(seq, i);
-        if (cf_packet_writer_put(&writer, (char *)data, words * 8, (int64_t)seq, CF_NO_TIME, seq % 5 == 1) != CF_OK) abort();
+        if (cf_packet_writer_put(&writer, (char *)data, words * 8, (int64_t)seq, CF_NO_TIME, seq % 5 == 1) != CF_OK)
+            abort();
         cf_packet_writer_wake(&writer);
     }
     free(data);

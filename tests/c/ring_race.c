@@ -98,9 +98,20 @@ int main(int argc, char **argv) {
         uint64_t seq, frame_no;
         task->index = i;
         if (cf_writer_join(&writer, "reader", i, &task->bit, &seq, &frame_no) != CF_OK) return 2;
-        task->reader = (cf_reader){.shared = &header, .ring_size = RING, .bit = task->bit, .max_held = 2,
-            .mode = i % 3 == 2 ? CF_NEWEST : CF_ORDERED, .wait = (int)(i % 3), .pins = true, .wakes = true, .strict = strict, .counted = true,
-            .sock = -1, .event_fd = -1, .last_seq = seq, .last_frame_no = frame_no};
+        task->reader = (cf_reader){.shared = &header,
+                                   .ring_size = RING,
+                                   .bit = task->bit,
+                                   .max_held = 2,
+                                   .mode = i % 3 == 2 ? CF_NEWEST : CF_ORDERED,
+                                   .wait = (int)(i % 3),
+                                   .pins = true,
+                                   .wakes = true,
+                                   .strict = strict,
+                                   .counted = true,
+                                   .sock = -1,
+                                   .event_fd = -1,
+                                   .last_seq = seq,
+                                   .last_frame_no = frame_no};
     }
     for (uint32_t i = 0; i < readers; i++) pthread_create(&tasks[i].thread, NULL, read_all, &tasks[i]);
     pthread_t producer, neighbour;
@@ -114,8 +125,9 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < readers; i++) {
         cf_reader *r = &tasks[i].reader;
         pthread_join(tasks[i].thread, NULL);
-        printf("reader %u: received %llu lost %llu skipped %llu torn %llu held %u\n", i, (unsigned long long)r->received,
-            (unsigned long long)r->lost, (unsigned long long)r->skipped, (unsigned long long)tasks[i].torn, r->held);
+        printf("reader %u: received %llu lost %llu skipped %llu torn %llu held %u\n", i,
+               (unsigned long long)r->received, (unsigned long long)r->lost, (unsigned long long)r->skipped,
+               (unsigned long long)tasks[i].torn, r->held);
         bad |= tasks[i].torn != 0 || r->held != 0 || r->received == 0;
         bad |= r->received + r->lost + r->skipped != r->last_frame_no;
         bad |= strict && r->mode == CF_ORDERED && (r->lost != 0 || r->received != writer.frames);

@@ -86,10 +86,12 @@ int main(int argc, char **argv) {
     int (*init)(unsigned) = (int (*)(unsigned))need("cuInit");
     int (*retain)(void **, int) = (int (*)(void **, int))need("cuDevicePrimaryCtxRetain");
     int (*current)(void *) = (int (*)(void *))need("cuCtxSetCurrent");
-    int (*open_memory)(uintptr_t *, handle, unsigned) = (int (*)(uintptr_t *, handle, unsigned))need("cuIpcOpenMemHandle_v2");
+    int (*open_memory)(uintptr_t *, handle, unsigned) =
+        (int (*)(uintptr_t *, handle, unsigned))need("cuIpcOpenMemHandle_v2");
     int (*open_event)(void **, handle) = (int (*)(void **, handle))need("cuIpcOpenEventHandle");
     int (*wait_event)(void *, void *, unsigned) = (int (*)(void *, void *, unsigned))need("cuStreamWaitEvent");
-    int (*copy)(void *, uintptr_t, size_t, void *) = (int (*)(void *, uintptr_t, size_t, void *))need("cuMemcpyDtoHAsync_v2");
+    int (*copy)(void *, uintptr_t, size_t, void *) =
+        (int (*)(void *, uintptr_t, size_t, void *))need("cuMemcpyDtoHAsync_v2");
     int (*synchronize)(void *) = (int (*)(void *))need("cuStreamSynchronize");
     void *context, *event[16], *stream = (void *)1;
     uintptr_t frame[16];
@@ -113,7 +115,8 @@ int main(int argc, char **argv) {
         }
         uint32_t k = (uint32_t)(seq % ring_size);
         uint64_t *slot_seq = (uint64_t *)(ring + 256 + 192 * k);
-        if (wait_event(stream, event[k], 0) || copy(host, frame[k], frame_bytes, stream) || synchronize(stream)) DIE("copy");
+        if (wait_event(stream, event[k], 0) || copy(host, frame[k], frame_bytes, stream) || synchronize(stream))
+            DIE("copy");
         if (__atomic_load_n(slot_seq, __ATOMIC_ACQUIRE) != seq) continue; /* overwritten: version 3 can only notice */
         for (uint64_t i = 0; i < frame_bytes; i++)
             if (host[i] != seq % 251) DIE("the frame is not what its number says");

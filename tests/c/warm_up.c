@@ -27,8 +27,17 @@ int main(void) {
         header.global_seq = 0;
         header.subscriber_bitmap = 0;
         if (cf_writer_join(&writer, "reader", 1, &bit, &seq, &frame_no) != CF_OK) return 3;
-        cf_reader reader = {.shared = &header, .ring_size = 4, .bit = bit, .max_held = 2, .mode = CF_ORDERED,
-                            .wait = CF_PREDICT, .pins = true, .wakes = true, .counted = true, .sock = -1, .event_fd = -1};
+        cf_reader reader = {.shared = &header,
+                            .ring_size = 4,
+                            .bit = bit,
+                            .max_held = 2,
+                            .mode = CF_ORDERED,
+                            .wait = CF_PREDICT,
+                            .pins = true,
+                            .wakes = true,
+                            .counted = true,
+                            .sock = -1,
+                            .event_fd = -1};
         int64_t begin = cf_now_ns() - 39 * interval - interval / 2;
         for (int n = 0; n < 40; n++) {
             if (publish(begin + n * interval) || cf_reader_now(&reader, &taken) != CF_OK) return 3;

@@ -74,8 +74,21 @@ static inline bool cf_cuda_is_capture(int result) {
  * more, so nothing accesses memory through it either. */
 static inline bool cf_cuda_is_lost(int result) {
     switch (result) {
-        case 4: case 214: case 220: case 226: case 700: case 702: case 709: case 710: case 714: case 715: case 716:
-        case 717: case 718: case 719: case 999: return true;
+        case 4:
+        case 214:
+        case 220:
+        case 226:
+        case 700:
+        case 702:
+        case 709:
+        case 710:
+        case 714:
+        case 715:
+        case 716:
+        case 717:
+        case 718:
+        case 719:
+        case 999: return true;
         default: return false;
     }
 }

@@ -45,28 +45,28 @@ enum { CF_BLOCK = 0, CF_SPIN = 1, CF_PREDICT = 2 };
 #define CF_LOOK_NS 1000000         /* a sleeping reader looks this often if the publisher wakes nobody */
 #define CF_WARM_NS 1000000         /* a spinning reader warms up this often, to keep the code in the caches */
 #define CF_STRICT_SLICE_NS 5000000 /* a waiting writer looks this often: plain version 3 readers wake nobody */
-#define CF_FIRST_BIT 1u        /* bit 0 is never assigned */
+#define CF_FIRST_BIT 1u            /* bit 0 is never assigned */
 
 /* ---- the writer -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     cf_frame_header *shared;
-    cf_gate gate;                    /* closed by close() */
+    cf_gate gate; /* closed by close() */
     uint32_t ring_size;
     uint32_t policy;
-    uint64_t seq;                    /* of the newest published frame */
-    uint64_t frames;                 /* published so far; the newest frame's frame_no */
+    uint64_t seq;    /* of the newest published frame */
+    uint64_t frames; /* published so far; the newest frame's frame_no */
     uint64_t dropped;
-    uint64_t slot_seq[CF_MAX_RING];  /* seq of the frame in each slot */
-    uint64_t pending_seq;            /* seq of the frame between begin and commit; 0: none */
-    uint32_t busy;                   /* atomic; a thread is between begin and commit */
-    uint64_t live;                   /* atomic; bits of the subscribers that are alive */
+    uint64_t slot_seq[CF_MAX_RING]; /* seq of the frame in each slot */
+    uint64_t pending_seq;           /* seq of the frame between begin and commit; 0: none */
+    uint32_t busy;                  /* atomic; a thread is between begin and commit */
+    uint64_t live;                  /* atomic; bits of the subscribers that are alive */
     /* `lock` orders commits against subscribers that join and leave. So it is defined which subscribers were active
      * when a frame was published, and which frame was the newest when a subscriber joined. Private to this process. */
     pthread_mutex_t lock;
-    uint64_t owed[CF_MAX_RING];      /* lock; subscribers that were active when the slot's frame was published */
+    uint64_t owed[CF_MAX_RING];       /* lock; subscribers that were active when the slot's frame was published */
     int event_fd[CF_MAX_SUBSCRIBERS]; /* lock; signalled at every commit; -1: not requested */
-    uint64_t event_mask;             /* changed under lock */
+    uint64_t event_mask;              /* changed under lock */
 } cf_writer;
 
 /* The caller has filled in the constant fields of `shared`, which nobody else can see yet. */
@@ -129,8 +129,7 @@ static inline int cf_writer_try(cf_writer *w, int wanted) {
 static inline int cf_writer_begin(cf_writer *w, int wanted, int64_t deadline) {
     if (cf_exchange_u32(&w->busy, 1)) return CF_BUSY;
     int rc = cf_writer_try(w, wanted);
-    if (rc == CF_HELD && w->policy == CF_POLICY_DROP_OLDEST)
-        cf_store_relaxed(&w->shared->frames_dropped, ++w->dropped);
+    if (rc == CF_HELD && w->policy == CF_POLICY_DROP_OLDEST) cf_store_relaxed(&w->shared->frames_dropped, ++w->dropped);
     if (rc == CF_HELD && w->policy == CF_POLICY_STRICT_WAIT) {
         int64_t slice_end = cf_now_ns() + CF_SLICE_NS;
         uint32_t *word = &w->shared->writer_wait;
@@ -167,8 +166,8 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pt
     cf_store_relaxed(&slot->ack_bitmap, 0);
 
     pthread_mutex_lock(&w->lock);
-    cf_store_release(&slot->seq, seq);       /* PAIRS WITH: reader take, its reads of seq */
-    cf_store_seq_cst(&h->global_seq, seq);   /* PAIRS WITH: reader pick; and reader wait, "sleepers" */
+    cf_store_release(&slot->seq, seq);     /* PAIRS WITH: reader take, its reads of seq */
+    cf_store_seq_cst(&h->global_seq, seq); /* PAIRS WITH: reader pick; and reader wait, "sleepers" */
     w->slot_seq[k] = w->seq = seq;
     w->owed[k] = cf_load_relaxed(&w->live);
     cf_store_release(&h->frames_published, ++w->frames);
@@ -276,28 +275,28 @@ typedef struct {
     uint32_t ring_size;
     uint32_t bit;
     uint32_t max_held;
-    int mode;            /* CF_NEWEST or CF_ORDERED */
-    int wait;            /* CF_BLOCK, CF_SPIN or CF_PREDICT */
-    bool pins;           /* the publisher honours pins; otherwise a frame is checked when it is released */
-    bool wakes;          /* the publisher wakes sleepers */
-    bool strict;         /* the publisher waits for acknowledgements, even of frames that were passed over */
-    bool counted;        /* last_frame_no is known, so frames missing before the next one can be counted */
-    int sock;            /* the connection, watched while waiting */
-    int event_fd;        /* or -1 */
-    cf_gate gate;        /* closed by close() */
-    uint32_t busy;       /* atomic; a thread is taking */
-    uint32_t gone;       /* atomic; the connection ended */
-    uint32_t held;       /* atomic */
+    int mode;      /* CF_NEWEST or CF_ORDERED */
+    int wait;      /* CF_BLOCK, CF_SPIN or CF_PREDICT */
+    bool pins;     /* the publisher honours pins; otherwise a frame is checked when it is released */
+    bool wakes;    /* the publisher wakes sleepers */
+    bool strict;   /* the publisher waits for acknowledgements, even of frames that were passed over */
+    bool counted;  /* last_frame_no is known, so frames missing before the next one can be counted */
+    int sock;      /* the connection, watched while waiting */
+    int event_fd;  /* or -1 */
+    cf_gate gate;  /* closed by close() */
+    uint32_t busy; /* atomic; a thread is taking */
+    uint32_t gone; /* atomic; the connection ended */
+    uint32_t held; /* atomic */
     uint64_t last_seq;
     uint64_t last_frame_no;
     uint64_t received;
     uint64_t lost;
     uint64_t skipped;
     uint64_t overwritten; /* atomic */
-    int64_t looked_ns;   /* when wait_any or a spinning reader last checked whether the publisher is alive */
-    cf_pace pace;        /* CF_PREDICT */
-    int64_t warm_ns;     /* CF_SPIN; when the caller last warmed up */
-    int64_t window_ns;  /* CF_PREDICT; when the sleep before the window should have ended; 0: no warm-up is open */
+    int64_t looked_ns;    /* when wait_any or a spinning reader last checked whether the publisher is alive */
+    cf_pace pace;         /* CF_PREDICT */
+    int64_t warm_ns;      /* CF_SPIN; when the caller last warmed up */
+    int64_t window_ns;    /* CF_PREDICT; when the sleep before the window should have ended; 0: no warm-up is open */
 } cf_reader;
 
 typedef struct {
@@ -505,8 +504,9 @@ static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
 static inline int cf_reader_now(cf_reader *r, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
     cf_reader_warmed_up(r);
-    int rc = cf_gate_is_shut(&r->gate) ? CF_CLOSED
-        : cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_try(r, t);
+    int rc = cf_gate_is_shut(&r->gate)                      ? CF_CLOSED
+             : cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY
+                                                            : cf_reader_try(r, t);
     cf_store_seq_cst_u32(&r->busy, 0);
     return rc;
 }

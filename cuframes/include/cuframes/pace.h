@@ -21,12 +21,12 @@
 #define CF_PACE_FRAMES 4 /* number of intervals to observe before predicting */
 
 typedef struct {
-    int64_t due_ns;      /* when the newest frame was due */
-    int64_t last_ns;     /* when the newest frame came */
+    int64_t due_ns;  /* when the newest frame was due */
+    int64_t last_ns; /* when the newest frame came */
     uint64_t last_no;
     int64_t interval_ns;
     int64_t jitter_ns;
-    int64_t late_ns;     /* mean time between the planned end of a sleep and our look */
+    int64_t late_ns; /* mean time between the planned end of a sleep and our look */
     uint32_t intervals;
 } cf_pace;
 

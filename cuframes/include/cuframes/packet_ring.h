@@ -89,7 +89,9 @@ static inline void cf_packet_writer_init(cf_packet_writer *w, void *segment, uin
 }
 
 /* To be called when everything else that a reader needs is written: a segment with its magic is complete. */
-static inline void cf_packet_writer_open(cf_packet_writer *w) { cf_store_release_u32(&w->shared->magic, CF_PACKET_MAGIC); }
+static inline void cf_packet_writer_open(cf_packet_writer *w) {
+    cf_store_release_u32(&w->shared->magic, CF_PACKET_MAGIC);
+}
 
 /* Write one packet. CF_OVERSIZED and CF_BUSY: nothing was changed. Sleeping readers may see the packet only after
  * cf_packet_writer_wake. */
@@ -104,7 +106,7 @@ static inline int cf_packet_writer_put(cf_packet_writer *w, const char *bytes, u
     size_t first = size < w->data_size - at ? size : w->data_size - at;
     CF_ASSERT(size <= w->data_size && at + first <= w->data_size);
 
-    cf_store_relaxed(&slot->seq, CF_SEQ_INVALID);  /* P1. PAIRS WITH: reader, G3 */
+    cf_store_relaxed(&slot->seq, CF_SEQ_INVALID);      /* P1. PAIRS WITH: reader, G3 */
     cf_store_relaxed(&h->write_offset, offset + size); /* P2. PAIRS WITH: reader, G4 */
     cf_fence_full();
     cf_copy_racing(w->data + at, bytes, first); /* P3 */
@@ -125,7 +127,9 @@ static inline int cf_packet_writer_put(cf_packet_writer *w, const char *bytes, u
 }
 
 /* Readers have no write access and cannot announce that they sleep, so this is a system call for every packet. */
-static inline void cf_packet_writer_wake(cf_packet_writer *w) { cf_futex_wake_all(cf_low_half(&w->shared->global_seq)); }
+static inline void cf_packet_writer_wake(cf_packet_writer *w) {
+    cf_futex_wake_all(cf_low_half(&w->shared->global_seq));
+}
 
 static inline void cf_packet_writer_shutdown(cf_packet_writer *w) {
     cf_store_seq_cst(&w->shared->shutdown_flag, 1);
@@ -143,14 +147,14 @@ typedef struct {
     uint32_t ring_slots; /* the values that were checked; never read from the segment again */
     uint32_t data_size;
     uint64_t pid;
-    bool locks;   /* the writer holds the owner lock as long as it lives */
+    bool locks;          /* the writer holds the owner lock as long as it lives */
     bool counts_changes; /* the writer counts changes of the extradata */
     bool spin;
-    bool scanning; /* no keyframe was found at the start: take the first keyframe from `at` on, not `at` itself */
-    bool seeking;  /* after an overrun: take the newest keyframe from `at` on */
-    int fd;       /* the segment */
-    int event_fd; /* or -1 */
-    cf_gate gate; /* closed by close() */
+    bool scanning;     /* no keyframe was found at the start: take the first keyframe from `at` on, not `at` itself */
+    bool seeking;      /* after an overrun: take the newest keyframe from `at` on */
+    int fd;            /* the segment */
+    int event_fd;      /* or -1 */
+    cf_gate gate;      /* closed by close() */
     uint64_t at;       /* the next packet to take */
     uint64_t expected; /* packets missing from here on count as lost; 0: before the first packet none do */
     uint64_t seen;     /* look again only when a packet newer than this was published */
@@ -193,8 +197,8 @@ static inline int cf_packet_reader_init(cf_packet_reader *r, const void *segment
 /* Whether the bytes that were read belong to the packet. To be asked after reading them. */
 static inline bool cf_packet_whole(const cf_packet_reader *r, const cf_packet *p) {
     cf_fence_acquire();
-    return cf_load_acquire(&r->slots[p->seq % r->ring_slots].seq) == p->seq                   /* G3 */
-        && cf_load_acquire(&r->shared->write_offset) - p->offset <= r->data_size;             /* G4 */
+    return cf_load_acquire(&r->slots[p->seq % r->ring_slots].seq) == p->seq          /* G3 */
+           && cf_load_acquire(&r->shared->write_offset) - p->offset <= r->data_size; /* G4 */
 }
 
 /* Read the slot of packet `seq`: CF_OK, CF_EMPTY (not published yet), CF_OVERRUN (already overwritten), CF_CORRUPT. */
@@ -380,7 +384,8 @@ static inline uint32_t cf_packets_extradata(const cf_packet_reader *r, char *out
     const cf_packet_header *h = r->shared;
     char again[CF_PKT_EXTRADATA_MAX];
     for (int tries = 0; tries < 1000; tries++) {
-        uint32_t changes = cf_load_acquire_u32(&r->slots[0].extradata_changes); /* X3. PAIRS WITH: writer extradata, X2 */
+        uint32_t changes =
+            cf_load_acquire_u32(&r->slots[0].extradata_changes); /* X3. PAIRS WITH: writer extradata, X2 */
         uint32_t size = cf_load_acquire_u32(&h->codec_extradata_size);
         bool whole = !(r->counts_changes && changes & 1);
         if (size > CF_PKT_EXTRADATA_MAX) return size; /* the caller reports the error */

@@ -18,8 +18,8 @@
  * THE RULES
  *   - A frame never goes back while the GPU may read it. If an event cannot be recorded now (a graph is being
  *     captured), it is recorded later. If a stream is unknown or can no longer be used, the event covers all work that
- *     the context has queued. Only two things count as an event that is over: a lost context, in which nothing runs, and
- *     the end of the process.
+ *     the context has queued. Only two things count as an event that is over: a lost context, in which nothing runs,
+ * and the end of the process.
  *   - One lock guards the table. No driver call is made under it, since that call may wait for work that waits for a
  *     thread that wants the lock or the GIL. The lock is taken without the GIL.
  *   - The reaper never runs Python code. Objects that must be dropped with the GIL are left for cf_pending_collect.
@@ -40,17 +40,17 @@
 #include "debug.h"
 #include "frame_ring.h"
 
-#define CF_MAX_STREAMS 4           /* most streams to follow per frame; with more, the whole context is followed */
-#define CF_REAPER_NS 1000000       /* between two looks */
-#define CF_RETRY_NS 100000000      /* between two tries to record a context: each ends a graph capture in progress */
+#define CF_MAX_STREAMS 4      /* most streams to follow per frame; with more, the whole context is followed */
+#define CF_REAPER_NS 1000000  /* between two looks */
+#define CF_RETRY_NS 100000000 /* between two tries to record a context: each ends a graph capture in progress */
 #define CF_SPARE_EVENTS 64
 
 /* One use of a frame: by a stream, or by unknown work of the context. */
 typedef struct {
     void *event;
-    void *stream;  /* NULL: the whole context */
+    void *stream; /* NULL: the whole context */
     bool recorded;
-    bool drain;    /* the driver cannot record a context; the reaper waits until all its work is over */
+    bool drain; /* the driver cannot record a context; the reaper waits until all its work is over */
 } cf_pending_use;
 
 typedef struct {
@@ -66,13 +66,13 @@ typedef struct cf_pending {
     cf_gpu gpu;
     cf_reader *ring;
     cf_pending_frame frame[CF_MAX_RING]; /* by slot; the thread that claimed a frame may access it without the lock */
-    uint32_t mask;      /* changed under the lock; the frames that are pending */
-    uint32_t claimed;   /* lock; frames that some thread is asking the driver about */
-    uint32_t busy;      /* lock; number of threads (the reaper, or calls) that are using this structure */
+    uint32_t mask;                       /* changed under the lock; the frames that are pending */
+    uint32_t claimed;                    /* lock; frames that some thread is asking the driver about */
+    uint32_t busy;                /* lock; number of threads (the reaper, or calls) that are using this structure */
     void *spare[CF_SPARE_EVENTS]; /* lock; events for reuse */
     int spares;
-    void *outlive;      /* lock; a Python callable, to be called when nothing is pending; keeps the reader alive */
-    bool hang_up;       /* lock; the reader is closed: end the connection when nothing is held */
+    void *outlive; /* lock; a Python callable, to be called when nothing is pending; keeps the reader alive */
+    bool hang_up;  /* lock; the reader is closed: end the connection when nothing is held */
     struct cf_pending *next;
 } cf_pending;
 
@@ -83,7 +83,7 @@ static struct {
     cf_pending *first;
     pthread_t thread;
     bool running;
-    bool asleep;         /* nothing is pending */
+    bool asleep; /* nothing is pending */
     bool stop;
     uint32_t ready;      /* atomic; there may be something to collect */
     bool notified;       /* Python has been asked to collect */

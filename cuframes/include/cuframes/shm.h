@@ -74,18 +74,18 @@
 #define CF_CACHE_MIN_DEPTH 2u       /* with one entry, a frame would be overwritten as soon as it is published */
 
 /* cf_frame_header.ext_flags; the same bits travel in the handshake */
-#define CF_EXT_PINS 1u          /* readers pin slots, and the publisher honours the pins */
-#define CF_EXT_FUTEX 2u         /* the publisher wakes sleepers on global_seq */
-#define CF_EXT_HOST_MEMORY 4u   /* the pool is host memory, passed by descriptor */
-#define CF_EXT_VMM_MEMORY 8u    /* the pool is one device allocation, passed by descriptor */
-#define CF_EXT_OWNER_LOCK 16u   /* the publisher holds a file lock on the segment as long as it lives */
-#define CF_EXT_PASS_FD 256u     /* handshake only: "I can receive descriptors" */
+#define CF_EXT_PINS 1u                 /* readers pin slots, and the publisher honours the pins */
+#define CF_EXT_FUTEX 2u                /* the publisher wakes sleepers on global_seq */
+#define CF_EXT_HOST_MEMORY 4u          /* the pool is host memory, passed by descriptor */
+#define CF_EXT_VMM_MEMORY 8u           /* the pool is one device allocation, passed by descriptor */
+#define CF_EXT_OWNER_LOCK 16u          /* the publisher holds a file lock on the segment as long as it lives */
+#define CF_EXT_PASS_FD 256u            /* handshake only: "I can receive descriptors" */
 #define CF_EXT_EXTRADATA_CHANGES 1024u /* packet rings: extradata_changes of slot 0 is valid */
 
 /* cf_packet_slot.flags */
-#define CF_PKT_KEY 1u                 /* decoding can begin at this packet */
+#define CF_PKT_KEY 1u /* decoding can begin at this packet */
 #define CF_PKT_CORRUPT 2u
-#define CF_PKT_DISCONTINUITY 4u       /* packets are missing before this one */
+#define CF_PKT_DISCONTINUITY 4u /* packets are missing before this one */
 #define CF_PKT_LAST_IN_ACCESS_UNIT 8u
 
 enum { CF_POLICY_DROP_OLDEST = 0, CF_POLICY_STRICT_WAIT = 1 };
@@ -169,15 +169,15 @@ typedef struct {
 /* ---- packet ring ---------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    uint64_t seq; /* atomic */
-    int64_t pts_ns; /* CF_NO_TIME: not known */
-    int64_t dts_ns; /* the same */
+    uint64_t seq;         /* atomic */
+    int64_t pts_ns;       /* CF_NO_TIME: not known */
+    int64_t dts_ns;       /* the same */
     uint64_t data_offset; /* absolute; the bytes start at data_offset % data_size */
     uint32_t data_size;
     uint32_t flags; /* CF_PKT_* */
     /* reserved */
-    int64_t published_ns; /* CLOCK_MONOTONIC */
-    uint32_t ext_flags;   /* CF_EXT_*; the same in every slot, since the header has no spare byte */
+    int64_t published_ns;       /* CLOCK_MONOTONIC */
+    uint32_t ext_flags;         /* CF_EXT_*; the same in every slot, since the header has no spare byte */
     uint32_t extradata_changes; /* atomic; in slot 0 only: odd while the codec's extradata are being changed */
     uint8_t reserved[8];
 } cf_packet_slot;
@@ -239,7 +239,7 @@ typedef struct {
     uint32_t pixel_format;
     uint32_t frame_size;
     uint32_t ring_depth;
-    uint32_t futex; /* reserved; atomic; 1: the writer also wakes the low half of write_cursor */
+    uint32_t futex;          /* reserved; atomic; 1: the writer also wakes the low half of write_cursor */
     uint64_t write_cursor;   /* atomic; number of frames written so far, and so the number of the next frame */
     uint64_t dropped_frames; /* atomic; frames that the writer's source lost */
     char source_type[32];
@@ -269,118 +269,118 @@ typedef struct {
 
 /* ---- every offset and size, asserted (name, type, field, offset, size) ------------------------------------------ */
 
-#define CF_LAYOUT_FIELDS(X)                                \
-    X(cf_frame_meta, format, 0, 4)                         \
-    X(cf_frame_meta, width, 4, 4)                          \
-    X(cf_frame_meta, height, 8, 4)                         \
-    X(cf_frame_meta, pitch_y, 12, 4)                       \
-    X(cf_frame_meta, pitch_uv, 16, 4)                      \
-    X(cf_frame_meta, bits_per_pixel, 20, 4)                \
-    X(cf_frame_meta, frame_size_bytes, 24, 8)              \
-    X(cf_frame_meta, device_uuid, 32, 16)                  \
-    X(cf_frame_meta, reserved, 48, 16)                     \
-    X(cf_slot, seq, 0, 8)                                  \
-    X(cf_slot, pts_ns, 8, 8)                               \
-    X(cf_slot, ack_bitmap, 16, 8)                          \
-    X(cf_slot, written_bytes, 24, 8)                       \
-    X(cf_slot, mem_handle, 32, 64)                         \
-    X(cf_slot, cuda_ptr_external, 96, 32)                  \
-    X(cf_slot, pin_bitmap, 128, 8)                         \
-    X(cf_slot, frame_no, 136, 8)                           \
-    X(cf_slot, published_ns, 144, 8)                       \
-    X(cf_slot, base_offset, 152, 8)                        \
-    X(cf_slot, reserved_b, 160, 32)                        \
-    X(cf_subscriber, state, 0, 8)                          \
-    X(cf_subscriber, consumer_pid, 8, 8)                   \
-    X(cf_subscriber, last_seen_seq, 16, 8)                 \
-    X(cf_subscriber, last_ack_ns, 24, 8)                   \
-    X(cf_subscriber, consumer_name, 32, 32)                \
-    X(cf_subscriber, received, 64, 8)                      \
-    X(cf_subscriber, lost, 72, 8)                          \
-    X(cf_subscriber, skipped, 80, 8)                       \
-    X(cf_subscriber, held, 88, 8)                          \
-    X(cf_subscriber, reserved, 96, 32)                     \
-    X(cf_frame_header, magic, 0, 4)                        \
-    X(cf_frame_header, proto_version, 4, 4)                \
-    X(cf_frame_header, lib_version_major, 8, 4)            \
-    X(cf_frame_header, lib_version_minor, 12, 4)           \
-    X(cf_frame_header, lib_version_patch, 16, 4)           \
-    X(cf_frame_header, ext_flags, 20, 4)                   \
-    X(cf_frame_header, producer_pid, 24, 8)                \
-    X(cf_frame_header, ring_size, 32, 8)                   \
-    X(cf_frame_header, ownership_mode, 40, 8)              \
-    X(cf_frame_header, policy, 48, 8)                      \
-    X(cf_frame_header, max_subscribers, 56, 8)             \
-    X(cf_frame_header, meta, 64, 64)                       \
-    X(cf_frame_header, ipc_event_handle, 128, 64)          \
-    X(cf_frame_header, global_seq, 192, 8)                 \
-    X(cf_frame_header, subscriber_bitmap, 200, 8)          \
-    X(cf_frame_header, shutdown_flag, 208, 8)              \
-    X(cf_frame_header, waiters, 216, 4)                    \
-    X(cf_frame_header, writer_wait, 220, 4)                \
-    X(cf_frame_header, epoch, 224, 8)                      \
-    X(cf_frame_header, frames_published, 232, 8)           \
-    X(cf_frame_header, frames_dropped, 240, 8)             \
-    X(cf_frame_header, reserved_b, 248, 8)                 \
-    X(cf_frame_header, slots, 256, 3072)                   \
-    X(cf_frame_header, subscribers, 3328, 4096)            \
-    X(cf_frame_header, slot_event_handles, 7424, 1024)     \
-    X(cf_packet_slot, seq, 0, 8)                           \
-    X(cf_packet_slot, pts_ns, 8, 8)                        \
-    X(cf_packet_slot, dts_ns, 16, 8)                       \
-    X(cf_packet_slot, data_offset, 24, 8)                  \
-    X(cf_packet_slot, data_size, 32, 4)                    \
-    X(cf_packet_slot, flags, 36, 4)                        \
-    X(cf_packet_slot, published_ns, 40, 8)                 \
-    X(cf_packet_slot, ext_flags, 48, 4)                    \
-    X(cf_packet_slot, extradata_changes, 52, 4)            \
-    X(cf_packet_slot, reserved, 56, 8)                     \
-    X(cf_packet_header, magic, 0, 4)                       \
-    X(cf_packet_header, proto_version, 4, 4)               \
-    X(cf_packet_header, ring_slots, 8, 4)                  \
-    X(cf_packet_header, data_size, 12, 4)                  \
-    X(cf_packet_header, codec_id, 16, 4)                   \
-    X(cf_packet_header, codec_extradata_size, 20, 4)       \
-    X(cf_packet_header, producer_pid, 24, 8)               \
-    X(cf_packet_header, global_seq, 32, 8)                 \
-    X(cf_packet_header, last_keyframe_seq, 40, 8)          \
-    X(cf_packet_header, write_offset, 48, 8)               \
-    X(cf_packet_header, shutdown_flag, 56, 8)              \
-    X(cf_packet_header, codec_extradata, 64, 4096)         \
-    X(cf_msg_header, msg_type, 0, 4)                       \
-    X(cf_msg_header, payload_length, 4, 4)                 \
-    X(cf_hello_req_head, proto_version, 0, 4)              \
-    X(cf_hello_req_head, consumer_name_len, 4, 4)          \
-    X(cf_hello_resp_head, result, 0, 4)                    \
-    X(cf_hello_resp_head, proto_version_actual, 4, 4)      \
-    X(cf_hello_resp_head, ring_size, 8, 4)                 \
-    X(cf_hello_resp_head, ownership_mode, 12, 4)           \
-    X(cf_hello_resp_head, meta, 16, 64)                    \
-    X(cf_hello_resp_head, shm_path_len, 80, 4)             \
-    X(cf_subscribe_resp, result, 0, 4)                     \
-    X(cf_subscribe_resp, assigned_bit, 4, 4)               \
-    X(cf_subscribe_resp, initial_seq, 8, 8)                \
-    X(cf_subscribe_resp, reserved, 16, 12)                 \
-    X(cf_cache_header, magic, 0, 4)                        \
-    X(cf_cache_header, version, 4, 4)                      \
-    X(cf_cache_header, width, 8, 4)                        \
-    X(cf_cache_header, height, 12, 4)                      \
-    X(cf_cache_header, fps_num, 16, 4)                     \
-    X(cf_cache_header, fps_den, 20, 4)                     \
-    X(cf_cache_header, pixel_format, 24, 4)                \
-    X(cf_cache_header, frame_size, 28, 4)                  \
-    X(cf_cache_header, ring_depth, 32, 4)                  \
-    X(cf_cache_header, futex, 36, 4)                       \
-    X(cf_cache_header, write_cursor, 40, 8)                \
-    X(cf_cache_header, dropped_frames, 48, 8)              \
-    X(cf_cache_header, source_type, 56, 32)                \
-    X(cf_cache_header, slot_id, 88, 64)                    \
-    X(cf_cache_header, writer_pid, 152, 8)                 \
-    X(cf_cache_entry, pts_us, 0, 8)                        \
-    X(cf_cache_entry, wall_us, 8, 8)                       \
-    X(cf_cache_entry, size, 16, 4)                         \
-    X(cf_cache_entry, pad, 20, 4)                          \
-    X(cf_semaphore, data, 0, 8)                            \
+#define CF_LAYOUT_FIELDS(X)                            \
+    X(cf_frame_meta, format, 0, 4)                     \
+    X(cf_frame_meta, width, 4, 4)                      \
+    X(cf_frame_meta, height, 8, 4)                     \
+    X(cf_frame_meta, pitch_y, 12, 4)                   \
+    X(cf_frame_meta, pitch_uv, 16, 4)                  \
+    X(cf_frame_meta, bits_per_pixel, 20, 4)            \
+    X(cf_frame_meta, frame_size_bytes, 24, 8)          \
+    X(cf_frame_meta, device_uuid, 32, 16)              \
+    X(cf_frame_meta, reserved, 48, 16)                 \
+    X(cf_slot, seq, 0, 8)                              \
+    X(cf_slot, pts_ns, 8, 8)                           \
+    X(cf_slot, ack_bitmap, 16, 8)                      \
+    X(cf_slot, written_bytes, 24, 8)                   \
+    X(cf_slot, mem_handle, 32, 64)                     \
+    X(cf_slot, cuda_ptr_external, 96, 32)              \
+    X(cf_slot, pin_bitmap, 128, 8)                     \
+    X(cf_slot, frame_no, 136, 8)                       \
+    X(cf_slot, published_ns, 144, 8)                   \
+    X(cf_slot, base_offset, 152, 8)                    \
+    X(cf_slot, reserved_b, 160, 32)                    \
+    X(cf_subscriber, state, 0, 8)                      \
+    X(cf_subscriber, consumer_pid, 8, 8)               \
+    X(cf_subscriber, last_seen_seq, 16, 8)             \
+    X(cf_subscriber, last_ack_ns, 24, 8)               \
+    X(cf_subscriber, consumer_name, 32, 32)            \
+    X(cf_subscriber, received, 64, 8)                  \
+    X(cf_subscriber, lost, 72, 8)                      \
+    X(cf_subscriber, skipped, 80, 8)                   \
+    X(cf_subscriber, held, 88, 8)                      \
+    X(cf_subscriber, reserved, 96, 32)                 \
+    X(cf_frame_header, magic, 0, 4)                    \
+    X(cf_frame_header, proto_version, 4, 4)            \
+    X(cf_frame_header, lib_version_major, 8, 4)        \
+    X(cf_frame_header, lib_version_minor, 12, 4)       \
+    X(cf_frame_header, lib_version_patch, 16, 4)       \
+    X(cf_frame_header, ext_flags, 20, 4)               \
+    X(cf_frame_header, producer_pid, 24, 8)            \
+    X(cf_frame_header, ring_size, 32, 8)               \
+    X(cf_frame_header, ownership_mode, 40, 8)          \
+    X(cf_frame_header, policy, 48, 8)                  \
+    X(cf_frame_header, max_subscribers, 56, 8)         \
+    X(cf_frame_header, meta, 64, 64)                   \
+    X(cf_frame_header, ipc_event_handle, 128, 64)      \
+    X(cf_frame_header, global_seq, 192, 8)             \
+    X(cf_frame_header, subscriber_bitmap, 200, 8)      \
+    X(cf_frame_header, shutdown_flag, 208, 8)          \
+    X(cf_frame_header, waiters, 216, 4)                \
+    X(cf_frame_header, writer_wait, 220, 4)            \
+    X(cf_frame_header, epoch, 224, 8)                  \
+    X(cf_frame_header, frames_published, 232, 8)       \
+    X(cf_frame_header, frames_dropped, 240, 8)         \
+    X(cf_frame_header, reserved_b, 248, 8)             \
+    X(cf_frame_header, slots, 256, 3072)               \
+    X(cf_frame_header, subscribers, 3328, 4096)        \
+    X(cf_frame_header, slot_event_handles, 7424, 1024) \
+    X(cf_packet_slot, seq, 0, 8)                       \
+    X(cf_packet_slot, pts_ns, 8, 8)                    \
+    X(cf_packet_slot, dts_ns, 16, 8)                   \
+    X(cf_packet_slot, data_offset, 24, 8)              \
+    X(cf_packet_slot, data_size, 32, 4)                \
+    X(cf_packet_slot, flags, 36, 4)                    \
+    X(cf_packet_slot, published_ns, 40, 8)             \
+    X(cf_packet_slot, ext_flags, 48, 4)                \
+    X(cf_packet_slot, extradata_changes, 52, 4)        \
+    X(cf_packet_slot, reserved, 56, 8)                 \
+    X(cf_packet_header, magic, 0, 4)                   \
+    X(cf_packet_header, proto_version, 4, 4)           \
+    X(cf_packet_header, ring_slots, 8, 4)              \
+    X(cf_packet_header, data_size, 12, 4)              \
+    X(cf_packet_header, codec_id, 16, 4)               \
+    X(cf_packet_header, codec_extradata_size, 20, 4)   \
+    X(cf_packet_header, producer_pid, 24, 8)           \
+    X(cf_packet_header, global_seq, 32, 8)             \
+    X(cf_packet_header, last_keyframe_seq, 40, 8)      \
+    X(cf_packet_header, write_offset, 48, 8)           \
+    X(cf_packet_header, shutdown_flag, 56, 8)          \
+    X(cf_packet_header, codec_extradata, 64, 4096)     \
+    X(cf_msg_header, msg_type, 0, 4)                   \
+    X(cf_msg_header, payload_length, 4, 4)             \
+    X(cf_hello_req_head, proto_version, 0, 4)          \
+    X(cf_hello_req_head, consumer_name_len, 4, 4)      \
+    X(cf_hello_resp_head, result, 0, 4)                \
+    X(cf_hello_resp_head, proto_version_actual, 4, 4)  \
+    X(cf_hello_resp_head, ring_size, 8, 4)             \
+    X(cf_hello_resp_head, ownership_mode, 12, 4)       \
+    X(cf_hello_resp_head, meta, 16, 64)                \
+    X(cf_hello_resp_head, shm_path_len, 80, 4)         \
+    X(cf_subscribe_resp, result, 0, 4)                 \
+    X(cf_subscribe_resp, assigned_bit, 4, 4)           \
+    X(cf_subscribe_resp, initial_seq, 8, 8)            \
+    X(cf_subscribe_resp, reserved, 16, 12)             \
+    X(cf_cache_header, magic, 0, 4)                    \
+    X(cf_cache_header, version, 4, 4)                  \
+    X(cf_cache_header, width, 8, 4)                    \
+    X(cf_cache_header, height, 12, 4)                  \
+    X(cf_cache_header, fps_num, 16, 4)                 \
+    X(cf_cache_header, fps_den, 20, 4)                 \
+    X(cf_cache_header, pixel_format, 24, 4)            \
+    X(cf_cache_header, frame_size, 28, 4)              \
+    X(cf_cache_header, ring_depth, 32, 4)              \
+    X(cf_cache_header, futex, 36, 4)                   \
+    X(cf_cache_header, write_cursor, 40, 8)            \
+    X(cf_cache_header, dropped_frames, 48, 8)          \
+    X(cf_cache_header, source_type, 56, 32)            \
+    X(cf_cache_header, slot_id, 88, 64)                \
+    X(cf_cache_header, writer_pid, 152, 8)             \
+    X(cf_cache_entry, pts_us, 0, 8)                    \
+    X(cf_cache_entry, wall_us, 8, 8)                   \
+    X(cf_cache_entry, size, 16, 4)                     \
+    X(cf_cache_entry, pad, 20, 4)                      \
+    X(cf_semaphore, data, 0, 8)                        \
     X(cf_semaphore, shared, 8, 4)
 
 #define CF_LAYOUT_SIZES(X)    \
@@ -398,8 +398,8 @@ typedef struct {
     X(cf_cache_entry, 24)     \
     X(cf_semaphore, 32)
 
-#define CF_ASSERT_FIELD(type, field, off, size)                                                    \
-    _Static_assert(offsetof(type, field) == (off), #type "." #field " is not at byte " #off);       \
+#define CF_ASSERT_FIELD(type, field, off, size)                                               \
+    _Static_assert(offsetof(type, field) == (off), #type "." #field " is not at byte " #off); \
     _Static_assert(sizeof(((type *)0)->field) == (size), #type "." #field " is not " #size " bytes");
 #define CF_ASSERT_SIZE(type, size) _Static_assert(sizeof(type) == (size), #type " is not " #size " bytes");
 CF_LAYOUT_FIELDS(CF_ASSERT_FIELD)
@@ -417,7 +417,8 @@ typedef struct {
 
 #define CF_ROW_FIELD(t, f, off, sz) {#t, #f, (uint32_t)offsetof(t, f), (uint32_t)sizeof(((t *)0)->f)},
 #define CF_ROW_SIZE(t, sz) {#t, NULL, 0, (uint32_t)sizeof(t)},
-__attribute__((unused)) static const cf_layout_row cf_layout[] = {CF_LAYOUT_FIELDS(CF_ROW_FIELD) CF_LAYOUT_SIZES(CF_ROW_SIZE){NULL, NULL, 0, 0}};
+__attribute__((unused)) static const cf_layout_row cf_layout[] = {CF_LAYOUT_FIELDS(CF_ROW_FIELD)
+                                                                      CF_LAYOUT_SIZES(CF_ROW_SIZE){NULL, NULL, 0, 0}};
 #undef CF_ROW_FIELD
 #undef CF_ROW_SIZE
 

@@ -66,7 +66,8 @@ static inline int cf_cache_measure(const void *segment, uint64_t size, cf_cache_
     s->frame_size = cf_load_relaxed_u32(&h->frame_size);
     s->depth = cf_load_relaxed_u32(&h->ring_depth);
     s->stride = sizeof(cf_cache_entry) + (uint64_t)s->frame_size;
-    bool sound = s->frame_size && s->depth >= CF_CACHE_MIN_DEPTH && s->depth <= (size - CF_CACHE_HEADER_SIZE) / s->stride;
+    bool sound =
+        s->frame_size && s->depth >= CF_CACHE_MIN_DEPTH && s->depth <= (size - CF_CACHE_HEADER_SIZE) / s->stride;
     return sound ? CF_OK : CF_CORRUPT;
 }
 
@@ -140,7 +141,9 @@ static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t p
 }
 
 /* Count frames that the source lost before they reached the writer. */
-static inline void cf_cache_drop(cf_cache_writer *w, uint64_t count) { cf_fetch_add(&w->shared->dropped_frames, count); }
+static inline void cf_cache_drop(cf_cache_writer *w, uint64_t count) {
+    cf_fetch_add(&w->shared->dropped_frames, count);
+}
 
 /* Leave the slot to the next writer. If the caller is still filling a frame in place, call cf_cache_revoke before
  * giving up the lock. */
@@ -180,15 +183,15 @@ enum { CF_CACHE_NEXT = 0, CF_CACHE_LATEST = 1, CF_CACHE_OLDEST = 2 };
 typedef struct {
     const cf_cache_header *shared;
     cf_cache_shape shape;
-    bool newest;       /* always take the newest frame */
-    bool unlocked;     /* no writer holds the lock, whatever the header says */
-    int fd;            /* the file */
-    int event_fd;      /* or -1 */
-    cf_gate gate;      /* closed by close() */
-    uint32_t skip_ahead;    /* skip this many of the oldest whole frames: 0, or more after torn copies */
-    uint64_t at;       /* the next frame to read */
-    int64_t looked_ns; /* when the file was last checked */
-    int64_t since_ns;  /* when waiting for frame `waiting_for` began */
+    bool newest;         /* always take the newest frame */
+    bool unlocked;       /* no writer holds the lock, whatever the header says */
+    int fd;              /* the file */
+    int event_fd;        /* or -1 */
+    cf_gate gate;        /* closed by close() */
+    uint32_t skip_ahead; /* skip this many of the oldest whole frames: 0, or more after torn copies */
+    uint64_t at;         /* the next frame to read */
+    int64_t looked_ns;   /* when the file was last checked */
+    int64_t since_ns;    /* when waiting for frame `waiting_for` began */
     uint64_t waiting_for;
     uint64_t received;
     uint64_t dropped;

@@ -12,7 +12,7 @@ enum {
     CF_HELD = -2,        /* every slot is held by a reader */
     CF_TIMED_OUT = -3,   /* the caller's deadline has passed */
     CF_AGAIN = -4,       /* a slice of waiting is over: look at signals, then call again */
-    CF_SOCKET = -5,        /* the publisher's socket has a message, or hung up */
+    CF_SOCKET = -5,      /* the publisher's socket has a message, or hung up */
     CF_ENDED = -6,       /* the publisher is gone, and everything valid was taken */
     CF_TOO_MANY = -7,    /* the subscriber holds max_held frames */
     CF_OVERWRITTEN = -8, /* the frame changed while it was read: discard what was read */
@@ -22,14 +22,14 @@ enum {
     CF_OVERSIZED = -12,  /* a packet larger than the ring's limit */
     CF_OVERRUN = -13,    /* packets were overwritten before they were read */
     CF_NO_WAITV = -15,   /* the kernel cannot wait for several futexes */
-    CF_WARM_UP = -16,       /* no frame yet, but one is due or may be: warm up, then call again */
+    CF_WARM_UP = -16,    /* no frame yet, but one is due or may be: warm up, then call again */
     CF_CORRUPT = -14,    /* the segment contains values that no writer would store */
     CF_CUT = -17,        /* the segment's file is shorter than its mapping */
 };
 
-#define CF_SLICE_NS 100000000 /* a sleeper checks this often whether the other side is still alive */
+#define CF_SLICE_NS 100000000     /* a sleeper checks this often whether the other side is still alive */
 #define CF_SPIN_SLICE_NS 10000000 /* a spinning call returns this often, to look at signals */
-#define CF_SPIN_BATCH 64      /* looks at the ring between two looks at the clock */
+#define CF_SPIN_BATCH 64          /* looks at the ring between two looks at the clock */
 
 /* Called after a batch of looks when spinning: gives this core to another thread. That thread may be the publisher that
  * we wait for, since the kernel tends to put threads that wake each other on one core. Without this call, a frame was
