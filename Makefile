@@ -5,7 +5,7 @@
 #   make abi3   the wheel for every CPython from 3.11: build it, test its core
 #   make debug  a build with assertions and counters of living objects: the suite's core over it; nothing may be left alive
 #   make stress minutes of crashes, stops, endings, scribbling, strange files and garbage: ARGS=10; docs/testing.md
-#   make lint   ruff, cython-lint, mypy, stubs against the modules, hadolint, workflows
+#   make lint   ruff, cython-lint, mypy, stubs against the modules, clang-format, hadolint, workflows
 #
 # PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo, to pytest or to the stress program.
 
@@ -58,6 +58,7 @@ lint: $(VENV)/ready
 	$(BIN)/python tools/stubs.py --check
 	$(BIN)/python -P -c "import cuframes._core" 2>/dev/null || $(MAKE) build
 	PYTHONSAFEPATH=1 $(BIN)/python -m mypy.stubtest --ignore-disjoint-bases --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt cuframes._core cuframes._native
+	$(BIN)/clang-format --dry-run --Werror cuframes/include/cuframes/*.h tests/c/*.c tests/c/*.cpp bench/*.c
 	$(BIN)/hadolint deploy/Dockerfile
 	@# Its package downloads a program from elsewhere, which not every machine can.
 	if command -v actionlint >/dev/null; then actionlint; else echo "no actionlint here: CI looks at the workflows"; fi

@@ -34,7 +34,7 @@ from cuframes.errors import CuframesError, FrameDropped, ProtocolError, Timeout
 log = logging.getLogger("cuframes")
 
 
-cdef extern from "cuframes/status.h" nogil:
+cdef extern from "cuframes/wait.h" nogil:
     int64_t CF_SLICE_NS
 
 

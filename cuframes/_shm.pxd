@@ -14,6 +14,7 @@ cdef extern from "cuframes/shm.h" nogil:
         CF_MAX_KEY_LEN
         CF_MAX_NAME_LEN
         CF_MAX_MSG_PAYLOAD
+        CF_HANDLE_BYTES
         CF_EXT_PINS
         CF_EXT_FUTEX
         CF_EXT_HOST_MEMORY
@@ -39,7 +40,7 @@ cdef extern from "cuframes/shm.h" nogil:
         uint8_t device_uuid[16]
 
     ctypedef struct cf_slot:
-        uint8_t mem_handle[64]
+        uint8_t mem_handle[CF_HANDLE_BYTES]
         uint8_t cuda_ptr_external[32]
         uint64_t base_offset
 
@@ -48,7 +49,7 @@ cdef extern from "cuframes/shm.h" nogil:
         uint64_t consumer_pid
         uint64_t last_seen_seq
         int64_t last_ack_ns
-        char consumer_name[32]
+        char consumer_name[CF_MAX_NAME_LEN + 1]
         uint64_t received
         uint64_t lost
         uint64_t skipped
@@ -67,7 +68,7 @@ cdef extern from "cuframes/shm.h" nogil:
         uint64_t policy
         uint64_t max_subscribers
         cf_frame_meta meta
-        uint8_t ipc_event_handle[64]
+        uint8_t ipc_event_handle[CF_HANDLE_BYTES]
         uint64_t global_seq
         uint64_t subscriber_bitmap
         uint64_t shutdown_flag
@@ -75,9 +76,9 @@ cdef extern from "cuframes/shm.h" nogil:
         uint64_t epoch
         uint64_t frames_published
         uint64_t frames_dropped
-        cf_slot slots[16]
-        cf_subscriber subscribers[32]
-        uint8_t slot_event_handles[16][64]
+        cf_slot slots[CF_MAX_RING]
+        cf_subscriber subscribers[CF_MAX_SUBSCRIBERS]
+        uint8_t slot_event_handles[CF_MAX_RING][CF_HANDLE_BYTES]
 
     ctypedef struct cf_layout_row:
         const char* type
@@ -96,8 +97,11 @@ cdef extern from "cuframes/shm.h" nogil:
     const uint32_t* cf_low_half(const uint64_t* p)
     uint64_t cf_fetch_or(uint64_t* p, uint64_t v)
     uint64_t cf_fetch_and(uint64_t* p, uint64_t v)
-    void cf_event_signal(int fd)
     uint32_t cf_load_relaxed_u32(const uint32_t* p)
     void cf_fence_acquire()
     int64_t cf_now_ns()
     void cf_sleep_ns(int64_t ns)
+
+
+cdef extern from "cuframes/wait.h" nogil:
+    void cf_event_signal(int fd)

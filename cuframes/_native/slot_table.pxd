@@ -1,9 +1,10 @@
 from cuframes._native.cuda cimport Device
+from cuframes._shm cimport CF_MAX_RING
 
 
 cdef class SlotTable:
-    cdef char* address[16]
-    cdef void* event[16]
+    cdef char* address[CF_MAX_RING]
+    cdef void* event[CF_MAX_RING]
     cdef void* ring_event
     cdef readonly int count
     cdef readonly Device device

@@ -3,10 +3,10 @@
  *   pace INTERVAL_NS JITTER_NS SKIP [THEN_INTERVAL_NS]
  *
  * Every SKIP-th frame is lost. 120 frames, then 120 with the interval THEN_INTERVAL_NS, if given. */
+#include "cuframes/pace.h"
+
 #include <stdio.h>
 #include <stdlib.h>
-
-#include "cuframes/pace.h"
 
 int main(int argc, char **argv) {
     if (argc < 4) return 2;

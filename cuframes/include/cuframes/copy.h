@@ -10,6 +10,8 @@
 #ifndef CUFRAMES_COPY_H
 #define CUFRAMES_COPY_H
 
+#include "gnu.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -50,7 +52,8 @@ static inline void cf_copy(char *dst, const char *src, size_t size) { cf_copy_ve
 /* Copy bytes that the other side may be writing or reading at the same time. The copy may be torn, which is detected
  * afterwards. The thread sanitizer is told to ignore it. */
 #if defined(__SANITIZE_THREAD__)
-__attribute__((no_sanitize("thread"), noinline)) static void cf_copy_racing(char *dst, const char *src, size_t size) {
+__attribute__((no_sanitize("thread"), noinline, unused)) static void cf_copy_racing(char *dst, const char *src,
+                                                                                    size_t size) {
     for (size_t i = 0; i < size; i++) ((volatile char *)dst)[i] = ((const volatile char *)src)[i];
 }
 #else

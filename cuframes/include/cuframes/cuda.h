@@ -4,6 +4,8 @@
 #ifndef CUFRAMES_CUDA_H
 #define CUFRAMES_CUDA_H
 
+#include "gnu.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -73,24 +75,13 @@ static inline bool cf_cuda_is_capture(int result) {
 /* Whether the context is lost (illegal address, launch failure, ECC, driver shut down, ...). Nothing runs in it any
  * more, so nothing accesses memory through it either. */
 static inline bool cf_cuda_is_lost(int result) {
+    /* clang-format off */
     switch (result) {
-        case 4:
-        case 214:
-        case 220:
-        case 226:
-        case 700:
-        case 702:
-        case 709:
-        case 710:
-        case 714:
-        case 715:
-        case 716:
-        case 717:
-        case 718:
-        case 719:
-        case 999: return true;
+        case 4: case 214: case 220: case 226: case 700: case 702: case 709: case 710: case 714: case 715: case 716:
+        case 717: case 718: case 719: case 999: return true;
         default: return false;
     }
+    /* clang-format on */
 }
 
 /* ---- calls in a context ------------------------------------------------------------------------------------------- *

@@ -3,6 +3,8 @@
 #ifndef CUFRAMES_DLPACK_H
 #define CUFRAMES_DLPACK_H
 
+#include "gnu.h"
+
 #include <stdint.h>
 
 typedef struct {

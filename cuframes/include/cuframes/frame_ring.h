@@ -28,6 +28,8 @@
 #ifndef CUFRAMES_RING_H
 #define CUFRAMES_RING_H
 
+#include "gnu.h"
+
 #include <poll.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -38,6 +40,7 @@
 #include "pace.h"
 #include "shm.h"
 #include "status.h"
+#include "wait.h"
 
 enum { CF_NEWEST = 0, CF_ORDERED = 1 };
 enum { CF_BLOCK = 0, CF_SPIN = 1, CF_PREDICT = 2 };
@@ -171,16 +174,7 @@ static inline uint64_t cf_writer_commit(cf_writer *w, int64_t now_ns, int64_t pt
     w->slot_seq[k] = w->seq = seq;
     w->owed[k] = cf_load_relaxed(&w->live);
     cf_store_release(&h->frames_published, ++w->frames);
-    for (uint64_t mask = w->event_mask; mask; mask &= mask - 1) {
-        uint64_t one = 1;
-        struct pollfd event = {.fd = w->event_fd[__builtin_ctzll(mask)], .events = POLLOUT};
-        /* If the counter is full, the subscriber is signalled already. Poll before the write, since the subscriber
-         * shares the open file and may have made it blocking. If a subscriber fills the counter between poll and write,
-         * the session thread notices, empties it and hangs up. */
-        if (poll(&event, 1, 0) != 1 || !(event.revents & POLLOUT)) continue;
-        ssize_t ignored = write(event.fd, &one, sizeof one);
-        (void)ignored;
-    }
+    for (uint64_t mask = w->event_mask; mask; mask &= mask - 1) cf_event_signal(w->event_fd[__builtin_ctzll(mask)]);
     pthread_mutex_unlock(&w->lock);
 
     w->pending_seq = 0;
@@ -402,7 +396,7 @@ static inline int cf_reader_try(cf_reader *r, cf_taken *t) {
 }
 
 static inline bool cf_reader_socket_readable(const cf_reader *r) {
-    struct pollfd p = {.fd = r->sock, .events = POLLIN | POLLRDHUP};
+    struct pollfd p = {r->sock, POLLIN | POLLRDHUP, 0};
     return r->sock >= 0 && poll(&p, 1, 0) > 0;
 }
 
@@ -431,8 +425,8 @@ static inline void cf_reader_warmed_up(cf_reader *r) {
 }
 
 static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
-    int64_t slice_end = 0;
-    for (uint32_t turn = 0;; turn++) {
+    cf_wait w = cf_wait_until(deadline, CF_SLICE_NS);
+    for (;;) {
         if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
         /* Check for the end before looking at the ring, so that frames published before the end are still taken. */
         bool ended = cf_load_seq_cst_u32(&r->gone) || cf_load_acquire(&r->shared->shutdown_flag);
@@ -441,16 +435,10 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
         int rc = cf_reader_try(r, t);
         if (rc != CF_EMPTY) return rc;
         if (ended) return CF_ENDED;
-        /* Nothing left: reset the eventfd, and if it was set, look once more for a frame that came meanwhile. */
-        if (cf_event_drain(r->event_fd)) continue;
-        if (r->wait == CF_SPIN && turn % CF_SPIN_BATCH) {
-            cf_cpu_relax();
-            continue;
-        }
-        int64_t now = cf_now_ns();
-        if (!slice_end) slice_end = now + CF_SLICE_NS;
-        if (now >= deadline) return cf_reader_socket_readable(r) ? CF_SOCKET : CF_TIMED_OUT;
-        if (now >= slice_end) return cf_reader_socket_readable(r) ? CF_SOCKET : CF_AGAIN;
+        rc = cf_wait_turn(&w, r->event_fd, r->wait == CF_SPIN);
+        if (rc == CF_OK) continue;
+        if (rc != CF_EMPTY) return cf_reader_socket_readable(r) ? CF_SOCKET : rc;
+        int64_t now = w.now_ns;
         if (r->wait == CF_SPIN) {
             if (now - r->warm_ns >= CF_WARM_NS) {
                 r->warm_ns = now;
@@ -462,12 +450,12 @@ static inline int cf_reader_wait(cf_reader *r, int64_t deadline, cf_taken *t) {
             cf_spin_yield();
             continue;
         }
-        int64_t until = cf_min_i64(deadline, slice_end);
+        int64_t until = now + cf_wait_left(&w);
         cf_window due = {0, 0};
         if (r->wait == CF_PREDICT) {
             due = cf_pace_window(&r->pace);
             if (now >= due.from_ns && now < due.until_ns) {
-                if (turn % CF_SPIN_BATCH) cf_cpu_relax();
+                if (w.turns % CF_SPIN_BATCH) cf_cpu_relax();
                 else cf_spin_yield();
                 continue;
             }
@@ -504,9 +492,9 @@ static inline int cf_reader_next(cf_reader *r, int64_t deadline, cf_taken *t) {
 static inline int cf_reader_now(cf_reader *r, cf_taken *t) {
     if (cf_exchange_u32(&r->busy, 1)) return CF_BUSY;
     cf_reader_warmed_up(r);
-    int rc = cf_gate_is_shut(&r->gate)                      ? CF_CLOSED
-             : cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY
-                                                            : cf_reader_try(r, t);
+    int rc = CF_CLOSED;
+    if (!cf_gate_is_shut(&r->gate))
+        rc = cf_load_seq_cst_u32(&r->held) >= r->max_held ? CF_TOO_MANY : cf_reader_try(r, t);
     cf_store_seq_cst_u32(&r->busy, 0);
     return rc;
 }

@@ -29,12 +29,14 @@
 #ifndef CUFRAMES_GUARD_H
 #define CUFRAMES_GUARD_H
 
+#include "gnu.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -89,7 +91,9 @@ static inline void cf_guard_pass_on(int number, siginfo_t *info, void *context) 
         previous->sa_handler(number);
     } else if (previous->sa_handler == SIG_DFL || info->si_code > 0) { /* a fault cannot be ignored */
         /* End the process: send the same signal again, which arrives as soon as this handler returns. */
-        struct sigaction ending = {.sa_handler = SIG_DFL};
+        struct sigaction ending;
+        memset(&ending, 0, sizeof ending);
+        ending.sa_handler = SIG_DFL;
         sigaction(number, &ending, NULL);
         if (syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), number, info)) raise(number);
     }
@@ -109,15 +113,17 @@ static void cf_guard_handler(int number, siginfo_t *info, void *context) {
  * our handler was installed, it is replaced again. Another handler that was installed after ours is left alone, since
  * it may pass signals on to us. Returns 0 or an errno. */
 static inline int cf_guard_install(void) {
-    struct sigaction now, ours = {.sa_sigaction = cf_guard_handler};
+    struct sigaction now, ours;
     if (sigaction(SIGBUS, NULL, &now)) return errno;
     bool nobody = !(now.sa_flags & SA_SIGINFO) && (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN);
     if (__atomic_load_n(&cf_guard_previous, __ATOMIC_ACQUIRE) && !nobody) return 0;
-    struct sigaction *previous = malloc(sizeof *previous);
+    struct sigaction *previous = (struct sigaction *)malloc(sizeof *previous);
     if (!previous) return ENOMEM;
     *previous = now;
     __atomic_store_n(&cf_guard_previous, previous, __ATOMIC_RELEASE);
     /* With the mask and flags that the previous handler expects, and on the alternate stack, if the thread has one. */
+    memset(&ours, 0, sizeof ours);
+    ours.sa_sigaction = cf_guard_handler;
     ours.sa_mask = now.sa_mask;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK | (now.sa_flags & (SA_RESTART | SA_NODEFER));
     return sigaction(SIGBUS, &ours, NULL) ? errno : 0;
@@ -130,7 +136,7 @@ static inline cf_guard *cf_guard_watch(void *start, size_t size, int protection)
     cf_guard *g = __atomic_load_n(&cf_guards, __ATOMIC_ACQUIRE);
     while (g && __atomic_exchange_n(&g->taken, 1, __ATOMIC_ACQUIRE)) g = g->next;
     if (!g) {
-        if (!(g = calloc(1, sizeof *g))) return NULL;
+        if (!(g = (cf_guard *)calloc(1, sizeof *g))) return NULL;
         g->taken = 1;
         do g->next = __atomic_load_n(&cf_guards, __ATOMIC_ACQUIRE);
         while (!__atomic_compare_exchange_n(&cf_guards, &g->next, g, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED));

@@ -15,6 +15,8 @@
 #ifndef CUFRAMES_MESSAGES_H
 #define CUFRAMES_MESSAGES_H
 
+#include "gnu.h"
+
 #include <stdint.h>
 
 #include "shm.h"
@@ -96,12 +98,12 @@ typedef struct {
 
 #pragma pack(pop)
 
-_Static_assert(sizeof(cf_message) == 8, "cf_message");
-_Static_assert(sizeof(cf_hello_head) == 8, "cf_hello_head");
-_Static_assert(sizeof(cf_hello_tail) == 20, "cf_hello_tail");
-_Static_assert(sizeof(cf_welcome_head) == 84, "cf_welcome_head");
-_Static_assert(sizeof(cf_welcome_tail) == 12, "cf_welcome_tail");
-_Static_assert(sizeof(cf_subscribed) == 28, "cf_subscribed");
-_Static_assert(sizeof(cf_error_head) == 8, "cf_error_head");
+static_assert(sizeof(cf_message) == 8, "cf_message");
+static_assert(sizeof(cf_hello_head) == 8, "cf_hello_head");
+static_assert(sizeof(cf_hello_tail) == 20, "cf_hello_tail");
+static_assert(sizeof(cf_welcome_head) == 84, "cf_welcome_head");
+static_assert(sizeof(cf_welcome_tail) == 12, "cf_welcome_tail");
+static_assert(sizeof(cf_subscribed) == 28, "cf_subscribed");
+static_assert(sizeof(cf_error_head) == 8, "cf_error_head");
 
 #endif

@@ -14,6 +14,8 @@
 #ifndef CUFRAMES_PACE_H
 #define CUFRAMES_PACE_H
 
+#include "gnu.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 

@@ -24,7 +24,8 @@
 #ifndef CUFRAMES_PACKETS_H
 #define CUFRAMES_PACKETS_H
 
-#include <fcntl.h>
+#include "gnu.h"
+
 #include <signal.h>
 #include <stdbool.h>
 #include <string.h>
@@ -35,6 +36,7 @@
 #include "gate.h"
 #include "shm.h"
 #include "status.h"
+#include "wait.h"
 
 static inline uint64_t cf_packet_segment_size(uint32_t ring_slots, uint32_t data_size) {
     return sizeof(cf_packet_header) + (uint64_t)ring_slots * sizeof(cf_packet_slot) + data_size;
@@ -69,7 +71,7 @@ static inline void cf_packet_writer_extradata(cf_packet_writer *w, const char *b
 /* `segment` is zero-filled, cf_packet_segment_size() bytes long, and not yet visible to others. */
 static inline void cf_packet_writer_init(cf_packet_writer *w, void *segment, uint32_t ring_slots, uint32_t data_size,
                                          uint32_t max_packet, uint32_t codec_id, uint64_t pid) {
-    cf_packet_header *h = segment;
+    cf_packet_header *h = (cf_packet_header *)segment;
     memset(w, 0, sizeof *w);
     w->shared = h;
     w->slots = (cf_packet_slot *)(h + 1);
@@ -175,7 +177,7 @@ typedef struct {
 
 /* Attach to a mapped segment of `size` bytes. CF_CORRUPT: the header is invalid, or does not fit this size. */
 static inline int cf_packet_reader_init(cf_packet_reader *r, const void *segment, uint64_t size, int fd) {
-    const cf_packet_header *h = segment;
+    const cf_packet_header *h = (const cf_packet_header *)segment;
     memset(r, 0, sizeof *r);
     r->event_fd = -1;
     if (size < sizeof *h || cf_load_acquire_u32(&h->magic) != CF_PACKET_MAGIC || h->proto_version != CF_PROTOCOL_V2)
@@ -197,8 +199,8 @@ static inline int cf_packet_reader_init(cf_packet_reader *r, const void *segment
 /* Whether the bytes that were read belong to the packet. To be asked after reading them. */
 static inline bool cf_packet_whole(const cf_packet_reader *r, const cf_packet *p) {
     cf_fence_acquire();
-    return cf_load_acquire(&r->slots[p->seq % r->ring_slots].seq) == p->seq          /* G3 */
-           && cf_load_acquire(&r->shared->write_offset) - p->offset <= r->data_size; /* G4 */
+    bool described = cf_load_acquire(&r->slots[p->seq % r->ring_slots].seq) == p->seq;         /* G3 */
+    return described && cf_load_acquire(&r->shared->write_offset) - p->offset <= r->data_size; /* G4 */
 }
 
 /* Read the slot of packet `seq`: CF_OK, CF_EMPTY (not published yet), CF_OVERRUN (already overwritten), CF_CORRUPT. */
@@ -302,8 +304,7 @@ static inline void cf_packets_start(cf_packet_reader *r, int start) {
 /* Whether the writer is gone. Some of its packets may not have been taken yet. */
 static inline bool cf_packets_abandoned(const cf_packet_reader *r) {
     if (!r->locks) return r->pid && kill((pid_t)r->pid, 0) && errno == ESRCH;
-    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
-    return fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
+    return cf_is_unlocked(r->fd);
 }
 
 /* CF_OK: the writer may still write. CF_ENDED: the writer is gone. CF_CUT: the file was truncated. */
@@ -317,9 +318,9 @@ static inline int cf_packets_check(const cf_packet_reader *r) {
 /* Find the next packet, waiting for it until `deadline`. CF_AGAIN: a slice of waiting is over; call again. CF_ENDED:
  * the writer is gone, and nothing is left. */
 static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_packet *p) {
-    int64_t slice_end = 0;
+    cf_wait w = cf_wait_until(deadline, r->spin ? CF_SPIN_SLICE_NS : CF_SLICE_NS);
     bool ended = false;
-    for (uint32_t turn = 0;; turn++) {
+    for (;;) {
         if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
         /* Check for the end before looking at the ring, so that packets published before the end are still taken. */
         ended |= cf_load_acquire(&r->shared->shutdown_flag) != 0;
@@ -334,25 +335,18 @@ static inline int cf_packets_next(cf_packet_reader *r, int64_t deadline, cf_pack
             }
             return CF_ENDED;
         }
-        /* Nothing left: reset the eventfd, and if it was set, look once more for a packet that came meanwhile. */
-        if (cf_event_drain(r->event_fd)) continue;
-        if (r->spin && turn % CF_SPIN_BATCH) {
-            cf_cpu_relax();
-            continue;
-        }
-        int64_t now = cf_now_ns();
-        if (!slice_end) slice_end = now + (r->spin ? CF_SPIN_SLICE_NS : CF_SLICE_NS);
-        if (now >= deadline || now >= slice_end) {
-            rc = cf_packets_check(r);
-            if (rc == CF_CUT) return rc;
-            if (rc == CF_OK) return now >= deadline ? CF_TIMED_OUT : CF_AGAIN;
-            ended = true; /* and look once more */
-        } else if (r->spin) {
+        rc = cf_wait_turn(&w, r->event_fd, r->spin);
+        if (rc == CF_TIMED_OUT || rc == CF_AGAIN) {
+            int alive = cf_packets_check(r);
+            if (alive == CF_CUT) return alive;
+            if (alive == CF_OK) return rc;
+            ended = true; /* look once more */
+        } else if (rc == CF_EMPTY && r->spin) {
             cf_spin_yield();
-        } else {
+        } else if (rc == CF_EMPTY) {
             /* The word was read before the ring, so any later change wakes us. PAIRS WITH: writer put, global_seq */
             const uint32_t *word = cf_low_half(&r->shared->global_seq);
-            if (cf_futex_wait(word, (uint32_t)seen, cf_min_i64(deadline, slice_end) - now) == EINTR) return CF_AGAIN;
+            if (cf_futex_wait(word, (uint32_t)seen, cf_wait_left(&w)) == EINTR) return CF_AGAIN;
         }
     }
 }
@@ -384,8 +378,8 @@ static inline uint32_t cf_packets_extradata(const cf_packet_reader *r, char *out
     const cf_packet_header *h = r->shared;
     char again[CF_PKT_EXTRADATA_MAX];
     for (int tries = 0; tries < 1000; tries++) {
-        uint32_t changes =
-            cf_load_acquire_u32(&r->slots[0].extradata_changes); /* X3. PAIRS WITH: writer extradata, X2 */
+        /* X3. PAIRS WITH: writer extradata, X2 */
+        uint32_t changes = cf_load_acquire_u32(&r->slots[0].extradata_changes);
         uint32_t size = cf_load_acquire_u32(&h->codec_extradata_size);
         bool whole = !(r->counts_changes && changes & 1);
         if (size > CF_PKT_EXTRADATA_MAX) return size; /* the caller reports the error */

@@ -27,6 +27,8 @@
 #ifndef CUFRAMES_PENDING_H
 #define CUFRAMES_PENDING_H
 
+#include "gnu.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -76,7 +78,7 @@ typedef struct cf_pending {
     struct cf_pending *next;
 } cf_pending;
 
-static struct {
+typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t work; /* for the reaper: something is pending, or the reaper must stop */
     pthread_cond_t idle; /* for threads that take a reader out of the table: its `busy` is 0 */
@@ -88,7 +90,19 @@ static struct {
     uint32_t ready;      /* atomic; there may be something to collect */
     bool notified;       /* Python has been asked to collect */
     int (*notify)(void); /* asks for a collection, from a thread without the GIL; NULL when Python has ended */
-} cf_table = {.lock = PTHREAD_MUTEX_INITIALIZER, .idle = PTHREAD_COND_INITIALIZER};
+} cf_pending_table;
+
+static cf_pending_table cf_table = {PTHREAD_MUTEX_INITIALIZER,
+                                    PTHREAD_COND_INITIALIZER,
+                                    PTHREAD_COND_INITIALIZER,
+                                    NULL,
+                                    0,
+                                    false,
+                                    false,
+                                    false,
+                                    0,
+                                    false,
+                                    NULL};
 
 /* Record the event of `use`. 0, or the driver's error; recording is then repeated later. */
 static inline int cf_pending_record(cf_pending *p, cf_pending_frame *f, cf_pending_use *use, int64_t now) {
@@ -289,7 +303,10 @@ static inline void cf_pending_leave(cf_pending *p) {
  * could not be recorded yet. */
 static inline int cf_pending_defer(cf_pending *p, uint32_t k, uint64_t seq, void *const *streams, int count,
                                    bool stream_unknown, void **keep, void **old) {
-    cf_pending_frame f = {.seq = seq, .uses = stream_unknown ? 1 : count};
+    cf_pending_frame f;
+    memset(&f, 0, sizeof f);
+    f.seq = seq;
+    f.uses = stream_unknown ? 1 : count;
     CF_ASSERT(k < CF_MAX_RING && f.uses <= (int)(sizeof f.use / sizeof *f.use));
     int result = CF_CUDA_SUCCESS;
     pthread_mutex_lock(&cf_table.lock);

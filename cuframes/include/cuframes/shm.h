@@ -31,10 +31,12 @@
 #ifndef CUFRAMES_SHM_H
 #define CUFRAMES_SHM_H
 
+#include "gnu.h"
+
+#include <assert.h>
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
-#include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -62,6 +64,7 @@
 #define CF_MAX_SUBSCRIBERS 32u
 #define CF_MAX_KEY_LEN 63u
 #define CF_MAX_NAME_LEN 31u
+#define CF_HANDLE_BYTES 64u /* of the driver, for memory and events of another process */
 #define CF_MAX_MSG_PAYLOAD 4096u
 
 #define CF_PKT_EXTRADATA_MAX 4096u
@@ -112,7 +115,7 @@ typedef struct {
     int64_t pts_ns;
     uint64_t ack_bitmap; /* atomic; bit i: subscriber i is done with this frame */
     uint64_t written_bytes;
-    uint8_t mem_handle[64];
+    uint8_t mem_handle[CF_HANDLE_BYTES];
     uint8_t cuda_ptr_external[32];
     /* reserved_a */
     uint64_t pin_bitmap; /* atomic; bit i: subscriber i is reading this slot now */
@@ -128,7 +131,7 @@ typedef struct {
     uint64_t consumer_pid;
     uint64_t last_seen_seq;
     int64_t last_ack_ns;
-    char consumer_name[32];
+    char consumer_name[CF_MAX_NAME_LEN + 1];
     /* reserved: counters that can be read without joining */
     uint64_t received;
     uint64_t lost;
@@ -150,7 +153,7 @@ typedef struct {
     uint64_t policy;
     uint64_t max_subscribers;
     cf_frame_meta meta;
-    uint8_t ipc_event_handle[64];
+    uint8_t ipc_event_handle[CF_HANDLE_BYTES];
     uint64_t global_seq;        /* atomic; its low half is the futex word that subscribers sleep on */
     uint64_t subscriber_bitmap; /* atomic */
     uint64_t shutdown_flag;     /* atomic */
@@ -161,9 +164,9 @@ typedef struct {
     uint64_t frames_published; /* atomic */
     uint64_t frames_dropped;   /* atomic */
     uint8_t reserved_b[8];
-    cf_slot slots[16];
-    cf_subscriber subscribers[32];
-    uint8_t slot_event_handles[16][64];
+    cf_slot slots[CF_MAX_RING];
+    cf_subscriber subscribers[CF_MAX_SUBSCRIBERS];
+    uint8_t slot_event_handles[CF_MAX_RING][CF_HANDLE_BYTES];
 } cf_frame_header;
 
 /* ---- packet ring ---------------------------------------------------------------------------------------------- */
@@ -194,7 +197,7 @@ typedef struct {
     uint64_t last_keyframe_seq; /* atomic */
     uint64_t write_offset;      /* atomic; total bytes written; advanced before the bytes are written */
     uint64_t shutdown_flag;     /* atomic */
-    uint8_t codec_extradata[4096];
+    uint8_t codec_extradata[CF_PKT_EXTRADATA_MAX];
 } cf_packet_header;
 
 /* ---- socket messages: packed by session/wire.py, declared here so that one file contains every size -------------- */
@@ -215,7 +218,7 @@ typedef struct {
     uint32_t proto_version_actual;
     uint32_t ring_size;
     uint32_t ownership_mode;
-    uint8_t meta[64];
+    uint8_t meta[sizeof(cf_frame_meta)];
     uint32_t shm_path_len;
 } cf_hello_resp_head;
 
@@ -246,7 +249,7 @@ typedef struct {
     char slot_id[64];
     /* not part of the format: the bytes up to the first entry */
     uint64_t writer_pid; /* the process that holds the writer's lock; meaningless if the lock is free */
-    uint8_t pad[3936];
+    uint8_t pad[CF_CACHE_HEADER_SIZE - 160];
 } cf_cache_header;
 
 /* Not always aligned, since entries are 24 + frame_size bytes apart. */
@@ -398,10 +401,10 @@ typedef struct {
     X(cf_cache_entry, 24)     \
     X(cf_semaphore, 32)
 
-#define CF_ASSERT_FIELD(type, field, off, size)                                               \
-    _Static_assert(offsetof(type, field) == (off), #type "." #field " is not at byte " #off); \
-    _Static_assert(sizeof(((type *)0)->field) == (size), #type "." #field " is not " #size " bytes");
-#define CF_ASSERT_SIZE(type, size) _Static_assert(sizeof(type) == (size), #type " is not " #size " bytes");
+#define CF_ASSERT_FIELD(type, field, off, size)                                              \
+    static_assert(offsetof(type, field) == (off), #type "." #field " is not at byte " #off); \
+    static_assert(sizeof(((type *)0)->field) == (size), #type "." #field " is not " #size " bytes");
+#define CF_ASSERT_SIZE(type, size) static_assert(sizeof(type) == (size), #type " is not " #size " bytes");
 CF_LAYOUT_FIELDS(CF_ASSERT_FIELD)
 CF_LAYOUT_SIZES(CF_ASSERT_SIZE)
 #undef CF_ASSERT_FIELD
@@ -417,8 +420,13 @@ typedef struct {
 
 #define CF_ROW_FIELD(t, f, off, sz) {#t, #f, (uint32_t)offsetof(t, f), (uint32_t)sizeof(((t *)0)->f)},
 #define CF_ROW_SIZE(t, sz) {#t, NULL, 0, (uint32_t)sizeof(t)},
-__attribute__((unused)) static const cf_layout_row cf_layout[] = {CF_LAYOUT_FIELDS(CF_ROW_FIELD)
-                                                                      CF_LAYOUT_SIZES(CF_ROW_SIZE){NULL, NULL, 0, 0}};
+/* clang-format off */
+__attribute__((unused)) static const cf_layout_row cf_layout[] = {
+    CF_LAYOUT_FIELDS(CF_ROW_FIELD)
+    CF_LAYOUT_SIZES(CF_ROW_SIZE)
+    {NULL, NULL, 0, 0},
+};
+/* clang-format on */
 #undef CF_ROW_FIELD
 #undef CF_ROW_SIZE
 
@@ -480,15 +488,22 @@ static inline int64_t cf_now_ns(void) {
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
+static inline struct timespec cf_timespec(int64_t ns) {
+    struct timespec ts;
+    ts.tv_sec = ns / 1000000000;
+    ts.tv_nsec = ns % 1000000000;
+    return ts;
+}
+
 static inline void cf_sleep_ns(int64_t ns) {
-    struct timespec ts = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    struct timespec ts = cf_timespec(ns);
     nanosleep(&ts, NULL);
 }
 
 /* Shared futexes (no PRIVATE flag), since the waiters are in other processes, perhaps in other pid namespaces.
  * Returns 0 if woken or if *word is not `expected`, otherwise ETIMEDOUT or EINTR. */
 static inline int cf_futex_wait(const uint32_t *word, uint32_t expected, int64_t timeout_ns) {
-    struct timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    struct timespec ts = cf_timespec(timeout_ns);
     if (syscall(SYS_futex, word, FUTEX_WAIT, expected, &ts, NULL, 0) == 0 || errno == EAGAIN) return 0;
     return errno;
 }
@@ -498,23 +513,6 @@ static inline void cf_futex_wake_all(const uint32_t *word) {
 }
 
 static inline void cf_futex_wake_one(const uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
-
-/* Add 1 to an eventfd without blocking. The process that shares it may have made it blocking, and filled its
- * counter. */
-static inline void cf_event_signal(int fd) {
-    struct pollfd p = {.fd = fd, .events = POLLOUT};
-    uint64_t one = 1;
-    if (fd < 0 || poll(&p, 1, 0) <= 0 || !(p.revents & POLLOUT)) return; /* full: it is signalled already */
-    ssize_t ignored = write(fd, &one, sizeof one);
-    (void)ignored;
-}
-
-/* Reset an eventfd's counter to zero, without blocking. True: it was not zero before. */
-static inline bool cf_event_drain(int fd) {
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    uint64_t count;
-    return fd >= 0 && poll(&p, 1, 0) > 0 && p.revents & POLLIN && read(fd, &count, sizeof count) > 0;
-}
 
 /* The low half of a 64-bit counter, as a futex word. */
 static inline const uint32_t *cf_low_half(const uint64_t *p) { return (const uint32_t *)(const void *)p; }

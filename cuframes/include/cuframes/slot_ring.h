@@ -26,7 +26,8 @@
 #ifndef CUFRAMES_CACHE_H
 #define CUFRAMES_CACHE_H
 
-#include <fcntl.h>
+#include "gnu.h"
+
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -37,6 +38,7 @@
 #include "gate.h"
 #include "shm.h"
 #include "status.h"
+#include "wait.h"
 
 /* Polling the cursor of a writer that does not wake the futex: the shortest and the longest time between two looks. In
  * between, it is the time waited so far, divided by CF_CACHE_POLL_PART. */
@@ -59,7 +61,7 @@ static inline uint64_t cf_cache_size(uint32_t frame_size, uint32_t depth) {
 /* Read and check the dimensions. CF_CORRUPT: not a slot of version 1, or it does not fit its file of `size` bytes. The
  * header may contain any values. The depth is checked with a division, since a product could overflow 64 bits. */
 static inline int cf_cache_measure(const void *segment, uint64_t size, cf_cache_shape *s) {
-    const cf_cache_header *h = segment;
+    const cf_cache_header *h = (const cf_cache_header *)segment;
     if (size < sizeof *h || cf_load_acquire_u32(&h->magic) != CF_CACHE_MAGIC ||
         cf_load_relaxed_u32(&h->version) != CF_CACHE_VERSION)
         return CF_CORRUPT;
@@ -97,7 +99,7 @@ static inline int cf_cache_writer_init(cf_cache_writer *w, void *segment, uint64
     memset(w, 0, sizeof *w);
     int rc = cf_cache_measure(segment, size, &w->shape);
     if (rc != CF_OK) return rc;
-    w->shared = segment;
+    w->shared = (cf_cache_header *)segment;
     w->size = size;
     w->fd = fd;
     w->cursor = cf_load_acquire(&w->shared->write_cursor);
@@ -133,7 +135,7 @@ static inline void cf_cache_end(cf_cache_writer *w) {
 /* Publish the frame, whose pixels are written, and wake sleeping readers. Readers cannot announce that they sleep, so
  * this is a system call for every frame. */
 static inline void cf_cache_commit(cf_cache_writer *w, uint32_t size, uint64_t pts_us, uint64_t wall_us) {
-    cf_cache_entry entry = {.pts_us = pts_us, .wall_us = wall_us, .size = size};
+    cf_cache_entry entry = {pts_us, wall_us, size, 0};
     CF_ASSERT(size <= w->shape.frame_size && cf_load_seq_cst_u32(&w->busy));
     cf_copy_racing(cf_cache_entry_at(&w->shape, w->shared, w->cursor), (const char *)&entry, sizeof entry);
     cf_store_seq_cst(&w->shared->write_cursor, ++w->cursor); /* W3. PAIRS WITH: reader look; reader sleep */
@@ -218,7 +220,7 @@ static inline int cf_cache_reader_init(cf_cache_reader *r, const void *segment, 
     r->event_fd = -1;
     int rc = cf_cache_measure(segment, size, &r->shape);
     if (rc != CF_OK) return rc;
-    r->shared = segment;
+    r->shared = (const cf_cache_header *)segment;
     r->fd = fd;
     r->at = cf_cache_cursor(r);
     if (start == CF_CACHE_LATEST && r->at) r->at--;
@@ -291,8 +293,7 @@ static inline void cf_cache_resync(cf_cache_reader *r) {
 /* CF_OK: more frames may come. CF_ENDED: the slot was removed. CF_CUT: the file was truncated. */
 static inline int cf_cache_check(cf_cache_reader *r) {
     struct stat file;
-    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
-    r->unlocked = fcntl(r->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
+    r->unlocked = cf_is_unlocked(r->fd);
     if (fstat(r->fd, &file)) return CF_OK;
     if ((uint64_t)file.st_size < cf_cache_size(r->shape.frame_size, r->shape.depth)) return CF_CUT;
     return file.st_nlink == 0 ? CF_ENDED : CF_OK;
@@ -317,26 +318,22 @@ static inline int cf_cache_sleep(const cf_cache_reader *r, uint64_t seen, int64_
 /* Wait for a frame until `deadline`. CF_OK: look for it. CF_AGAIN: a slice of waiting is over; call again. CF_ENDED:
  * the slot was removed, and nothing is left. */
 static inline int cf_cache_wait(cf_cache_reader *r, int64_t deadline) {
-    int64_t begin = 0;
+    cf_wait w = cf_wait_until(deadline, CF_SLICE_NS);
     for (;;) {
         if (cf_gate_is_shut(&r->gate)) return CF_CLOSED;
         uint64_t cursor = cf_load_seq_cst(&r->shared->write_cursor);
         if (cursor != r->at) return CF_OK;
-        /* Nothing left: reset the eventfd, and if it was set, look once more for a frame that came meanwhile. */
-        if (cf_event_drain(r->event_fd)) continue;
-        int64_t now = cf_now_ns();
-        if (!begin) begin = now;
-        if (!r->since_ns || r->waiting_for != r->at) r->since_ns = now, r->waiting_for = r->at;
-        bool over = now >= deadline || now - begin >= CF_SLICE_NS;
-        if (over || now - r->looked_ns >= CF_SLICE_NS) {
-            r->looked_ns = now;
-            int rc = cf_cache_check(r);
+        int rc = cf_wait_turn(&w, r->event_fd, false);
+        if (rc == CF_OK) continue;
+        if (!r->since_ns || r->waiting_for != r->at) r->since_ns = w.now_ns, r->waiting_for = r->at;
+        if (rc != CF_EMPTY || w.now_ns - r->looked_ns >= CF_SLICE_NS) {
+            r->looked_ns = w.now_ns;
+            int there = cf_cache_check(r);
             if (cf_cache_cursor(r) != r->at) return CF_OK;
-            if (rc != CF_OK) return rc;
+            if (there != CF_OK) return there;
         }
-        if (over) return now >= deadline ? CF_TIMED_OUT : CF_AGAIN;
-        int64_t timeout = cf_min_i64(deadline - now, begin + CF_SLICE_NS - now);
-        if (cf_cache_sleep(r, cursor, timeout, now - r->since_ns) == EINTR) return CF_AGAIN;
+        if (rc != CF_EMPTY) return rc;
+        if (cf_cache_sleep(r, cursor, cf_wait_left(&w), w.now_ns - r->since_ns) == EINTR) return CF_AGAIN;
     }
 }
 

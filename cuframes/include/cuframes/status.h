@@ -3,9 +3,6 @@
 #ifndef CUFRAMES_STATUS_H
 #define CUFRAMES_STATUS_H
 
-#include <sched.h>
-#include <stdint.h>
-
 enum {
     CF_OK = 0,
     CF_EMPTY = -1,       /* nothing new to take */
@@ -18,7 +15,7 @@ enum {
     CF_OVERWRITTEN = -8, /* the frame changed while it was read: discard what was read */
     CF_BUSY = -9,        /* another thread is writing, or taking, at this end */
     CF_CLOSED = -10,     /* this end was closed */
-    CF_NO_BIT = -11,     /* 31 subscribers are active */
+    CF_NO_BIT = -11,     /* all subscribers there can be are active */
     CF_OVERSIZED = -12,  /* a packet larger than the ring's limit */
     CF_OVERRUN = -13,    /* packets were overwritten before they were read */
     CF_NO_WAITV = -15,   /* the kernel cannot wait for several futexes */
@@ -26,16 +23,5 @@ enum {
     CF_CORRUPT = -14,    /* the segment contains values that no writer would store */
     CF_CUT = -17,        /* the segment's file is shorter than its mapping */
 };
-
-#define CF_SLICE_NS 100000000     /* a sleeper checks this often whether the other side is still alive */
-#define CF_SPIN_SLICE_NS 10000000 /* a spinning call returns this often, to look at signals */
-#define CF_SPIN_BATCH 64          /* looks at the ring between two looks at the clock */
-
-/* Called after a batch of looks when spinning: gives this core to another thread. That thread may be the publisher that
- * we wait for, since the kernel tends to put threads that wake each other on one core. Without this call, a frame was
- * up to 4 ms late. */
-static inline void cf_spin_yield(void) { sched_yield(); }
-
-static inline int64_t cf_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #endif

@@ -7,6 +7,8 @@
 #ifndef CUFRAMES_ANY_H
 #define CUFRAMES_ANY_H
 
+#include "gnu.h"
+
 #include <sys/epoll.h>
 
 #include "packet_ring.h"
@@ -92,11 +94,11 @@ static inline int cf_any_sleep(const cf_any *rings, uint32_t count, int64_t end,
         bool silent = a->frames ? !a->frames->wakes : a->slots && !cf_cache_wakes(a->slots);
         if (silent) end = cf_min_i64(end, now + CF_LOOK_NS);
         uint64_t seen = cf_load_seq_cst(cf_any_seq(a));
-        waits[asleep] = (cf_futex_waitv){
-            .val = (uint32_t)seen, .uaddr = (uint64_t)(uintptr_t)cf_low_half(cf_any_seq(a)), .flags = CF_FUTEX_32};
+        cf_futex_waitv wait = {(uint32_t)seen, (uint64_t)(uintptr_t)cf_low_half(cf_any_seq(a)), CF_FUTEX_32, 0};
+        waits[asleep] = wait;
         news = cf_any_ready(a, now) != CF_ANY_NOTHING;
     }
-    struct timespec until = {.tv_sec = end / 1000000000, .tv_nsec = end % 1000000000};
+    struct timespec until = cf_timespec(end);
     long rc = news ? 0 : syscall(SYS_futex_waitv, waits, count, 0, &until, CLOCK_MONOTONIC);
     int problem = rc < 0 ? errno : 0;
     for (uint32_t i = 0; i < asleep; i++)
@@ -109,7 +111,7 @@ static inline int cf_any_sleep(const cf_any *rings, uint32_t count, int64_t end,
  * look at its ring causes an edge after that look, and so ends this sleep. Earlier edges end it needlessly, once. */
 static inline int cf_any_poll(int epoll, int64_t ns) {
     struct epoll_event news[64];
-    struct timespec left = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    struct timespec left = cf_timespec(ns);
     long rc = syscall(SYS_epoll_pwait2, epoll, news, 64, &left, NULL, 0);
     if (rc < 0 && (errno == ENOSYS || errno == EPERM)) rc = epoll_wait(epoll, news, 64, (int)((ns + 999999) / 1000000));
     return rc < 0 ? errno : 0;
