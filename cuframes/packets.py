@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterable
 from enum import IntFlag
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cuframes._native.packets import (
     EXTRADATA_MAX,
@@ -308,11 +308,11 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
     def __init__(
         self,
         key: str,
-        start: str = "keyframe",
+        start: Literal["keyframe", "oldest", "next", "latest", "live"] = "keyframe",
         *,
         connect_timeout: float | None = 5.0,
         reconnect: bool = False,
-        wait: str = "block",
+        wait: Literal["block", "spin"] = "block",
     ) -> None:
         if start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}; not {start!r}")
@@ -402,7 +402,7 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         return extradata
 
     def __repr__(self) -> str:
-        return f"<PacketReader of {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"
+        return f"<PacketReader {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"
 
 
 def _find(key: str) -> Steps[int]:

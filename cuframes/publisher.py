@@ -5,7 +5,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from cuframes._core import FrameWriter
 from cuframes._native.control import (
@@ -104,9 +104,9 @@ class Publisher(lifetime.Closing):
         format: str = "nv12",
         *,
         ring_size: int = 8,
-        memory: str = "auto",
+        memory: Literal["auto", "host", "cuda", "cuda-ipc"] = "auto",
         device: int | None = None,
-        policy: str = "drop_oldest",
+        policy: Literal["drop_oldest", "strict_wait"] = "drop_oldest",
         group: str | int | None = None,
     ) -> None:
         ring_size = whole_number(ring_size, "ring_size", MIN_RING, MAX_RING)
@@ -124,7 +124,7 @@ class Publisher(lifetime.Closing):
         *,
         pitch: int | None = None,
         device: int | None = None,
-        policy: str = "drop_oldest",
+        policy: Literal["drop_oldest", "strict_wait"] = "drop_oldest",
         group: str | int | None = None,
     ) -> Self:
         """Share device buffers that the caller owns, one per slot: for example a decoder's pool.
@@ -463,7 +463,7 @@ class Publisher(lifetime.Closing):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self._memory
-        return f"<Publisher {self.key!r} {self.format} {self.width}x{self.height}, {state}>"
+        return f"<Publisher {self.key!r}, {self.format} {self.width}x{self.height}, {state}>"
 
 
 def _release(version: str) -> tuple[int, ...]:

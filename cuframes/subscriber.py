@@ -4,7 +4,7 @@ import contextlib
 import os
 import select
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cuframes._core import BLOCK, PREDICT, SPIN, FrameReader
 from cuframes._native.control import (
@@ -129,11 +129,11 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         key: str,
         *,
         name: str | None = None,
-        mode: str = "newest",
-        start: str = "next",
+        mode: Literal["newest", "ordered"] = "newest",
+        start: Literal["next", "latest", "oldest"] = "next",
         device: int | None = None,
         stream: Any = None,
-        wait: str = "block",
+        wait: Literal["block", "spin", "predictive"] = "block",
         max_held: int | None = None,
         connect_timeout: float | None = 5.0,
         reconnect: bool = False,
@@ -358,7 +358,12 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         """The eventfd to which the publisher adds 1 at every frame, or -1."""
         return self._connection.event_fd
 
-    def packets(self, start: str = "keyframe", *, connect_timeout: float | None = 1.0) -> PacketReader:
+    def packets(
+        self,
+        start: Literal["keyframe", "oldest", "next", "latest"] = "keyframe",
+        *,
+        connect_timeout: float | None = 1.0,
+    ) -> PacketReader:
         """A reader of the encoded packets beside these frames, if the publisher shares packets.
 
         Parameters
@@ -406,7 +411,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.mode
-        return f"<Subscriber {self.name!r} of {self.key!r}, {self.format} {self.width}x{self.height}, {state}>"
+        return f"<Subscriber {self.key!r}, {self.format} {self.width}x{self.height}, {state}, name {self.name!r}>"
 
 
 _readable_fd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # nobody reads it

@@ -718,7 +718,7 @@ class TestNumbers:
             assert found == exact
             assert (type(found.numerator), type(found.denominator)) == (int, int)
         for fps in (numpy.float32("nan"), numpy.float64("inf"), numpy.zeros(2)):
-            with pytest.raises(ValueError, match="fps is a number"):
+            with pytest.raises(ValueError, match="fps must be a number"):
                 rate(fps)
         # Added to the clock as float32, a timeout would be rounded with it, to seconds after some months.
         assert type(deadline_after(numpy.float32(0.1))) is float

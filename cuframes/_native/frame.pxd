@@ -4,20 +4,22 @@ from cuframes._native.layout cimport FrameLayout
 from cuframes._native.views cimport View
 
 
-cdef class Frame(View):
+cdef class FrameView(View):
     cdef FrameLayout layout
-    cdef FrameReader reader
-    cdef cf_taken taken
     cdef tuple cached_planes
 
-    cdef int check_held(self) except -1
+    cdef int check_usable(self) except -1
+
+
+cdef class Frame(FrameView):
+    cdef FrameReader reader
+    cdef cf_taken taken
+
     cdef int release_views(self) except -1
 
 
-cdef class WritableFrame(View):
-    cdef FrameLayout layout
+cdef class WritableFrame(FrameView):
     cdef FrameWriter writer
-    cdef tuple cached_planes
     cdef WriteLease lease
     cdef void* stream
     cdef object stream_keeper
@@ -28,7 +30,6 @@ cdef class WritableFrame(View):
     cdef readonly object seq
     cdef readonly object slot
 
-    cdef int check_begun(self) except -1
     cdef bint end(self) noexcept
     cdef int drop_views(self) except -1
     cdef void abandon(self) noexcept

@@ -6,7 +6,24 @@ from cuframes._core import FrameReader, FrameWriter
 from cuframes._native.layout import FrameLayout
 from cuframes._native.views import Plane, View
 
-class Frame(View):
+class FrameView(View):
+    """A whole frame in a slot of the ring: the common part of :class:`Frame` and :class:`WritableFrame`."""
+    @property
+    def format(self) -> str:
+        """Pixel format, FFmpeg's name."""
+    @property
+    def width(self) -> int:
+        """Pixels."""
+    @property
+    def height(self) -> int:
+        """Pixels."""
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes as a tuple of :class:`Plane`, without a copy. Those of a frame that is being written are writable:
+        ``frame.planes[0][...] = luma``.
+        """
+
+class Frame(FrameView):
     """A frame in the ring, read-only, in place.
 
     The frame cannot be overwritten as long as this object, one of its planes, or an array or tensor made from either is
@@ -39,18 +56,6 @@ class Frame(View):
     def skipped(self) -> int:
         """Number of frames that were passed over between the frame taken before and this one (mode ``newest``)."""
     @property
-    def format(self) -> str:
-        """Pixel format, FFmpeg's name."""
-    @property
-    def width(self) -> int:
-        """Pixels."""
-    @property
-    def height(self) -> int:
-        """Pixels."""
-    @property
-    def planes(self) -> tuple[Plane, ...]:
-        """The planes as a tuple of :class:`Plane`, without a copy."""
-    @property
     def valid(self) -> bool:
         """Whether the slot still contains this frame. If the publisher honours pins, always true while the frame is
         held.
@@ -76,7 +81,7 @@ class Frame(View):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
-class WritableFrame(View):
+class WritableFrame(FrameView):
     """A slot of the ring that the publisher fills in place.
 
     Use it as a context manager: the frame is published when the block ends normally and abandoned when the block
@@ -101,18 +106,6 @@ class WritableFrame(View):
     def __new__(
         cls, writer: FrameWriter, layout: FrameLayout, stream: Any, timeout: float | None, wanted: int = -1
     ) -> Self: ...
-    @property
-    def format(self) -> str:
-        """Pixel format, FFmpeg's name."""
-    @property
-    def width(self) -> int:
-        """Pixels."""
-    @property
-    def height(self) -> int:
-        """Pixels."""
-    @property
-    def planes(self) -> tuple[Plane, ...]:
-        """The planes as a tuple of writable :class:`Plane`: ``frame.planes[0][...] = luma``."""
     def copy_from(self, src: Any) -> None:
         """Copy a whole frame into the slot. `src` is anything that ``Publisher.publish`` accepts."""
     def __enter__(self) -> Self: ...

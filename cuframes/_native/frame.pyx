@@ -35,7 +35,43 @@ cdef tuple planes_of(FrameLayout layout, char* address, bint readonly, Owner own
     return tuple(planes)
 
 
-cdef class Frame(View):
+cdef class FrameView(View):
+    """A whole frame in a slot of the ring: the common part of :class:`Frame` and :class:`WritableFrame`."""
+
+    @property
+    def format(self):
+        """Pixel format, FFmpeg's name."""
+        return self.layout.format
+
+    @property
+    def width(self):
+        """Pixels."""
+        return self.layout.shape.width
+
+    @property
+    def height(self):
+        """Pixels."""
+        return self.layout.shape.height
+
+    @property
+    def planes(self):
+        """The planes as a tuple of :class:`Plane`, without a copy. Those of a frame that is being written are writable:
+        ``frame.planes[0][...] = luma``.
+        """
+        cdef tuple planes
+        with cython.critical_section(self):
+            self.check_usable()
+            if self.cached_planes is None:
+                self.cached_planes = planes_of(self.layout, self.address, self.readonly, self.owner)
+            planes = self.cached_planes
+        return planes
+
+    cdef int check_usable(self) except -1:
+        """Raise ValueError if the frame was released, or is not being written."""
+        raise NotImplementedError
+
+
+cdef class Frame(FrameView):
     """A frame in the ring, read-only, in place.
 
     The frame cannot be overwritten as long as this object, one of its planes, or an array or tensor made from either is
@@ -83,39 +119,13 @@ cdef class Frame(View):
         return self.taken.skipped
 
     @property
-    def format(self):
-        """Pixel format, FFmpeg's name."""
-        return self.layout.format
-
-    @property
-    def width(self):
-        """Pixels."""
-        return self.layout.shape.width
-
-    @property
-    def height(self):
-        """Pixels."""
-        return self.layout.shape.height
-
-    @property
-    def planes(self):
-        """The planes as a tuple of :class:`Plane`, without a copy."""
-        cdef tuple planes
-        with cython.critical_section(self):
-            self.check_held()
-            if self.cached_planes is None:
-                self.cached_planes = planes_of(self.layout, self.address, self.readonly, self.owner)
-            planes = self.cached_planes
-        return planes
-
-    @property
     def valid(self):
         """Whether the slot still contains this frame. If the publisher honours pins, always true while the frame is
         held.
         """
         return cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
 
-    cdef int check_held(self) except -1:
+    cdef int check_usable(self) except -1:
         if self.dropped:
             raise ValueError("the frame was released; take views before the release, or keep the frame")
         return 0
@@ -159,7 +169,7 @@ cdef class Frame(View):
         return 0
 
     def __enter__(self):
-        self.check_held()
+        self.check_usable()
         return self
 
     def __exit__(self, exc_type, exc, traceback):
@@ -201,7 +211,7 @@ cdef Frame frame_of(Hold hold):
 
 
 @cython.no_gc_clear  # its deallocation may have to give the slot back to the writer
-cdef class WritableFrame(View):
+cdef class WritableFrame(FrameView):
     """A slot of the ring that the publisher fills in place.
 
     Use it as a context manager: the frame is published when the block ends normally and abandoned when the block
@@ -278,7 +288,7 @@ cdef class WritableFrame(View):
         finally:
             self.writer.leave()
 
-    cdef int check_begun(self) except -1:
+    cdef int check_usable(self) except -1:
         if not self.begun:
             raise ValueError("a writable frame is valid inside its with block only")
         return 0
@@ -315,37 +325,11 @@ cdef class WritableFrame(View):
     def copy_from(self, src):
         """Copy a whole frame into the slot. `src` is anything that ``Publisher.publish`` accepts."""
         cdef Source source
-        self.check_begun()
+        self.check_usable()
         source = find_source(self.writer, self.layout, self.stream, src)
-        self.check_begun()  # once more, since inspecting an array can run arbitrary code
+        self.check_usable()  # once more, since inspecting an array can run arbitrary code
         source.part_from(self.address)
         fill(self.writer, source, self.address, self.stream)
-
-    @property
-    def planes(self):
-        """The planes as a tuple of writable :class:`Plane`: ``frame.planes[0][...] = luma``."""
-        cdef tuple planes
-        with cython.critical_section(self):
-            self.check_begun()
-            if self.cached_planes is None:
-                self.cached_planes = planes_of(self.layout, self.address, False, self.owner)
-            planes = self.cached_planes
-        return planes
-
-    @property
-    def format(self):
-        """Pixel format, FFmpeg's name."""
-        return self.layout.format
-
-    @property
-    def width(self):
-        """Pixels."""
-        return self.layout.shape.width
-
-    @property
-    def height(self):
-        """Pixels."""
-        return self.layout.shape.height
 
     def __repr__(self):
         return f"<WritableFrame {self.format} {self.width}x{self.height}>"

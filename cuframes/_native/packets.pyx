@@ -412,7 +412,7 @@ cdef class Packet:
                          bytes(self.data), self.lost)
 
     def __repr__(self):
-        return (f"<Packet {self.seq}, {len(self.data)} bytes, pts_ns={self.pts_ns}, dts_ns={self.dts_ns}"
+        return (f"<Packet {len(self.data)} bytes, seq {self.seq}, pts {self.pts_ns} ns, dts {self.dts_ns} ns"
                 f"{', keyframe' if self.keyframe else ''}>")
 
 

@@ -382,6 +382,11 @@ cdef class WritableSlotFrame:
     def __reduce__(self):
         raise refusal(self, "read the slot with cuframes.framecache.SlotReader in the other process")
 
+    def __repr__(self):
+        cdef FrameLayout layout = self.writer.layout
+        picture = "" if layout is None else f" {layout.format} {layout.shape.width}x{layout.shape.height}"
+        return f"<WritableSlotFrame{picture}>"
+
     def copy_from(self, src):
         """Copy a whole frame into the slot. `src` is anything that :meth:`SlotWriter.write` accepts."""
         cdef Source source
@@ -729,7 +734,8 @@ cdef class SlotFrame:
         return self.as_array().__dlpack_device__()
 
     def __repr__(self):
-        return (f"<SlotFrame {self.seq}, {self.found.size} bytes, pts_us={self.pts_us}"
+        picture = "" if self.layout is None else f"{self.format} {self.width}x{self.height}, "
+        return (f"<SlotFrame {picture}{self.found.size} bytes, seq {self.seq}, pts {self.pts_us} us"
                 f"{f', {self.dropped} dropped before it' if self.dropped else ''}>")
 
 

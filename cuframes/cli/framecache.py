@@ -4,7 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -183,8 +183,10 @@ class SlotMeter(Meter):
 @app.command()
 def watch(
     slot_id: SlotId,
-    mode: Annotated[str, typer.Option(help="Frames to read: ordered (all) or newest.")] = "ordered",
-    start: Annotated[str, typer.Option(help="First frame to read: next, latest or oldest.")] = "next",
+    mode: Annotated[
+        Literal["ordered", "newest"], typer.Option(help="Read all frames in order, or the newest.")
+    ] = "ordered",
+    start: Annotated[Literal["next", "latest", "oldest"], typer.Option(help="First frame to read.")] = "next",
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between reports.")] = 1.0,
     verify: Annotated[bool, typer.Option(help="Check every frame's stamp, from publish --slot --stamp.")] = False,

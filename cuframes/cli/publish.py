@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import av
 import typer
@@ -56,9 +56,13 @@ def publish(
     packet_bytes: Annotated[int, typer.Option(min=1, help="Number of bytes of packets to keep.")] = DATA_SIZE,
     loop: Annotated[bool, typer.Option(help="Repeat a file; its timestamps keep increasing.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
-    memory: Annotated[str, typer.Option(help="Memory of the frames: auto, host, cuda or cuda-ipc.")] = "auto",
+    memory: Annotated[
+        Literal["auto", "host", "cuda", "cuda-ipc"],
+        typer.Option(help="Memory of the frames; auto: a GPU's if there is one."),
+    ] = "auto",
     policy: Annotated[
-        str, typer.Option(help="If subscribers hold the slots: drop_oldest never waits, strict_wait waits for them.")
+        Literal["drop_oldest", "strict_wait"],
+        typer.Option(help="If subscribers hold the slots: drop_oldest never waits, strict_wait waits for them."),
     ] = "drop_oldest",
     ring_size: Annotated[int, typer.Option(help="Number of slots in the ring, 2 to 16.")] = 8,
     ring_depth: Annotated[

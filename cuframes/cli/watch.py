@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy
 import typer
@@ -134,8 +134,10 @@ def percentiles(latencies: deque[int]) -> tuple[float | None, float | None]:
 
 def watch(
     key: Annotated[str, typer.Argument(help="Key of the publisher.")],
-    mode: Annotated[str, typer.Option(help="Frames to take: newest or ordered (all).")] = "newest",
-    wait: Annotated[str, typer.Option(help="How to wait: block or spin.")] = "block",
+    mode: Annotated[
+        Literal["newest", "ordered"], typer.Option(help="Take the newest frame, or all in order.")
+    ] = "newest",
+    wait: Annotated[Literal["block", "spin"], typer.Option(help="Sleep while waiting, or use a whole core.")] = "block",
     name: Annotated[str | None, typer.Option(help="Name of this subscriber.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between reports.")] = 1.0,

@@ -49,6 +49,9 @@ class Client:
         self._token = token
         self._timeout = float(timeout)
 
+    def __repr__(self) -> str:
+        return f"<Client {self.url}>"  # the token is a secret
+
     def create(
         self,
         slot_id: str,

@@ -1,7 +1,7 @@
 """Reading a slot."""
 
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cuframes._native.slot import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
 from cuframes.framecache.parameters import check_slot_id
@@ -105,8 +105,8 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         self,
         slot_id: str,
         *,
-        start: str = "next",
-        mode: str = "ordered",
+        start: Literal["next", "latest", "oldest"] = "next",
+        mode: Literal["ordered", "newest"] = "ordered",
         connect_timeout: float | None = 5.0,
         reconnect: bool = False,
     ) -> None:
@@ -176,4 +176,4 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
-        return f"<SlotReader of {self.slot_id!r}, {self.format} {self.width}x{self.height}{state}>"
+        return f"<SlotReader {self.slot_id!r}, {self.format} {self.width}x{self.height}{state}>"

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from fastapi import Depends, FastAPI, Path, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException
 
 from cuframes._native.slot import DEFAULT_DEPTH, MAX_SOURCE_TYPE, MIN_DEPTH
@@ -31,6 +31,7 @@ from cuframes.framecache.service.metrics import Metrics
 from cuframes.framecache.service.problems import Problem, answers, install
 from cuframes.framecache.service.registry import Registry
 from cuframes.framecache.service.thumbnails import Thumbnails
+from cuframes.framecache.slots import SlotInfo
 
 __all__ = ["create_app"]
 
@@ -89,24 +90,19 @@ class SlotRequest(BaseModel):
             raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(problem)) from None
 
 
-class Slot(BaseModel):
-    """State of a slot."""
-
-    slot_id: str
-    width: int
-    height: int
-    fps_num: int
-    fps_den: int
-    pixel_format: str
-    source_type: str
-    ring_depth: int
-    frame_size: Annotated[int, Field(description="Bytes of a frame")]
-    size: Annotated[int, Field(description="Bytes of the slot's file")]
-    write_cursor: Annotated[int, Field(description="Frames ever written")]
-    fps: Annotated[float | None, Field(description="Measured over the last 2 s; null: unknown")]
-    last_frame_age_s: Annotated[float | None, Field(description="Age of the newest frame; null: unknown")]
-    writer_pid: Annotated[int | None, Field(description="0: unknown; null: no process holds the slot's lock")]
-    dropped_frames: Annotated[int, Field(description="Frames that the source lost")]
+DESCRIPTIONS = {
+    "frame_size": "Bytes of a frame",
+    "size": "Bytes of the slot's file",
+    "write_cursor": "Frames ever written",
+    "fps": "Measured over the last 2 s; null: unknown",
+    "last_frame_age_s": "Age of the newest frame; null: unknown",
+    "writer_pid": "0: unknown; null: no process holds the slot's lock",
+    "dropped_frames": "Frames that the source lost",
+}
+FIELDS: dict[str, Any] = {
+    name: (kind, Field(description=DESCRIPTIONS.get(name))) for name, kind in get_type_hints(SlotInfo).items()
+}
+Slot: Any = create_model("Slot", __doc__="State of a slot.", **FIELDS)
 
 
 class Health(BaseModel):
@@ -152,28 +148,29 @@ def create_app(
     @app.post(
         "/slots",
         status_code=HTTPStatus.CREATED,
+        response_model=Slot,
         dependencies=[Depends(json_only)],
         responses={
             200: {"model": Slot, "description": "The slot existed already, with these parameters"},
             **answers(400, 403, 409, 413, 415, 422, 507, *refusals),
         },
     )
-    def create(request: SlotRequest, response: Response) -> Slot:
+    def create(request: SlotRequest, response: Response) -> dict[str, Any]:
         """Create a slot: its file and its semaphore. A slot that has a writer or other parameters is a conflict."""
         slot, is_new = registry.create(request.parameters())
         if not is_new:
             response.status_code = HTTPStatus.OK
-        return Slot(**slot._asdict())
+        return slot._asdict()
 
-    @app.get("/slots", responses=answers(*refusals))
-    def slots() -> list[Slot]:
+    @app.get("/slots", response_model=list[Slot], responses=answers(*refusals))
+    def slots() -> list[dict[str, Any]]:
         """All slots, by slot_id."""
-        return [Slot(**slot._asdict()) for slot in registry.slots()]
+        return [slot._asdict() for slot in registry.slots()]
 
-    @app.get("/slots/{slot_id}", responses=answers(404, 422, *refusals))
-    def slot(slot_id: SlotPath) -> Slot:
+    @app.get("/slots/{slot_id}", response_model=Slot, responses=answers(404, 422, *refusals))
+    def slot(slot_id: SlotPath) -> dict[str, Any]:
         """One slot."""
-        return Slot(**registry.slot(slot_id)._asdict())
+        return registry.slot(slot_id)._asdict()
 
     @app.delete("/slots/{slot_id}", status_code=HTTPStatus.NO_CONTENT, responses=answers(403, 404, 422, *refusals))
     def remove(slot_id: SlotPath) -> None:
