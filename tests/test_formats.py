@@ -122,8 +122,8 @@ def test_codes_are_fixed():
 def test_the_documents_list_all_formats():
     written = (DOCS / "protocol.md").read_text()
     for begin, end, codes in (
-        ("Format codes:", "Their planes", {f.name: f.code for f in FORMATS.values()}),
-        ("0 uyvy422; ours:", "; from 12 on the codes of `meta`", {name: CODES[name] for name in list(CODES)[:12]}),
+        ("Format codes:", "[Pixel formats]", {f.name: f.code for f in FORMATS.values()}),
+        ("0 uyvy422; extensions of this library:", "; from 12 on the codes of `meta`", {name: CODES[name] for name in list(CODES)[:12]}),
     ):
         found = written[written.index(begin) :]
         found = found[: found.index(end)]

@@ -796,7 +796,7 @@ def test_a_directory_that_a_stranger_made_in_place_of_ours_is_not_used(key, open
         directory.rmdir()
         directory.mkdir()
         os.chown(directory, STRANGER, STRANGER)
-        assert eventually(lambda: "cannot be made again" in caplog.text)
+        assert eventually(lambda: "cannot be created again" in caplog.text)
         publisher.publish(bytes(64 * 48))
         assert not list(directory.iterdir())
 

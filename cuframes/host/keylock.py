@@ -82,7 +82,7 @@ class KeyLock:
         """Refuse a directory that somebody else has made in place of ours."""
         check_directory(self.path.parent)
         if os.stat(self.path.parent).st_uid not in self._trusted:
-            raise PermissionError(errno.EPERM, f"{self.path.parent} is another user's by now")
+            raise PermissionError(errno.EPERM, f"{self.path.parent} belongs to another user now")
 
     def close(self) -> None:
         """Remove the file, if it is still ours, and release the lock."""
