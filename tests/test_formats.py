@@ -123,11 +123,15 @@ def test_the_documents_list_all_formats():
     written = (DOCS / "protocol.md").read_text()
     for begin, end, codes in (
         ("Format codes:", "[Pixel formats]", {f.name: f.code for f in FORMATS.values()}),
-        ("0 uyvy422; extensions of this library:", "; from 12 on the codes of `meta`", {name: CODES[name] for name in list(CODES)[:12]}),
+        (
+            "0 uyvy422; extensions of this library:",
+            "; from 12 on the codes of `meta`",
+            {name: CODES[name] for name in list(CODES)[:12]},
+        ),
     ):
         found = written[written.index(begin) :]
         found = found[: found.index(end)]
-        assert {name: int(code) for code, name in re.findall(r"(\d+) (\w+)", found)} == codes
+        assert {name: int(code) for code, name in re.findall(r"(\d+)\s(\w+)", found)} == codes
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|(.*)\|(.*)\|(.*)\|$", (DOCS / "formats.md").read_text(), re.MULTILINE)
     listed = {name: [re.findall(r"`(\w+)`", cell) for cell in cells] for name, *cells in rows}
     assert list(listed) == sorted(listed, key=list(listed).index)
