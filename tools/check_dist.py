@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # For working on the project where its history is; nobody who has the sdist can use these.
-NOT_IN_SDIST = {".gitignore", ".ci", ".github"}
+NOT_IN_SDIST = {".gitignore", ".ci", ".clang-format", ".github"}
 IN_WHEEL = {".py", ".pyi", ".pxd", ".h", ".html", ".css", ".js", ".typed"}
 ONLY_IN_DEBUG_BUILDS = {"cuframes/_native/debug.pyx", "cuframes/_native/debug.pyi"}
 
