@@ -1181,6 +1181,19 @@ def test_absurd_figures_are_shown_as_they_are(slots, slot):
     assert list_slots() == [found]
 
 
+def test_a_clock_that_is_set_back_brings_no_dead_slot_to_life(slots, slot_id):
+    """Times of capture that are still to come do not say that frames are coming."""
+    with SlotWriter(slot_id, 64, 48, ring_depth=8) as writer:
+        now = time.time_ns() // 1000
+        for number in range(8):
+            writer.write(numbered(number), wall_us=now + 3_600_000_000 + number * 40_000)
+        dead = find_slot(slot_id)
+        assert (dead.fps, dead.last_frame_age_s) == (None, None)
+        # A card whose clock is a little ahead of ours is no sign of that.
+        writer.write(numbered(8), wall_us=time.time_ns() // 1000 + 100_000)
+        assert find_slot(slot_id).last_frame_age_s is not None
+
+
 def test_bytes_for_an_unknown_format_have_no_gaps(slots, slot_id):
     """Also where an exporter grants a request for contiguous bytes that it cannot fulfil."""
     create_slot(slot_id, 60, 48, "gray8", ring_depth=4)

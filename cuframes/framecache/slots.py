@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 MEASURED_SECONDS = 2  # fps is that of the last so many seconds
+CLOCK_DIFFERENCE_US = 500_000  # so far ahead of ours a capture card's clock, say, may be
 # What opening a path says when something else than a file of ours is there: a link, a directory, a socket, a device, a
 # file whose owner holds a lease on it.
 NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN)
@@ -81,9 +82,10 @@ class SlotInfo(NamedTuple):
         Frames ever written, which is the number of the next one.
     fps : float or None
         As measured over the last 2 seconds; 0 when none came in that time. None: unknown, since there were never two
-        frames, or their writer does not say when they were captured.
+        frames, or it is unknown how old they are.
     last_frame_age_s : float or None
-        Seconds since the newest frame was captured; None when that is unknown.
+        Seconds since the newest frame was captured; None when that is unknown: there is no frame, or its writer does
+        not say, or says a time that is still to come, because the clock was set back since.
     writer_pid : int or None
         The writer, a pid of its own namespace, 0 when that is unknown; None when no process holds the slot's lock. (A C
         program that knows no lock may be writing all the same: look at ``last_frame_age_s``.)
@@ -223,12 +225,25 @@ def info(slot_id: str, ring: CacheRing) -> SlotInfo:
     return SlotInfo(**{name: header[name] for name in SlotInfo._fields})
 
 
+def age_us(wall_us: int) -> int | None:
+    """Microseconds since a frame was captured, from the time of capture that its writer gave. None: unknown.
+
+    That time is of a clock that people and services set. So one that is still to come says nothing (the clock was set
+    back since): above all not that the frame is new, which would make a dead slot look alive until the clock is there
+    again. Whoever shows an age or a latency of a slot's frame gets it here.
+    """
+    now = time.time_ns() // 1000
+    if not wall_us or wall_us > now + CLOCK_DIFFERENCE_US:
+        return None
+    return max(0, now - wall_us)
+
+
 def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, float | None]:
     """Frames per second, and the newest frame's age in seconds, from the times of capture in the slot itself."""
     cursor, depth = header["write_cursor"], header["ring_depth"]
-    if not cursor or (newest := ring.entry(cursor - 1)) is None or not newest[1]:
+    if not cursor or (newest := ring.entry(cursor - 1)) is None or (since := age_us(newest[1])) is None:
         return None, None
-    age = round(max(0.0, time.time() - newest[1] / 1e6), 3)
+    age = round(since / 1e6, 3)
     nominal = header["fps_num"] / max(header["fps_den"], 1)
     # The oldest entry is about to be overwritten, and the one after it by the time we look.
     back = min(cursor - 1, depth - 3, max(1, int(nominal * MEASURED_SECONDS)))
