@@ -14,34 +14,36 @@ first says what it needs: ``from cuframes import Subscriber``.
 """
 
 import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os.path
 
 from cuframes._version import __version__
-from cuframes.errors import (
-    AlreadyExists,
-    CuframesError,
-    DeviceError,
-    Disconnected,
-    FrameDropped,
-    NoCodecParameters,
-    NoPacketRing,
-    NotFound,
-    OutOfSharedMemory,
-    Overwritten,
-    PacketOverrun,
-    PacketOversized,
-    ProtocolError,
-    SegmentTruncated,
-    Timeout,
-    TooManyHeld,
-)
 
+TYPE_CHECKING = False  # as in typing, which is slow to import, and of no use here when a program runs
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuframes import framecache as framecache
     from cuframes._native.frame import Frame, WritableFrame
     from cuframes._native.status import monotonic_ns
     from cuframes._native.views import Plane
+    from cuframes.errors import (
+        AlreadyExists,
+        CuframesError,
+        DeviceError,
+        Disconnected,
+        FrameDropped,
+        NoCodecParameters,
+        NoPacketRing,
+        NotFound,
+        OutOfSharedMemory,
+        Overwritten,
+        PacketOverrun,
+        PacketOversized,
+        ProtocolError,
+        SegmentTruncated,
+        Timeout,
+        TooManyHeld,
+    )
     from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
     from cuframes.publisher import Publisher, PublisherStats
     from cuframes.session.listing import (
@@ -102,6 +104,24 @@ _MODULES = {
     "cuframes._native.frame": ("Frame", "WritableFrame"),
     "cuframes._native.status": ("monotonic_ns",),
     "cuframes._native.views": ("Plane",),
+    "cuframes.errors": (
+        "AlreadyExists",
+        "CuframesError",
+        "DeviceError",
+        "Disconnected",
+        "FrameDropped",
+        "NoCodecParameters",
+        "NoPacketRing",
+        "NotFound",
+        "OutOfSharedMemory",
+        "Overwritten",
+        "PacketOverrun",
+        "PacketOversized",
+        "ProtocolError",
+        "SegmentTruncated",
+        "Timeout",
+        "TooManyHeld",
+    ),
     "cuframes.packets": (
         "Packet",
         "PacketFlags",
@@ -129,10 +149,10 @@ def get_include() -> str:
     With this directory as ``-I``, C programs find ``#include "cuframes/frame_ring.h"`` and the others. They are C11,
     compiled with ``-D_GNU_SOURCE``, and need nothing else of this library.
     """
-    return str(Path(__file__).parent / "include")
+    return os.path.join(os.path.dirname(__file__), "include")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "framecache":
         return importlib.import_module("cuframes.framecache")
     if name not in _HOME:
