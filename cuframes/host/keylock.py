@@ -23,7 +23,7 @@ from cuframes.host import lifetime
 from cuframes.host.files import INHERITED_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
 from cuframes.host.names import check_directory, make_directory
 
-__all__ = ["KeyLock", "cleaning", "lock_path", "owner_pid"]
+__all__ = ["KeyLock", "cleaning", "lock_path"]
 
 log = logging.getLogger("cuframes")
 
@@ -104,24 +104,27 @@ class KeyLock:
 
 
 @contextlib.contextmanager
-def cleaning(directory: Path, name: str) -> Iterator[bool]:
-    """Keep others from starting under a name while what a dead owner left is removed; the lock file goes at last.
+def cleaning(directory: Path, name: str, *, dry_run: bool = False) -> Iterator[bool]:
+    """Keep others from starting under a name while what a dead owner left is removed; the lock file goes at last. In a
+    dry run one that was there stays.
 
     False: somebody owns the name, or is just starting or cleaning up, or the file is another user's; then nothing may
     be touched.
     """
     path = lock_path(directory, name)
-    fd = -1
+    fd, made = -1, False
     try:
         try:
-            fd, _ = _open(path)
+            fd, made = _open(path)
             free = not is_locked(fd, *OWNER) and lock(fd, *MOMENT)
             # Looked at again: now nobody can become the owner, and the file must still have its name.
             free = free and not is_locked(fd, *OWNER) and same_file(path, fd)
         except (OSError, ProtocolError):
             free = False
         yield free
-        if free and same_file(path, fd):  # a cleaner may have removed it, and a publisher have made another
+        if (
+            free and (made or not dry_run) and same_file(path, fd)
+        ):  # a cleaner may have removed it, and a publisher have made another
             with contextlib.suppress(OSError):
                 path.unlink()
     finally:

@@ -197,8 +197,8 @@ def _process_exists(pid: int) -> bool:
     return True
 
 
-def remove_dead(name: str) -> bool:
-    """Unlink segment `name` if its owner is gone. False: it is alive or foreign.
+def remove_dead(name: str, *, dry_run: bool = False) -> bool:
+    """Unlink segment `name` if its owner is gone (unless it is a dry run). False: it is alive or foreign.
 
     Two processes may try at once: the lock is taken first, and the name is unlinked only while it still means the file
     that was locked. Readers may have locked what they can read; that says nothing, and stops nobody.
@@ -216,7 +216,7 @@ def remove_dead(name: str) -> bool:
                 break
         if held or inspect(fd).state != "dead":
             return False
-        if same_file(segment_path(name), fd):
+        if not dry_run and same_file(segment_path(name), fd):
             unlink_stale(segment_path(name))
         return True
     finally:
