@@ -811,6 +811,45 @@ with SlotWriter({slot_id!r}, 64, 48, ring_depth=8) as writer, SlotReader({slot_i
     assert f"{semaphore_path(slot_id)} was truncated or overwritten" in done.stderr
 
 
+@pytest.mark.parametrize("filled", ["by a copy", "in place"])
+def test_a_semaphore_that_a_cleaner_removes_is_made_again(slot, filled, caplog):
+    def write():
+        if filled == "by a copy":
+            slot.write(numbered(0))
+        else:
+            with slot.acquire() as frame:
+                frame.data[...] = 0
+
+    path = semaphore_path(slot.slot_id)
+    before = posix_ipc.Semaphore(semaphore_name(slot.slot_id))
+    mode = path.stat().st_mode
+    path.unlink()
+    eventually(lambda: write() or path.exists())
+    assert path.stat().st_mode == mode
+    after = posix_ipc.Semaphore(semaphore_name(slot.slot_id))
+    # Programs that waited before wait on the old one still.
+    for semaphore in (before, after):
+        while semaphore.value:
+            semaphore.acquire(0)
+    write()
+    assert (before.value, after.value) == (1, 1)
+    before.close()
+    after.close()
+    assert caplog.messages == [f"{path} was removed; it is there again"]
+
+
+def test_a_semaphore_that_cannot_be_made_again_is_said_once(slot, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("cuframes.framecache.writer.LOOK_SECONDS", 0)
+    slot._next_look = 0
+    path = semaphore_path(slot.slot_id)
+    path.unlink()
+    path.symlink_to(tmp_path)
+    for _ in range(5):
+        slot.write(numbered(0))
+    path.unlink()
+    assert caplog.messages == [f"{path} was removed, and cannot be made again: {path} is no semaphore; remove it"]
+
+
 @pytest.mark.parametrize("depth", [120, 4])
 def test_we_read_what_a_c_writer_writes(slots, slot_id, c_writer, depth):
     """It neither wakes a futex nor holds a lock, and its semaphore is left to others."""

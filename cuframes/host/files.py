@@ -17,6 +17,7 @@ from pathlib import Path
 from cuframes.errors import CuframesError, ProtocolError
 
 __all__ = [
+    "is_file",
     "is_locked",
     "lock",
     "lock_attempts",
@@ -75,12 +76,15 @@ def same_file(path: str | os.PathLike[str], fd: int) -> bool:
     """Whether `path` (not what a link there points to) is still the file that `fd` has open. A path that cannot be
     looked at, for whatever reason (a loop of links, a volume that is gone), is not.
     """
+    return is_file(path, os.fstat(fd))
+
+
+def is_file(path: str | os.PathLike[str], file: os.stat_result) -> bool:
+    """The same, for a file of which there is no descriptor, but something else that keeps its number from others."""
     try:
-        there = os.lstat(path)
+        return os.path.samestat(os.lstat(path), file)
     except OSError:
         return False
-    here = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def may_unlink(path: str | os.PathLike[str]) -> bool:
