@@ -256,6 +256,57 @@ def test_a_slot_that_does_not_fit_says_what_is_needed_and_leaves_nothing():
     assert done.stdout.split()[3:] == ["[]", "[]"]
 
 
+@pytest.mark.parametrize("left", range(5))
+def test_a_file_system_without_inodes_is_named_as_that(left):
+    """Memory may be free then. Files are a slots' directory, a slot, and a semaphore, which glibc makes and links."""
+    done = in_namespace(
+        f"""
+        import os
+        from cuframes import OutOfSharedMemory
+        from cuframes.framecache import SlotWriter, create_slot, list_slots
+        os.mkdir("/dev/shm/others")
+        for number in range(os.statvfs("/dev/shm").f_ffree - {left}):
+            open(f"/dev/shm/others/{{number}}", "w").close()
+        for make in (create_slot, SlotWriter):
+            try:
+                make("a", 64, 48, ring_depth=4)
+                print("made", end=" ")
+            except OutOfSharedMemory as problem:
+                print("no inodes left" in str(problem) and "nr_inodes=64" in str(problem), len(list_slots()), end=" ")
+        """,
+        f"{1 << 24},nr_inodes=64",
+    )
+    assert done.stdout.split() == (["made", "made"] if left == 4 else ["True", "0"] * 2), done.stderr
+
+
+def test_a_sparse_slot_that_does_not_fit_is_refused_and_takes_no_memory():
+    """ftruncate gives a file any size, and no memory. A writer would take it all, and then be killed."""
+    done = in_namespace(
+        """
+        import os, struct
+        from cuframes import OutOfSharedMemory
+        from cuframes.framecache import SlotWriter, create_slot
+        path = "/dev/shm/framecache/a"
+        size = create_slot("a", 64, 48, ring_depth=4).size
+        os.truncate(path, 4096)
+        for depth in (4, 4096):
+            with open(path, "r+b") as file:
+                file.seek(32)
+                file.write(struct.pack("<I", depth))
+                file.truncate(4096 + depth * (24 + 6144))
+            try:
+                with SlotWriter("a") as writer:
+                    writer.write(bytes(6144))
+                print(os.stat(path).st_blocks * 512 >= size)
+            except OutOfSharedMemory as problem:
+                before = os.statvfs("/dev/shm").f_bfree
+                print("is sparse" in str(problem), problem.needed > problem.free > 0, before * 4096 > 1 << 19)
+        """,
+        1 << 20,
+    )
+    assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
 # ---- one writer
 
 

@@ -33,7 +33,7 @@ from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
 from cuframes.host.files import naming
 from cuframes.host.names import SEGMENT_DIR, group_id
-from cuframes.host.segment import PAGE, free_bytes, lock_owner, reserve
+from cuframes.host.segment import NO_ROOM, PAGE, lock_owner, no_room, reserve
 
 __all__ = [
     "SlotInfo",
@@ -50,7 +50,6 @@ CLOCK_DIFFERENCE_US = 500_000  # so far ahead of ours a capture card's clock, sa
 # file whose owner holds a lease on it.
 NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN)
 KINDS = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
@@ -123,14 +122,19 @@ def directory(*, create: bool = False) -> Iterator[int]:
     ------
     NotFound
         There is none, and so no slot.
-    PermissionError
+    OutOfSharedMemory, PermissionError
     """
     path = slots_dir()
     made = False
     if create:
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
+            try:
+                path.mkdir(mode=0o700)
+            except OSError as problem:
+                if problem.errno not in NO_ROOM:
+                    raise
+                raise no_room(f"the slots' directory {path}", PAGE, path.parent) from None
             made = True
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -283,7 +287,7 @@ def open_semaphore(slot_id: str, fd: int) -> int:
         except OSError as problem:
             if problem.errno not in NO_ROOM:
                 raise
-            raise OutOfSharedMemory(f"there is no room for the semaphore {path}") from None
+            raise no_room(f"the semaphore {path}", PAGE, SEGMENT_DIR) from None
     raise AlreadyExists(f"others keep creating and removing the semaphore {path}")
 
 
@@ -417,13 +421,9 @@ def _not_created(problem: OSError, wanted: SlotParameters, folder: int) -> OSErr
         )
     if problem.errno not in NO_ROOM:
         return OSError(problem.errno, f"no slot can be created: {problem.strerror}", str(slots_dir() / wanted.slot_id))
-    needed = wanted.size + PAGE
-    return OutOfSharedMemory(
-        f"the slot {wanted.slot_id!r} and its semaphore need {needed} bytes of {slots_dir()}; remove slots, or use a "
-        "smaller ring_depth",
-        needed,
-        free_bytes(folder),
-    )
+    if isinstance(problem, OutOfSharedMemory) and os.fstat(folder).st_dev != os.stat(SEGMENT_DIR).st_dev:
+        return problem  # it is about the semaphore alone
+    return no_room(f"the slot {wanted.slot_id!r} with its semaphore", wanted.size + PAGE, folder)
 
 
 def discard(slot_id: str, fd: int) -> None:

@@ -28,7 +28,7 @@ from cuframes.framecache.slots import (
 from cuframes.host import lifetime
 from cuframes.host.files import is_file, lock_attempts, naming
 from cuframes.host.names import group_id
-from cuframes.host.segment import lock_owner
+from cuframes.host.segment import fill_holes, lock_owner
 
 __all__ = ["SlotWriter"]
 
@@ -139,6 +139,7 @@ class SlotWriter(lifetime.Closing):
         if os.fstat(lock).st_nlink == 0 or not ring.check()[0]:
             raise NotFound(f"the slot {self.slot_id!r} was just removed; try again")
         with naming(slots_dir() / self.slot_id):
+            fill_holes(lock, found.size, f"the slot {self.slot_id!r}")
             mapping = _map(os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC), found.size, populate=True)
         self._file = os.fstat(lock)
         semaphore, self._semaphore = self._map_semaphore(lock)
