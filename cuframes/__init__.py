@@ -14,8 +14,7 @@ import the names it needs before that: ``from cuframes import Subscriber``.
 """
 
 import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os.path
 
 from cuframes._version import __version__
 from cuframes.errors import (
@@ -37,7 +36,10 @@ from cuframes.errors import (
     TooManyHeld,
 )
 
+TYPE_CHECKING = False  # as in typing, whose import would take longer than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuframes import framecache as framecache
     from cuframes._native.frame import Frame, WritableFrame
     from cuframes._native.status import monotonic_ns
@@ -129,10 +131,10 @@ def get_include() -> str:
     With this directory as ``-I``, C and C++ programs can ``#include "cuframes/frame_ring.h"`` and the other headers.
     The headers are C11 and C++17, and need nothing else of this library.
     """
-    return str(Path(__file__).parent / "include")
+    return os.path.join(os.path.dirname(__file__), "include")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "framecache":
         return importlib.import_module("cuframes.framecache")
     if name not in _HOME:

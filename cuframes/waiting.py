@@ -7,22 +7,20 @@ import select
 import threading
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import Any, TypeAlias
 
 from cuframes._core import FrameReader
 from cuframes._native.ring_end import RingEnd
 from cuframes._native.wait_any import wait_rings
 from cuframes.errors import Timeout
+from cuframes.framecache import SlotReader
 from cuframes.host.steps import POLL_SECONDS, deadline_after
 from cuframes.packets import PacketReader
 from cuframes.subscriber import Subscriber
 
-if TYPE_CHECKING:
-    from cuframes.framecache import SlotReader
-
 __all__ = ["wait_any"]
 
-Waitable: TypeAlias = Union[Subscriber, PacketReader, "SlotReader"]
+Waitable: TypeAlias = Subscriber | PacketReader | SlotReader
 
 
 def wait_any(receivers: Iterable[Waitable], timeout: float | None = None) -> list[Waitable]:

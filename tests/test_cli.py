@@ -343,6 +343,27 @@ def test_without_the_extra_the_command_says_how_to_get_it(tmp_path):
     assert done.stderr == "cuframes: the command line needs typer; install it with: pip install 'cuframes[cli]'\n"
 
 
+@pytest.mark.parametrize("entry", ["-m cuframes", "-c from cuframes.__main__ import main; main()"])
+def test_an_interrupt_while_modules_are_imported_is_quiet(entry, key):
+    """Sent at many moments from the first import after that of the package, which has next to nothing to import."""
+    option, _, rest = entry.partition(" ")
+    statuses = []
+    for moment in range(12):
+        words = [sys.executable, "-X", "importtime", option, rest, "watch", key]  # waits, where it comes so far
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # Each module is announced when it is there.
+        names = (line.split()[-1] for line in child.stderr)
+        assert b"cuframes" in names
+        next(name for name in names if not name.startswith(b"cuframes"))
+        time.sleep(moment * 0.3 / 12)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+        assert not [line for line in errors.splitlines() if not line.startswith(b"import time:")]
+        statuses.append(child.returncode)
+    assert statuses[0] == 130
+    assert set(statuses) <= {130, 0}  # 0: it has begun to watch, which a signal ends
+
+
 def test_demo_stops_on_sigint(tmp_path):
     child = subprocess.Popen(
         command("demo", "--seconds", 60, "--json"), stdout=subprocess.PIPE, text=True, cwd=tmp_path

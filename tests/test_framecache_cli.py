@@ -7,15 +7,17 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from harness import Service, eventually
 
-from cuframes.framecache import SlotReader, create_slot, find_slot, list_slots, remove_slot
+from cuframes.framecache import SlotReader, SlotWriter, create_slot, find_slot, list_slots, remove_slot
 
 av = pytest.importorskip("av")
 pytest.importorskip("typer")
 pytest.importorskip("fastapi")
+SlotMeter = pytest.importorskip("cuframes.cli.framecache").SlotMeter
 
 
 def command(*arguments):
@@ -126,6 +128,17 @@ def test_watch_reports_rate_drops_and_latency(filled):
     assert 0 < last["latency_p50_us"] <= last["latency_p99_us"]
     assert "fps" in run("framecache", "watch", filled, "--seconds", 0.3).stdout
     run("framecache", "watch", "nothing", expect=3)
+
+
+def test_watch_shows_no_latency_of_frames_that_are_still_to_come(slots, slot_id):
+    """The clock was set back since they were written, or their writer has another one."""
+    with SlotWriter(slot_id, 64, 48, ring_depth=8) as writer, SlotReader(slot_id) as reader:
+        meter = SlotMeter(verify=False)
+        for ahead in (10**9, 10**10, 10**13):
+            writer.write(bytes(6144), wall_us=time.time_ns() // 1000 + ahead)
+            meter.take(reader.read(5))
+        assert meter.received == 3
+        assert meter.figures(final=True)["latency_p50_us"] is None
 
 
 def test_publish_fills_a_slot_from_a_real_file(slots, slot_id, clip):

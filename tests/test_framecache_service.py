@@ -413,6 +413,33 @@ def test_sigterm_ends_it_cleanly_and_leaves_the_slots(service, client, slots, sl
         client.list()
 
 
+def test_who_connects_in_the_moment_of_the_end_leaves_no_traceback():
+    """The loop finds the connection in the round in which the accepting task is cancelled."""
+    import uvicorn
+
+    from cuframes.framecache.service.server import Connection, Server
+
+    async def answer(scope, receive, send):
+        raise AssertionError
+
+    async def scene():
+        faults = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        config = uvicorn.Config(answer, http=Connection, lifespan="off", log_config=None)
+        config.load()
+        server = Server(config)
+        server.lifespan = config.lifespan_class(config)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            await server.startup(sockets=[listening])
+            await asyncio.sleep(0.01)  # the task is waiting now
+            with socket.create_connection(listening.getsockname()):
+                # It is cancelled first thing in the next round, before the loop gets to what it finds on its sockets.
+                await asyncio.create_task(server.shutdown())
+        return faults
+
+    assert asyncio.run(scene()) == []
+
+
 def test_killed_and_started_again_under_load_nobody_notices(slots, slot_id):
     """The writer writes and the readers read on; the next service adopts the slot, and mends what is missing."""
     frames = 400

@@ -2,9 +2,11 @@
 
 import ast
 import graphlib
+import inspect
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,25 @@ def test_what_an_import_does_not_load(module, never):
     script = f"import sys, {module}; print(*[name for name in {never!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == []
+
+
+def public_things():
+    """Every public class and function, with their methods."""
+    for module in (cuframes, cuframes.framecache):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isclass(thing):
+                members = (inspect.unwrap(getattr(m, "fget", m)) for _, m in inspect.getmembers_static(thing))
+                members = (getattr(member, "__func__", member) for member in members)
+                yield from (m for m in members if inspect.isfunction(m) and m.__module__.startswith("cuframes"))
+            if inspect.isclass(thing) or inspect.isroutine(thing):
+                yield thing
+
+
+def test_hints_of_every_public_name_can_be_evaluated():
+    """As frameworks do that read them when a program runs: a name that only type checkers import is a NameError."""
+    things = list(public_things())
+    assert cuframes.wait_any in things
+    assert cuframes.Subscriber.next in things
+    for thing in things:
+        assert isinstance(typing.get_type_hints(thing), dict)

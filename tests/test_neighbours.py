@@ -875,3 +875,40 @@ def test_gc_leaves_a_lock_that_was_made_while_it_looked(runtime_dir, key):
 def test_a_packet_ring_is_not_called_something_to_remove(key):
     with PacketPublisher(key, 27), pytest.raises(cuframes.NotFound, match="is a packet ring, not a publisher"):
         find_publisher(f"{key}-packets")
+
+
+@as_root
+def test_a_dry_run_of_gc_says_what_gc_removes(key, open_to_all):
+    """Of what other users have left where only they may remove it, and under a name that somebody is cleaning up."""
+    open_to_all.chmod(0o1777)
+    names = [f"{key}-{what}" for what in ("lock", "open-lock", "socket", "segment", "busy", "ours")]
+    lock, open_lock, sock, segment, *_ = names
+    for name, mode in ((lock, 0o600), (open_lock, 0o666)):
+        (open_to_all / f"{name}.lock").touch()
+        (open_to_all / f"{name}.lock").chmod(mode)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(open_to_all / f"{sock}.sock"))
+    (open_to_all / f"{sock}.sock").chmod(0o666)
+    (SHM / f"cuframes-{segment}").touch()
+    (SHM / f"cuframes-{segment}").chmod(0o666)
+    script = """
+    import os, sys
+    from pathlib import Path
+    from cuframes.host.keylock import cleaning
+    from cuframes.session.listing import collect_garbage
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    *names, busy, ours = sys.argv[1:]
+    directory = Path(os.environ["CUFRAMES_RUNTIME_DIR"])
+    (directory / f"{busy}.lock").touch()
+    (directory / f"{ours}.lock").touch()
+    with cleaning(directory, busy):
+        before = sorted(os.listdir(directory))
+        promised = collect_garbage([*names, busy, ours], dry_run=True)
+        assert sorted(os.listdir(directory)) == before
+        removed = collect_garbage([*names, busy, ours])
+    print(promised == removed == [directory / f"{ours}.lock"], promised, removed)
+    """
+    try:
+        assert run(script, *names, CUFRAMES_RUNTIME_DIR=str(open_to_all)).startswith("True")
+    finally:
+        (SHM / f"cuframes-{segment}").unlink()

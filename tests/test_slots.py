@@ -256,6 +256,57 @@ def test_a_slot_that_does_not_fit_says_what_is_needed_and_leaves_nothing():
     assert done.stdout.split()[3:] == ["[]", "[]"]
 
 
+@pytest.mark.parametrize("left", range(5))
+def test_a_file_system_without_inodes_is_named_as_that(left):
+    """Memory may be free then. Files are a slots' directory, a slot, and a semaphore, which glibc makes and links."""
+    done = in_namespace(
+        f"""
+        import os
+        from cuframes import OutOfSharedMemory
+        from cuframes.framecache import SlotWriter, create_slot, list_slots
+        os.mkdir("/dev/shm/others")
+        for number in range(os.statvfs("/dev/shm").f_ffree - {left}):
+            open(f"/dev/shm/others/{{number}}", "w").close()
+        for make in (create_slot, SlotWriter):
+            try:
+                make("a", 64, 48, ring_depth=4)
+                print("made", end=" ")
+            except OutOfSharedMemory as problem:
+                print("no inodes left" in str(problem) and "nr_inodes=64" in str(problem), len(list_slots()), end=" ")
+        """,
+        f"{1 << 24},nr_inodes=64",
+    )
+    assert done.stdout.split() == (["made", "made"] if left == 4 else ["True", "0"] * 2), done.stderr
+
+
+def test_a_sparse_slot_that_does_not_fit_is_refused_and_takes_no_memory():
+    """ftruncate gives a file any size, and no memory. A writer would take it all, and then be killed."""
+    done = in_namespace(
+        """
+        import os, struct
+        from cuframes import OutOfSharedMemory
+        from cuframes.framecache import SlotWriter, create_slot
+        path = "/dev/shm/framecache/a"
+        size = create_slot("a", 64, 48, ring_depth=4).size
+        os.truncate(path, 4096)
+        for depth in (4, 4096):
+            with open(path, "r+b") as file:
+                file.seek(32)
+                file.write(struct.pack("<I", depth))
+                file.truncate(4096 + depth * (24 + 6144))
+            try:
+                with SlotWriter("a") as writer:
+                    writer.write(bytes(6144))
+                print(os.stat(path).st_blocks * 512 >= size)
+            except OutOfSharedMemory as problem:
+                before = os.statvfs("/dev/shm").f_bfree
+                print("is sparse" in str(problem), problem.needed > problem.free > 0, before * 4096 > 1 << 19)
+        """,
+        1 << 20,
+    )
+    assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
 # ---- one writer
 
 
@@ -811,6 +862,45 @@ with SlotWriter({slot_id!r}, 64, 48, ring_depth=8) as writer, SlotReader({slot_i
     assert f"{semaphore_path(slot_id)} was truncated or overwritten" in done.stderr
 
 
+@pytest.mark.parametrize("filled", ["by a copy", "in place"])
+def test_a_semaphore_that_a_cleaner_removes_is_made_again(slot, filled, caplog):
+    def write():
+        if filled == "by a copy":
+            slot.write(numbered(0))
+        else:
+            with slot.acquire() as frame:
+                frame.data[...] = 0
+
+    path = semaphore_path(slot.slot_id)
+    before = posix_ipc.Semaphore(semaphore_name(slot.slot_id))
+    mode = path.stat().st_mode
+    path.unlink()
+    eventually(lambda: write() or path.exists())
+    assert path.stat().st_mode == mode
+    after = posix_ipc.Semaphore(semaphore_name(slot.slot_id))
+    # Programs that waited before wait on the old one still.
+    for semaphore in (before, after):
+        while semaphore.value:
+            semaphore.acquire(0)
+    write()
+    assert (before.value, after.value) == (1, 1)
+    before.close()
+    after.close()
+    assert caplog.messages == [f"{path} was removed; it is there again"]
+
+
+def test_a_semaphore_that_cannot_be_made_again_is_said_once(slot, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("cuframes.framecache.writer.LOOK_SECONDS", 0)
+    slot._next_look = 0
+    path = semaphore_path(slot.slot_id)
+    path.unlink()
+    path.symlink_to(tmp_path)
+    for _ in range(5):
+        slot.write(numbered(0))
+    path.unlink()
+    assert caplog.messages == [f"{path} was removed, and cannot be made again: {path} is no semaphore; remove it"]
+
+
 @pytest.mark.parametrize("depth", [120, 4])
 def test_we_read_what_a_c_writer_writes(slots, slot_id, c_writer, depth):
     """It neither wakes a futex nor holds a lock, and its semaphore is left to others."""
@@ -1179,6 +1269,19 @@ def test_absurd_figures_are_shown_as_they_are(slots, slot):
     assert found.write_cursor == found.dropped_frames == 2**64 - 1
     assert found.source_type.isprintable()
     assert list_slots() == [found]
+
+
+def test_a_clock_that_is_set_back_brings_no_dead_slot_to_life(slots, slot_id):
+    """Times of capture that are still to come do not say that frames are coming."""
+    with SlotWriter(slot_id, 64, 48, ring_depth=8) as writer:
+        now = time.time_ns() // 1000
+        for number in range(8):
+            writer.write(numbered(number), wall_us=now + 3_600_000_000 + number * 40_000)
+        dead = find_slot(slot_id)
+        assert (dead.fps, dead.last_frame_age_s) == (None, None)
+        # A card whose clock is a little ahead of ours is no sign of that.
+        writer.write(numbered(8), wall_us=time.time_ns() // 1000 + 100_000)
+        assert find_slot(slot_id).last_frame_age_s is not None
 
 
 def test_bytes_for_an_unknown_format_have_no_gaps(slots, slot_id):

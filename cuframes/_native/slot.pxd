@@ -100,13 +100,14 @@ cdef class CacheWriter(RingEnd):
     cdef cf_cache_writer ring
     cdef Mapping mapping
     cdef FrameLayout layout
-    cdef Mapping semaphore
+    cdef tuple semaphores  # of Mapping; the newest first
     cdef str semaphore_path
     cdef bint semaphore_lost  # and the warning was logged
     cdef int fd  # owned; or -1
 
     cdef int begin(self, char** pixels) except -1
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0
+    cdef int post_semaphores(self) except -1
     cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us)
     cdef object write_bytes(self, Py_buffer* buffer, object pts_us, object wall_us)
 

@@ -90,6 +90,10 @@ class CacheWriter(RingEnd):
     ) -> Self: ...
     def write(self, src: Any, pts_us: int | None, wall_us: int | None) -> int:
         """Copy a frame into the slot and publish it. The copy runs without the GIL. A failure publishes nothing."""
+    def add_semaphore(self, semaphore: Mapping) -> None:
+        """Post this semaphore too, which has the name by now. Those before it are still posted, up to a number of them:
+        programs may be waiting on them.
+        """
     def drop(self, count: int) -> None:
         """Add to the count of frames that the source lost."""
     @property

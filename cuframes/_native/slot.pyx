@@ -55,6 +55,7 @@ cdef int LAPS = 3  # torn copies in one call before the deadline is checked
 # The semaphore only tells a waiting C client to look, so a few tokens are enough. A slot without readers must not
 # accumulate millions of tokens, which its next reader would have to drain.
 cdef uint32_t TOKENS = 4
+cdef int SEMAPHORES = 8  # of one slot that a writer posts: the present one, and those that somebody has removed
 
 
 def slot_size(uint32_t frame_size, uint32_t depth):
@@ -192,9 +193,8 @@ cdef class CacheWriter(RingEnd):
         self.fd = -1
         self.mapping = mapping
         self.layout = layout
-        if semaphore.size < <Py_ssize_t>sizeof(cf_semaphore):
-            raise ValueError(f"a semaphore has {sizeof(cf_semaphore)} bytes, not {semaphore.size}")
-        self.semaphore = semaphore
+        self.semaphores = ()
+        self.add_semaphore(semaphore)
         self.semaphore_path = semaphore_path
         if cf_cache_measure(mapping.address, mapping.size, &self.ring.shape) != CF_OK:
             raise corrupt(mapping)
@@ -231,12 +231,34 @@ cdef class CacheWriter(RingEnd):
             raise ValueError("the writer was closed before this frame was published")
         cf_cache_commit(&self.ring, <uint32_t>size, pts, wall)
         check_whole(self.mapping.cut)
-        # Our own readers do not use the semaphore, so writing goes on without it.
-        if not cf_semaphore_post(<cf_semaphore*>self.semaphore.address, TOKENS) and not self.semaphore_lost:
-            self.semaphore_lost = True
-            log.warning("the semaphore %s was truncated or overwritten, so C programs that wait on it are not woken; "
-                        "frames are still written. Remove the semaphore and restart this writer", self.semaphore_path)
+        self.post_semaphores()
         return seq
+
+    cdef int post_semaphores(self) except -1:
+        """Wake C programs. Our own readers do not use the semaphore, so writing goes on without it."""
+        cdef Mapping semaphore
+        cdef bint newest = True
+        with cython.critical_section(self):
+            semaphores = self.semaphores
+        for semaphore in semaphores:
+            posted = cf_semaphore_post(<cf_semaphore*>semaphore.address, TOKENS)
+            if newest and not posted and not self.semaphore_lost:
+                self.semaphore_lost = True
+                log.warning("the semaphore %s was truncated or overwritten, so C programs that wait on it are not "
+                            "woken; frames are still written. Remove the semaphore: this writer then makes it again",
+                            self.semaphore_path)
+            newest = False
+        return 0
+
+    def add_semaphore(self, Mapping semaphore not None):
+        """Post this semaphore too, which has the name by now. Those before it are still posted, up to a number of them:
+        programs may be waiting on them.
+        """
+        if semaphore.size < <Py_ssize_t>sizeof(cf_semaphore):
+            raise ValueError(f"a semaphore has {sizeof(cf_semaphore)} bytes, not {semaphore.size}")
+        with cython.critical_section(self):
+            self.semaphores = (semaphore, *self.semaphores[:SEMAPHORES - 1])
+            self.semaphore_lost = False
 
     def write(self, src, pts_us, wall_us):
         """Copy a frame into the slot and publish it. The copy runs without the GIL. A failure publishes nothing."""

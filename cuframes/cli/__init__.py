@@ -11,6 +11,7 @@ EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_NOT_FOUND = 3
 EXIT_STALE = 4
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 class Stopped(BaseException):
@@ -41,6 +42,11 @@ def main() -> NoReturn:
     """Entry point. An error is one line with cause and remedy; the exit status tells scripts the kind of error."""
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    # While modules are imported there is nothing to clean up, and a KeyboardInterrupt could come up anywhere in them:
+    # as a traceback, or swallowed. Whoever started us may have SIGINT ignored, and is obeyed.
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
     try:
         import av  # noqa: F401
         import rich  # noqa: F401
@@ -50,10 +56,14 @@ def main() -> NoReturn:
     from cuframes.cli.app import app
     from cuframes.errors import CuframesError, NotFound
 
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except Stopped:
         sys.exit(0)
+    except KeyboardInterrupt:  # before the command has begun; from there on it is the option parser's
+        sys.exit(EXIT_INTERRUPTED)
     except NotFound as problem:
         fail(EXIT_NOT_FOUND, problem)
     except (CuframesError, OSError) as problem:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from cuframes.cli.publish import parse_size
 from cuframes.cli.watch import Meter, follow
 from cuframes.framecache import Client, SlotFrame, SlotReader, SlotReaderStats, create_slot, list_slots, remove_slot
 from cuframes.framecache.client import DEFAULT_PORT, DEFAULT_URL
+from cuframes.framecache.slots import age_us
 
 __all__ = ["app"]
 
@@ -162,7 +162,8 @@ class SlotMeter(Meter):
 
     def take(self, frame: SlotFrame) -> None:
         """Count one frame, and check its stamp."""
-        self.count(time.time_ns() - frame.wall_us * 1000 if frame.wall_us else None)
+        age = age_us(frame.wall_us)
+        self.count(age * 1000 if age else None)  # 0: captured by a clock that is ahead of this one
         if self.verify and pixels.read_stamp(frame) != frame.pts_us:
             self.torn += 1
 

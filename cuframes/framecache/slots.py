@@ -33,7 +33,7 @@ from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
 from cuframes.host.files import naming
 from cuframes.host.names import SEGMENT_DIR, group_id
-from cuframes.host.segment import PAGE, free_bytes, lock_owner, reserve
+from cuframes.host.segment import NO_ROOM, PAGE, lock_owner, no_room, reserve
 
 __all__ = [
     "SlotInfo",
@@ -45,11 +45,11 @@ __all__ = [
 ]
 
 MEASURED_SECONDS = 2  # fps is measured over this long
+CLOCK_DIFFERENCE_US = 500_000  # how far the clock of a writer, such as a capture card's, may be ahead of this one
 # The errors of opening a path that is not a regular file (a link, a directory, a socket, a device), or a file on which
 # another process holds a lease.
 NO_PLAIN_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN)
 KINDS = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
@@ -81,9 +81,10 @@ class SlotInfo(NamedTuple):
         Frames ever written. The next frame has this number.
     fps : float or None
         Frame rate measured over the last 2 seconds; 0 if no frame came in that time. None if it is unknown, because
-        there were never two frames, or because their writer does not say when they were captured.
+        there were never two frames, or because their age is unknown.
     last_frame_age_s : float or None
-        Seconds since the newest frame was captured; None if that is unknown.
+        Seconds since the newest frame was captured. None if that is unknown: there is no frame, its writer does not say
+        when it was captured, or that time lies in the future because the clock was set back since.
     writer_pid : int or None
         The writer's pid in its own pid namespace, 0 if it is unknown; None if no process holds the slot's lock. (A C
         program that does not use the lock may be writing all the same: look at ``last_frame_age_s``.)
@@ -122,14 +123,19 @@ def directory(*, create: bool = False) -> Iterator[int]:
     ------
     NotFound
         The directory does not exist, so there are no slots.
-    PermissionError
+    OutOfSharedMemory, PermissionError
     """
     path = slots_dir()
     made = False
     if create:
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
+            try:
+                path.mkdir(mode=0o700)
+            except OSError as problem:
+                if problem.errno not in NO_ROOM:
+                    raise
+                raise no_room(f"the slots' directory {path}", PAGE, path.parent) from None
             made = True
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -228,12 +234,25 @@ def info(slot_id: str, ring: CacheRing) -> SlotInfo:
     return SlotInfo(**{name: header[name] for name in SlotInfo._fields})
 
 
+def age_us(wall_us: int) -> int | None:
+    """Microseconds since a frame was captured, from the time of capture that its writer gave. None: unknown.
+
+    People and services set this clock. A time in the future therefore says nothing (the clock was set back since). In
+    particular it does not mean that the frame is new: a dead slot would look alive until the clock reaches that time
+    again. Every age and latency of a slot's frame is computed here.
+    """
+    now = time.time_ns() // 1000
+    if not wall_us or wall_us > now + CLOCK_DIFFERENCE_US:
+        return None
+    return max(0, now - wall_us)
+
+
 def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, float | None]:
     """Frames per second, and the newest frame's age in seconds, computed from the capture times in the slot."""
     cursor, depth = header["write_cursor"], header["ring_depth"]
-    if not cursor or (newest := ring.entry(cursor - 1)) is None or not newest[1]:
+    if not cursor or (newest := ring.entry(cursor - 1)) is None or (since := age_us(newest[1])) is None:
         return None, None
-    age = round(max(0.0, time.time() - newest[1] / 1e6), 3)
+    age = round(since / 1e6, 3)
     nominal = header["fps_num"] / max(header["fps_den"], 1)
     # The oldest entry is about to be overwritten. The one after it may be overwritten before it is read here.
     back = min(cursor - 1, depth - 3, max(1, int(nominal * MEASURED_SECONDS)))
@@ -274,7 +293,7 @@ def open_semaphore(slot_id: str, fd: int) -> int:
         except OSError as problem:
             if problem.errno not in NO_ROOM:
                 raise
-            raise OutOfSharedMemory(f"there is no room for the semaphore {path}") from None
+            raise no_room(f"the semaphore {path}", PAGE, SEGMENT_DIR) from None
     raise AlreadyExists(f"other processes keep creating and removing the semaphore {path}")
 
 
@@ -412,13 +431,9 @@ def _not_created(problem: OSError, wanted: SlotParameters, folder: int) -> OSErr
         return OSError(
             problem.errno, f"the slot cannot be created: {problem.strerror}", str(slots_dir() / wanted.slot_id)
         )
-    needed = wanted.size + PAGE
-    return OutOfSharedMemory(
-        f"the slot {wanted.slot_id!r} and its semaphore need {needed} bytes of {slots_dir()}; remove slots, or use a "
-        "smaller ring_depth",
-        needed,
-        free_bytes(folder),
-    )
+    if isinstance(problem, OutOfSharedMemory) and os.fstat(folder).st_dev != os.stat(SEGMENT_DIR).st_dev:
+        return problem  # it is about the semaphore alone
+    return no_room(f"the slot {wanted.slot_id!r} with its semaphore", wanted.size + PAGE, folder)
 
 
 def discard(slot_id: str, fd: int) -> None:

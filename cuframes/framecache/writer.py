@@ -1,12 +1,14 @@
 """Writing a slot."""
 
 import contextlib
+import logging
 import os
+import time
 from typing import Any
 
 from cuframes._native.mapping import Mapping
 from cuframes._native.slot import SEMAPHORE_BYTES, CacheWriter, WritableSlotFrame
-from cuframes.errors import AlreadyExists, NotFound, ProtocolError
+from cuframes.errors import AlreadyExists, CuframesError, NotFound, ProtocolError
 from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
 from cuframes.framecache.slots import (
@@ -24,11 +26,15 @@ from cuframes.framecache.slots import (
     slots_dir,
 )
 from cuframes.host import lifetime
-from cuframes.host.files import lock_attempts, naming
+from cuframes.host.files import is_file, lock_attempts, naming
 from cuframes.host.names import group_id
-from cuframes.host.segment import lock_owner
+from cuframes.host.segment import fill_holes, lock_owner
 
 __all__ = ["SlotWriter"]
+
+log = logging.getLogger("cuframes")
+
+LOOK_SECONDS = 0.5  # how often a writer looks, when there is a frame, whether its semaphore still has its name
 
 
 def _map(fd: int, size: int, *, populate: bool = False) -> Mapping:
@@ -63,7 +69,9 @@ class SlotWriter(lifetime.Closing):
     -----
     Writing never waits for readers. Only one thread at a time may write. Close the writer, or use it as a context
     manager. The slot stays for the next writer until :func:`remove_slot` or the service removes it. If a writer dies,
-    the kernel releases its lock on the slot. After a fork only the parent can use the writer.
+    the kernel releases its lock on the slot. After a fork only the parent can use the writer. If the semaphore is
+    removed, the writer creates it again within a second, if there are frames. C programs that wait on the old one are
+    still woken.
 
     :meth:`close` is final. It may be called from any thread and from a signal handler. It waits for a :meth:`write` in
     another thread, which takes as long as a copy. A frame from :meth:`acquire` that is being filled can then no longer
@@ -135,11 +143,55 @@ class SlotWriter(lifetime.Closing):
         if os.fstat(lock).st_nlink == 0 or not ring.check()[0]:
             raise NotFound(f"the slot {self.slot_id!r} was just removed; try again")
         with naming(slots_dir() / self.slot_id):
+            fill_holes(lock, found.size, f"the slot {self.slot_id!r}")
             mapping = _map(os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC), found.size, populate=True)
+        self._file = os.fstat(lock)
+        semaphore, self._semaphore = self._map_semaphore(lock)
+        self._unnamed = self._said = False
+        self._next_look = time.monotonic() + LOOK_SECONDS
         path = str(semaphore_path(self.slot_id))
-        with naming(path):
-            semaphore = _map(open_semaphore(self.slot_id, lock), SEMAPHORE_BYTES)
         self._writer = CacheWriter(mapping, lock, layout_of(found), os.getpid(), semaphore, path)
+
+    def _map_semaphore(self, fd: int) -> tuple[Mapping, os.stat_result]:
+        """The semaphore that has the name, mapped, and its file. It is made if need be. `fd` is the slot's."""
+        with naming(semaphore_path(self.slot_id)):
+            opened = open_semaphore(self.slot_id, fd)
+            file = os.fstat(opened)
+            return _map(opened, SEMAPHORE_BYTES), file
+
+    def _look(self) -> None:
+        """Now and then, before a frame: make the semaphore again that cleaners, or people, have removed.
+
+        Whoever removes the slot removes its semaphore first, so one look must have found it gone before.
+        """
+        now = time.monotonic()
+        if now < self._next_look or self._closed:
+            return
+        self._next_look = now + LOOK_SECONDS
+        path = semaphore_path(self.slot_id)
+        # Its number is not given to another file while we have it mapped.
+        missing = not is_file(path, self._semaphore)
+        before, self._unnamed = self._unnamed, missing
+        if not (missing and before):
+            return
+        try:
+            fd = open_slot(self.slot_id)
+            try:
+                if not os.path.samestat(os.fstat(fd), self._file):
+                    return  # ours was removed, as this frame will find
+                semaphore, self._semaphore = self._map_semaphore(fd)
+            finally:
+                os.close(fd)
+        except NotFound:
+            return
+        except (CuframesError, OSError) as problem:
+            if not self._said:
+                log.warning("%s was removed, and cannot be made again: %s", path, problem)
+            self._said = True
+            return
+        self._writer.add_semaphore(semaphore)
+        self._unnamed = self._said = False
+        log.warning("%s was removed; it is there again", path)
 
     def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:
         """Copy one frame into the slot and publish it. Never waits for readers; the copy runs without the GIL.
@@ -168,6 +220,7 @@ class SlotWriter(lifetime.Closing):
         SegmentTruncated
             Another process truncated the slot's file. Close this writer, remove the slot and create it again.
         """
+        self._look()
         return self._writer.write(src, pts_us, wall_us)
 
     def acquire(self) -> WritableSlotFrame:
@@ -178,6 +231,7 @@ class SlotWriter(lifetime.Closing):
         """
         if self._writer.closed:
             raise ValueError("the writer is closed")
+        self._look()
         return WritableSlotFrame(self._writer)
 
     def drop(self, count: int = 1) -> None:

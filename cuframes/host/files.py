@@ -16,7 +16,18 @@ from pathlib import Path
 
 from cuframes.errors import CuframesError, ProtocolError
 
-__all__ = ["is_locked", "lock", "lock_attempts", "naming", "open_regular", "same_file", "unlink_stale", "unlock"]
+__all__ = [
+    "is_file",
+    "is_locked",
+    "lock",
+    "lock_attempts",
+    "may_unlink",
+    "naming",
+    "open_regular",
+    "same_file",
+    "unlink_stale",
+    "unlock",
+]
 
 # A process that is killed while it starts a child leaves its locks to the child, until that runs its program: at most
 # this long, in seconds.
@@ -65,12 +76,29 @@ def same_file(path: str | os.PathLike[str], fd: int) -> bool:
     """Whether `path` (not the target of a link there) is still the file that `fd` has open. False for a path that
     cannot be examined, for any reason (a loop of links, a volume that is gone).
     """
+    return is_file(path, os.fstat(fd))
+
+
+def is_file(path: str | os.PathLike[str], file: os.stat_result) -> bool:
+    """The same, for a file of which there is no descriptor, but something else that keeps its number from others."""
     try:
-        there = os.lstat(path)
+        return os.path.samestat(os.lstat(path), file)
     except OSError:
         return False
-    here = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def may_unlink(path: str | os.PathLike[str]) -> bool:
+    """Whether we may remove a file that is there, as far as that can be told without doing so: in a directory with the
+    sticky bit (as /dev/shm and /tmp) only its owner may, the directory's, and root.
+    """
+    folder = os.path.dirname(os.fspath(path)) or "."
+    try:
+        owner, above = os.lstat(path).st_uid, os.stat(folder)
+    except OSError:
+        return False
+    if above.st_mode & stat.S_ISVTX and os.geteuid() not in (0, owner, above.st_uid):
+        return False
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
 
 
 def unlink_stale(path: Path) -> None:

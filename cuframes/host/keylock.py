@@ -22,7 +22,7 @@ from cuframes.host import lifetime
 from cuframes.host.files import INHERITED_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
 from cuframes.host.names import check_directory, make_directory
 
-__all__ = ["KeyLock", "cleaning", "lock_path", "owner_pid"]
+__all__ = ["KeyLock", "cleaning", "lock_path"]
 
 log = logging.getLogger("cuframes")
 
@@ -103,24 +103,27 @@ class KeyLock:
 
 
 @contextlib.contextmanager
-def cleaning(directory: Path, name: str) -> Iterator[bool]:
-    """Keep publishers from starting under a name while a dead owner's files are removed; removes the lock file last.
+def cleaning(directory: Path, name: str, *, dry_run: bool = False) -> Iterator[bool]:
+    """Keep publishers from starting under a name while a dead owner's files are removed; removes the lock file last. In
+    a dry run an existing lock file stays.
 
     Yields False if the name has an owner, if another process is starting or cleaning up, or if the file is another
     user's. Then nothing may be touched.
     """
     path = lock_path(directory, name)
-    fd = -1
+    fd, made = -1, False
     try:
         try:
-            fd, _ = _open(path)
+            fd, made = _open(path)
             free = not is_locked(fd, *OWNER) and lock(fd, *MOMENT)
             # Looked at again: now nobody can become the owner, and the file must still have its name.
             free = free and not is_locked(fd, *OWNER) and same_file(path, fd)
         except (OSError, ProtocolError):
             free = False
         yield free
-        if free and same_file(path, fd):  # a cleaner may have removed it, and a publisher have made another
+        if (
+            free and (made or not dry_run) and same_file(path, fd)
+        ):  # a cleaner may have removed it, and a publisher have made another
             with contextlib.suppress(OSError):
                 path.unlink()
     finally:

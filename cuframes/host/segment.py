@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from cuframes._native.control import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, describe
 from cuframes._native.mapping import Mapping
 from cuframes._native.packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAGIC, describe_packets
-from cuframes.errors import AlreadyExists, NotFound, OutOfSharedMemory, ProtocolError
+from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.host import lifetime
 from cuframes.host.files import is_locked as is_owned
 from cuframes.host.files import lock as lock_owner
@@ -47,6 +47,9 @@ log = logging.getLogger("cuframes")
 SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h; Linux 5.1
 PAGE = 4096
 RESERVE_BYTES = 64 << 20  # at a time
+SPARE_INODES = 2  # so many may be needed for one file: glibc makes a semaphore under another name, and links it
+# EFBIG: more than any file of this file system can have.
+NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG)
 
 
 def segment_path(name: str) -> Path:
@@ -69,27 +72,73 @@ def reserve(fd: int, size: int, what: str) -> None:
     ``ftruncate`` would succeed on a full file system, and the first write would kill the process with SIGBUS.
     """
     try:
-        for start in range(0, size, RESERVE_BYTES):
-            # A signal undoes a reservation that is under way, and a profiler's timer would undo each that is tried. So
-            # they wait, for a part of it at a time.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                os.posix_fallocate(fd, start, min(RESERVE_BYTES, size - start))
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _allocate(fd, size)
     except OSError as error:
-        # EFBIG: more than any file of this file system can have.
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
+        if error.errno not in NO_ROOM:
             raise
         os.ftruncate(fd, 0)  # what was reserved is free again
-        free = free_bytes(fd)
-        where = "" if free is None else f"; {free} bytes are free there"
-        raise OutOfSharedMemory(
-            f"{what} needs {size} bytes of shared memory{where}. Free some (cuframes gc), use a smaller ring, or give "
-            "the container more (docker run --shm-size)",
-            size,
+        raise no_room(what, size, fd) from error
+
+
+def fill_holes(fd: int, size: int, what: str) -> None:
+    """Give a file that has its size already the memory too: ``ftruncate`` alone, as C programs may call it, gives none.
+
+    Raises
+    ------
+    OutOfSharedMemory
+        There is not so much. Then none is taken: writing until it is used up would take it from everybody.
+    """
+    taken = os.fstat(fd).st_blocks * 512
+    missing, free = size - taken, free_bytes(fd)
+    if missing <= 0:
+        return
+    if free is None or missing <= free:
+        try:
+            _allocate(fd, size)
+            return
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+    raise OutOfSharedMemory(
+        f"{what} is sparse: of its {size} bytes {taken} are in memory, and for the rest there is no room ({free} bytes "
+        "are free there). Remove it and create it anew, smaller if need be",
+        missing,
+        free,
+    )
+
+
+def _allocate(fd: int, size: int) -> None:
+    for start in range(0, size, RESERVE_BYTES):
+        # A signal undoes a reservation that is under way, and a profiler's timer would undo each that is tried. So
+        # they wait, for a part of it at a time.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            os.posix_fallocate(fd, start, min(RESERVE_BYTES, size - start))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def no_room(what: str, needed: int, where: int | Path) -> OutOfSharedMemory:
+    """The error when `what` does not fit into the file system of `where`, a path or an open file: for want of memory,
+    or of inodes, when memory may be free.
+    """
+    there = os.statvfs(where)
+    free = there.f_bavail * there.f_frsize if there.f_blocks else None
+    if there.f_files and there.f_favail < SPARE_INODES:
+        return OutOfSharedMemory(
+            f"{what} needs a file, and the file system has no inodes left for another, though {free} bytes are free. "
+            f"Remove files there (cuframes gc, cuframes framecache rm), or mount it with more than nr_inodes="
+            f"{there.f_files}",
+            needed,
             free,
-        ) from error
+        )
+    are_free = "" if free is None else f"; {free} bytes are free there"
+    return OutOfSharedMemory(
+        f"{what} needs {needed} bytes of shared memory{are_free}. Free some (cuframes gc, cuframes framecache rm), use "
+        "a smaller ring, or give the container more (docker run --shm-size)",
+        needed,
+        free,
+    )
 
 
 def free_bytes(fd: int) -> int | None:
@@ -197,8 +246,9 @@ def _process_exists(pid: int) -> bool:
     return True
 
 
-def remove_dead(name: str) -> bool:
-    """Unlink segment `name` if its owner is dead. Returns False if the segment is alive or foreign.
+def remove_dead(name: str, *, dry_run: bool = False) -> bool:
+    """Unlink segment `name` if its owner is dead; in a dry run, only check. Returns False if the segment is alive or
+    foreign.
 
     Two processes may try this at once. Therefore the lock is taken first, and the name is unlinked only if it still
     refers to the locked file. Read locks of readers have no meaning here, and are ignored.
@@ -216,7 +266,7 @@ def remove_dead(name: str) -> bool:
                 break
         if held or inspect(fd).state != "dead":
             return False
-        if same_file(segment_path(name), fd):
+        if not dry_run and same_file(segment_path(name), fd):
             unlink_stale(segment_path(name))
         return True
     finally:
@@ -264,7 +314,12 @@ class OwnedSegment:
         self._fd = -1
         self.key_lock = KeyLock(directory, name.removeprefix(f"/{SEGMENT_PREFIX}"))
         try:
-            self._fd = self._create(name)
+            try:
+                self._fd = self._create(name)
+            except OSError as problem:
+                if problem.errno not in NO_ROOM or isinstance(problem, CuframesError):
+                    raise
+                raise no_room(f"the {what} {name}", size, SEGMENT_DIR) from None
             if gid is not None:
                 os.fchown(self._fd, -1, gid)
             os.fchmod(self._fd, 0o600 if gid is None else group_mode)  # the mode given at creation is subject to umask

@@ -12,7 +12,8 @@ from cuframes._native.control import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_
 from cuframes._native.ring_end import pause_at_exit
 from cuframes.errors import NotFound, ProtocolError, Timeout
 from cuframes.formats import pixel_format
-from cuframes.host.keylock import cleaning, lock_path, owner_pid
+from cuframes.host.files import may_unlink
+from cuframes.host.keylock import cleaning, lock_path
 from cuframes.host.names import (
     PACKETS_SUFFIX,
     SEGMENT_DIR,
@@ -283,7 +284,8 @@ def _memory(header: dict[str, Any]) -> str:
 def collect_garbage(keys: Iterable[str] | None = None, *, dry_run: bool = False) -> list[Path]:
     """Remove segments, sockets and lock files whose owner is dead. Returns their paths.
 
-    With `dry_run` nothing is removed. With `keys` only files of these keys are removed.
+    With `dry_run` nothing is removed, and the paths are those that would be removed now. With `keys` only files of
+    these keys are removed.
 
     Files of a living publisher are never touched: a file is examined and removed while the lock of its name is held,
     and a living publisher never releases that lock. Files of other users, and files that cannot be read, are
@@ -295,10 +297,7 @@ def collect_garbage(keys: Iterable[str] | None = None, *, dry_run: bool = False)
         names |= _names(directory, suffix=".lock") | _names(directory, suffix=".sock")
     if keys is not None:
         names &= {name for key in keys for name in (check_key(key), key + PACKETS_SUFFIX)}
-    removed: list[Path] = []
-    for name in sorted(names):
-        removed += (_look_for_garbage if dry_run else _remove_garbage)(name, directories)
-    return removed
+    return [path for name in sorted(names) for path in _collect(name, directories, dry_run)]
 
 
 def _is_ours(directory: Path) -> bool:
@@ -310,30 +309,28 @@ def _is_ours(directory: Path) -> bool:
     return os.access(directory, os.W_OK | os.X_OK)
 
 
-def _remove_garbage(name: str, directories: list[Path]) -> list[Path]:
-    removed = []
+def _collect(name: str, directories: list[Path], dry_run: bool) -> list[Path]:
+    """What is garbage of a name. A dry run decides as the others do, under the same locks, and removes nothing."""
+    found = []
     with contextlib.ExitStack() as held:
         for directory in directories:
-            there = os.path.lexists(lock_path(directory, name))
-            if not held.enter_context(cleaning(directory, name)):
+            path = lock_path(directory, name)
+            there = os.path.lexists(path)
+            if not held.enter_context(cleaning(directory, name, dry_run=dry_run)):
                 return []
-            if there:
-                removed.append(lock_path(directory, name))
+            if there and may_unlink(path):
+                found.append(path)
         for path in _dead(name, directories):
             with contextlib.suppress(OSError):  # another user's
-                if path.parent != SEGMENT_DIR:
-                    path.unlink(missing_ok=True)
-                elif not remove_dead(f"/{SEGMENT_PREFIX}{name}"):
+                if not may_unlink(path):
                     continue
-                removed.append(path)
-    return sorted(removed)
-
-
-def _look_for_garbage(name: str, directories: list[Path]) -> list[Path]:
-    locks = [path for directory in directories if os.path.lexists(path := lock_path(directory, name))]
-    if any(owner_pid(path) is not None for path in locks):
-        return []
-    return sorted([*locks, *_dead(name, directories)])
+                if path.parent == SEGMENT_DIR:
+                    if not remove_dead(f"/{SEGMENT_PREFIX}{name}", dry_run=dry_run):
+                        continue
+                elif not dry_run:
+                    path.unlink(missing_ok=True)
+                found.append(path)
+    return sorted(found)
 
 
 def _dead(name: str, directories: list[Path]) -> Iterator[Path]:

@@ -1,13 +1,15 @@
 """Running the service: its listening socket and its log."""
 
+import contextlib
 import ipaddress
 import json
 import logging
 import logging.config
 import re
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -77,7 +79,19 @@ def serve(
     with socket.create_server((host, port), family=family, backlog=BACKLOG) as listening:
         # Scripts wait for this line. With port 0 they learn the port from it.
         log.info("listening", extra={"host": host, "port": listening.getsockname()[1], **registry.summary()})
-        Server(config).run(sockets=[listening])
+        server = Server(config)
+        with _ended_by_signals(server):
+            server.run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _ended_by_signals(server: Server) -> Iterator[None]:
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,10 +1,12 @@
 """Connections: how many, for how long, and which are closed when there are too many."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -102,7 +104,11 @@ class Server(uvicorn.Server):
         while True:
             await self._room()
             try:
-                connection, _ = await loop.sock_accept(listening)
+                connection, _ = listening.accept()
+                connection.setblocking(False)
+            except BlockingIOError:
+                await _readable(listening)
+                continue
             except ConnectionError:
                 continue
             except OSError as problem:  # no descriptors, no memory
@@ -114,6 +120,13 @@ class Server(uvicorn.Server):
                 await loop.connect_accepted_socket(self._connection, connection)
             except OSError:  # it is gone already
                 connection.close()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are :func:`cuframes.framecache.service.run.serve`'s, from before the loop until after it: a handler
+        that raises would raise in a callback of the loop, which logs that as a fault and goes on.
+        """
+        yield
 
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state)
@@ -143,6 +156,21 @@ class Server(uvicorn.Server):
         if now - self._told.get(event, -QUIET_SECONDS) >= QUIET_SECONDS:
             self._told[event] = now
             log.warning(event, extra=details)
+
+
+async def _readable(listening: socket.socket) -> None:
+    """Wait until somebody wants to connect.
+
+    Not ``loop.sock_accept``: when it is cancelled in the very round of the loop in which somebody connects, it takes
+    the connection, has nobody to give it to, and leaves it open and a traceback in the log.
+    """
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(listening, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(listening)
 
 
 def _descriptors(wanted: int) -> int:
