@@ -6,10 +6,6 @@ Bad arguments raise plain ``ValueError`` and ``TypeError``. Exceptions that are 
 
 import errno
 
-TYPE_CHECKING = False  # as in typing, whose import would take longer than all of this
-if TYPE_CHECKING:
-    from typing import Self
-
 __all__ = [
     "AlreadyExists",
     "CuframesError",
@@ -122,7 +118,7 @@ class OutOfSharedMemory(CuframesError, OSError):
         self.needed = needed
         self.free = free
 
-    def __reduce__(self) -> "tuple[type[Self], tuple[str, int | None, int | None]]":
+    def __reduce__(self) -> tuple[type["OutOfSharedMemory"], tuple[str, int | None, int | None]]:
         return type(self), (str(self), self.needed, self.free)
 
     def __str__(self) -> str:

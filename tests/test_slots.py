@@ -898,7 +898,7 @@ def test_a_semaphore_that_cannot_be_made_again_is_said_once(slot, tmp_path, capl
     for _ in range(5):
         slot.write(numbered(0))
     path.unlink()
-    assert caplog.messages == [f"{path} was removed, and cannot be made again: {path} is no semaphore; remove it"]
+    assert caplog.messages == [f"{path} was removed, and cannot be made again: {path} is not a semaphore; remove it"]
 
 
 @pytest.mark.parametrize("depth", [120, 4])

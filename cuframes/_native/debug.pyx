@@ -40,7 +40,9 @@ cdef extern from *:
     static int cf_counted_add(PyTypeObject *type) {
         if (cf_counted_find(type)) return 0;
         if (cf_counted_types == sizeof cf_counted / sizeof *cf_counted) return -1;
-        struct cf_counted c = {.type = type, .alloc = type->tp_alloc, .release = type->tp_free};
+        /* Not what the type has: if its base is counted already, it has inherited the functions that count. */
+        freefunc release = PyType_IS_GC(type) ? PyObject_GC_Del : PyObject_Free;
+        struct cf_counted c = {.type = type, .alloc = PyType_GenericAlloc, .release = release};
         cf_counted[cf_counted_types++] = c;
         type->tp_alloc = cf_counted_alloc;
         type->tp_free = cf_counted_free;
