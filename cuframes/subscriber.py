@@ -168,7 +168,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         shape, frame_bytes, uuid = _unpack_meta(welcome.meta)
         header = _open_header(connection)
         found = describe(header)
-        pool = connection.descriptors[1] if len(connection.descriptors) > 1 else None
+        pool = connection.descriptors[1].fileno() if len(connection.descriptors) > 1 else None
         if welcome.features & HOST_MEMORY:
             if pool is None:
                 raise ProtocolError("the publisher sent no descriptor of its frames")
@@ -440,12 +440,9 @@ def _unpack_meta(meta: bytes) -> tuple[FrameShape, int, bytes]:
 def _open_header(connection: client.Connection) -> Mapping:
     """The control segment, by descriptor or, from a plain version 3 publisher, by name."""
     if connection.descriptors:
-        return _map_header(connection.descriptors[0])
-    fd = open_segment(connection.welcome.path, writable=True)
-    try:
-        return _map_header(fd)
-    finally:
-        os.close(fd)
+        return _map_header(connection.descriptors[0].fileno())
+    with open_segment(connection.welcome.path, writable=True) as file:
+        return _map_header(file.fileno())
 
 
 def _map_header(fd: int) -> Mapping:

@@ -839,7 +839,7 @@ def test_what_replaces_a_new_directory_is_not_touched(key, tmp_path, monkeypatch
 def test_messages_of_unknown_types_end_a_connection(key):
     """They used to be passed over for as long as they came, whatever the timeout was."""
     ours, theirs = socket.socketpair()
-    lifetime.own(ours.fileno())
+    lifetime.own(ours)
     ours.setblocking(False)
     connection = client.Connection(ours, wire.Parser(), wire.Welcome(0), wire.Subscribed(0), [])
     theirs.sendall(wire.pack(wire.MessageType.PONG, b"") + messages.pack_message(77, b""))
@@ -850,7 +850,7 @@ def test_messages_of_unknown_types_end_a_connection(key):
 
 def test_one_look_at_a_connection_ends_while_messages_keep_coming(key, monkeypatch):
     ours, theirs = socket.socketpair()
-    lifetime.own(ours.fileno())
+    lifetime.own(ours)
     connection = client.Connection(ours, wire.Parser(), wire.Welcome(0), wire.Subscribed(0), [])
     pong = wire.pack(wire.MessageType.PONG, b"")
     monkeypatch.setattr(wire, "receive", lambda *_: (pong, False))  # there is always one more

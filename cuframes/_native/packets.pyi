@@ -2,7 +2,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cuframes._native.mapping import Mapping
-from cuframes._native.ring_end import ReaderEnd, RingEnd
+from cuframes._native.ring_end import Descriptor, ReaderEnd, RingEnd
 
 EXTRADATA_MAX: int
 MAX_SLOTS: int
@@ -36,7 +36,7 @@ class PacketWriter(RingEnd):
     def counters(self) -> tuple[int, int]: ...
 
 class PacketRing(ReaderEnd):
-    def __init__(self, fd: int, size: int, *, start: int, spin: bool, rejoined: bool) -> None: ...
+    def __init__(self, file: Descriptor, size: int, *, start: int, spin: bool, rejoined: bool) -> None: ...
     def next(self, timeout: float | None, copy: bool, skip: bool) -> Packet: ...
     @property
     def codec_id(self) -> int: ...

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
-from cuframes._native.ring_end import ReaderEnd, RingEnd
+from cuframes._native.ring_end import Descriptor, ReaderEnd, RingEnd
 
 MAGIC: int
 VERSION: int
@@ -40,7 +40,7 @@ class CacheWriter(RingEnd):
     def __init__(
         self,
         mapping: Mapping,
-        fd: int,
+        lock: Descriptor,
         layout: FrameLayout | None,
         pid: int,
         semaphore: Mapping,
@@ -66,7 +66,7 @@ class WritableSlotFrame:
     def seq(self) -> int | None: ...
 
 class CacheRing(ReaderEnd):
-    def __init__(self, fd: int, size: int, *, start: int, newest: bool) -> None: ...
+    def __init__(self, file: Descriptor, size: int, *, start: int, newest: bool) -> None: ...
     def set_layout(self, layout: FrameLayout | None) -> None: ...
     def next(self, timeout: float | None, copy: bool, out: Any) -> SlotFrame: ...
     def entry(self, seq: int) -> tuple[int, int, int] | None: ...

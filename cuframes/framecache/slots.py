@@ -18,6 +18,7 @@ import posix_ipc
 
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
+from cuframes._native.ring_end import Descriptor
 from cuframes._native.slot import (
     DEFAULT_DEPTH,
     HEADER_BYTES,
@@ -131,14 +132,15 @@ def directory(*, create: bool = False) -> Iterator[int]:
             path.mkdir(mode=0o700)
             made = True
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        folder = Descriptor.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise NotFound(f"there are no slots on this host: {path} does not exist") from None
     except OSError as problem:
         if problem.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
         raise PermissionError(f"{path} is no directory of its own; remove it, or set CUFRAMES_FRAMECACHE_DIR") from None
-    try:
+    with folder:
+        fd = folder.fileno()
         owner = os.fstat(fd).st_uid
         if create and owner not in (0, os.getuid()):
             raise PermissionError(
@@ -147,12 +149,10 @@ def directory(*, create: bool = False) -> Iterator[int]:
         if made:
             os.fchmod(fd, 0o755)  # whatever the umask is: readers are other users
         yield fd
-    finally:
-        os.close(fd)
 
 
-def open_slot(slot_id: str, *, writable: bool = False) -> int:
-    """A descriptor of a slot's file.
+def open_slot(slot_id: str, *, writable: bool = False, owned: bool = False) -> Descriptor:
+    """A slot's file.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
         mode = os.O_RDWR if writable else os.O_RDONLY
         try:
             with naming(path):
-                fd = os.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                file = Descriptor.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder, owned=owned)
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         except PermissionError:
@@ -172,10 +172,10 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
             if problem.errno not in NO_PLAIN_FILE:
                 raise
             raise ProtocolError(f"{path} is no regular file; remove it") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
         raise ProtocolError(f"{path} is no regular file; remove it")
-    return fd
+    return file
 
 
 def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> CacheRing:
@@ -185,21 +185,18 @@ def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> Ca
     ------
     NotFound, ProtocolError, PermissionError
     """
-    fd = open_slot(slot_id)
     path = slots_dir() / slot_id
-    try:
+    with open_slot(slot_id) as file:  # the ring takes it over
         # Read before anything is mapped, and mapped no further than the slot goes: the file may have any size.
+        fd = file.fileno()
         size = os.fstat(fd).st_size
         if size == 0:
             raise ProtocolError(f"{path} is empty, so it is no framecache slot; remove it")
-        with naming(path):
-            ring = CacheRing(fd, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
-    except OverflowError:
-        os.close(fd)
-        raise ProtocolError(f"{path} is larger than any memory; remove it") from None
-    except BaseException:
-        os.close(fd)
-        raise
+        try:
+            with naming(path):
+                ring = CacheRing(file, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
+        except OverflowError:
+            raise ProtocolError(f"{path} is larger than any memory; remove it") from None
     ring.set_layout(layout_of(info(slot_id, ring)))
     return ring
 
@@ -238,8 +235,8 @@ def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, fl
     return (0.0 if age > MEASURED_SECONDS else round(back * 1e6 / (newest[1] - older[1]), 2)), age
 
 
-def open_semaphore(slot_id: str, fd: int) -> int:
-    """A descriptor of the file of a slot's semaphore, created if need be, for the same users as the slot's file, `fd`.
+def open_semaphore(slot_id: str, fd: int) -> Descriptor:
+    """The file of a slot's semaphore, created if need be, for the same users as the slot's file, `fd`.
 
     It is mapped and posted by ourselves (slot_ring.h): the C library trusts what is in it.
 
@@ -272,25 +269,23 @@ def open_semaphore(slot_id: str, fd: int) -> int:
     raise AlreadyExists(f"others keep creating and removing the semaphore {path}")
 
 
-def _open_semaphore(path: Path, like: os.stat_result) -> int:
+def _open_semaphore(path: Path, like: os.stat_result) -> Descriptor:
     """Open one that is there. Refuse a stranger's, and give ours to the users of the slot, which is `like` this."""
     # No more than its place: neither a FIFO nor a link nor its mode can stop this.
-    pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        with naming(path):
-            _check_semaphore(path, pin, like)
-            # The file that was looked at, whatever has its name by now.
-            fd = os.open(f"/proc/self/fd/{pin}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except PermissionError as problem:
-        if problem.errno is None:
-            raise
-        raise PermissionError(
-            f"the semaphore {path} belongs to uid {os.fstat(pin).st_uid}, and is not ours to use; remove it as that "
-            "user or as root"
-        ) from None
-    finally:
-        os.close(pin)
-    return fd
+    with Descriptor.open(path, os.O_PATH | os.O_NOFOLLOW) as place:
+        pin = place.fileno()
+        try:
+            with naming(path):
+                _check_semaphore(path, pin, like)
+                # The file that was looked at, whatever has its name by now.
+                return Descriptor.open(f"/proc/self/fd/{pin}", os.O_RDWR | os.O_NONBLOCK)
+        except PermissionError as problem:
+            if problem.errno is None:
+                raise
+            raise PermissionError(
+                f"the semaphore {path} belongs to uid {os.fstat(pin).st_uid}, and is not ours to use; remove it as "
+                "that user or as root"
+            ) from None
 
 
 def _check_semaphore(path: Path, pin: int, like: os.stat_result) -> None:
@@ -317,13 +312,13 @@ def _check_semaphore(path: Path, pin: int, like: os.stat_result) -> None:
 
 def ensure_semaphore(slot_id: str, fd: int) -> None:
     """Create a slot's semaphore if it is missing."""
-    os.close(open_semaphore(slot_id, fd))
+    open_semaphore(slot_id, fd).close()
 
 
-def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = False) -> int | None:
-    """Create a slot: a descriptor of it, for the caller to close. None: there is something of that name already.
+def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = False) -> Descriptor | None:
+    """Create a slot; returns it open. None: there is something of that name already.
 
-    With `lock`, the descriptor holds the writer's lock from before anybody else can see the slot.
+    With `lock`, that holds the writer's lock from before anybody else can see the slot, and is owned.
 
     Raises
     ------
@@ -338,10 +333,11 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
     with directory(create=True) as folder:
         try:
             # Nameless until it is complete; the kernel frees it if we die before.
-            fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            file = Descriptor.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR, 0o600, owned=lock)
         except OSError as problem:
             raise _not_created(problem, wanted, folder) from None
         try:
+            fd = file.fileno()
             if gid is not None:
                 _give(fd, gid, path)
             with naming(path):
@@ -366,7 +362,7 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
                 # A directory descriptor, so that this is linkat, which can follow the link to the nameless file.
                 os.link(f"/proc/self/fd/{fd}", wanted.slot_id, dst_dir_fd=folder, follow_symlinks=True)
             except FileExistsError:
-                os.close(fd)
+                file.close()
                 return None
             except OSError as problem:
                 raise _not_created(problem, wanted, folder) from None
@@ -379,9 +375,9 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
                     raise _not_created(problem, wanted, folder) from None
                 raise
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
-    return fd
+    return file
 
 
 def _give(fd: int, gid: int, path: Path) -> None:
@@ -417,7 +413,7 @@ def discard(slot_id: str, fd: int) -> None:
     with contextlib.suppress(OSError):
         if os.path.samestat(os.lstat(path), os.fstat(fd)):
             with contextlib.suppress(OSError):
-                os.close(_open_semaphore(semaphore_path(slot_id), os.fstat(fd)))  # a stranger's is not ours to remove
+                _open_semaphore(semaphore_path(slot_id), os.fstat(fd)).close()  # a stranger's is not ours to remove
                 semaphore_path(slot_id).unlink()
             path.unlink()
 
@@ -478,7 +474,7 @@ def create_slot(
     made = make_slot(wanted, group_id(group))
     if made is None:
         raise AlreadyExists(f"the slot {slot_id!r} exists already; remove it first, or use it")
-    os.close(made)
+    made.close()
     return find_slot(slot_id)
 
 
@@ -575,13 +571,11 @@ def _what_else(slot_id: str, folder: int, there: os.stat_result) -> str | None:
     if not stat.S_ISREG(there.st_mode):
         return KINDS.get(stat.S_IFMT(there.st_mode), "a device")
     try:
-        fd = os.open(slot_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        file = Descriptor.open(slot_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except BlockingIOError:
         return "a file that is leased to another process"
-    try:
-        size, magic = os.fstat(fd).st_size, int.from_bytes(os.pread(fd, 4, 0), "little")
-    finally:
-        os.close(fd)
+    with file:
+        size, magic = os.fstat(file.fileno()).st_size, int.from_bytes(os.pread(file.fileno(), 4, 0), "little")
     if magic == MAGIC or size == 0 or (magic == 0 and size >= HEADER_BYTES):
         return None
     return f"a file of {size} bytes that does not begin as a slot does"

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from cuframes._native.mapping import Mapping
+from cuframes._native.ring_end import Descriptor
 from cuframes._native.slot import SEMAPHORE_BYTES, CacheWriter, WritableSlotFrame
 from cuframes.errors import AlreadyExists, NotFound, ProtocolError
 from cuframes.formats import pixel_format, whole_number
@@ -31,12 +32,10 @@ from cuframes.host.segment import lock_owner
 __all__ = ["SlotWriter"]
 
 
-def _map(fd: int, size: int, *, populate: bool = False) -> Mapping:
-    """A file's bytes, writable. Its descriptor is closed."""
-    try:
-        return Mapping(fd, size, writable=True, populate=populate)
-    finally:
-        os.close(fd)
+def _map(file: Descriptor, size: int, *, populate: bool = False) -> Mapping:
+    """A file's bytes, writable. It is closed."""
+    with file:
+        return Mapping(file.fileno(), size, writable=True, populate=populate)
 
 
 class SlotWriter(lifetime.Closing):
@@ -106,36 +105,36 @@ class SlotWriter(lifetime.Closing):
                 wanted = SlotParameters(slot_id, **(defaults | given)).checked()
                 made = make_slot(wanted, group_id(group), lock=True)
             if made is not None:
-                undo.callback(lifetime.close_owned, lifetime.own(made))
-                undo.callback(discard, slot_id, made)
+                undo.enter_context(made)
+                undo.callback(discard, slot_id, made.fileno())
             self._open(given, made, undo)
+            self._closed = self._over = False
             undo.pop_all()
-        self._closed = False
         lifetime.register(self)
 
-    def _open(self, given: dict[str, Any], made: int | None, undo: contextlib.ExitStack) -> None:
+    def _open(self, given: dict[str, Any], made: Descriptor | None, undo: contextlib.ExitStack) -> None:
         ring = attach(self.slot_id)  # which also refuses what is no slot
         found = info(self.slot_id, ring)
         self.parameters = found.parameters
         compare(found, given)
         # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
         if made is None:
-            lock = lifetime.own(open_slot(self.slot_id, writable=True))
-            undo.callback(lifetime.close_owned, lock)
-            if not any(lock_owner(lock) for _ in lock_attempts()):
+            lock = undo.enter_context(open_slot(self.slot_id, writable=True, owned=True))
+            if not any(lock_owner(lock.fileno()) for _ in lock_attempts()):
                 pid = info(self.slot_id, ring).writer_pid or "unknown"  # by now it has had the time to say so
                 raise AlreadyExists(f"the slot {self.slot_id!r} has a writer (pid {pid}); a slot has only one")
         else:
             lock = made
-        if os.fstat(lock).st_size < found.size:
+        fd = lock.fileno()
+        if os.fstat(fd).st_size < found.size:
             raise ProtocolError(f"the slot {self.slot_id!r} was cut off; remove it")
-        if os.fstat(lock).st_nlink == 0 or not ring.check()[0]:
+        if os.fstat(fd).st_nlink == 0 or not ring.check()[0]:
             raise NotFound(f"the slot {self.slot_id!r} was just removed; try again")
         with naming(slots_dir() / self.slot_id):
-            mapping = _map(os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC), found.size, populate=True)
+            mapping = _map(Descriptor.open(f"/proc/self/fd/{fd}", os.O_RDWR), found.size, populate=True)
         path = str(semaphore_path(self.slot_id))
         with naming(path):
-            semaphore = _map(open_semaphore(self.slot_id, lock), SEMAPHORE_BYTES)
+            semaphore = _map(open_semaphore(self.slot_id, fd), SEMAPHORE_BYTES)
         self._writer = CacheWriter(mapping, lock, layout_of(found), os.getpid(), semaphore, path)
 
     def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:
@@ -194,9 +193,10 @@ class SlotWriter(lifetime.Closing):
         self._closed = True
         self._writer.close()
         lifetime.unregister(self)
+        self._over = True
 
     def _forget(self) -> None:
-        self._closed = True
+        self._closed = self._over = True
         self._writer.close()
 
     def __repr__(self) -> str:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import AlreadyExists, ProtocolError
 from cuframes.host import lifetime
 from cuframes.host.files import INHERITED_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
@@ -54,28 +55,27 @@ class KeyLock:
         self._guard = threading.RLock()  # the session thread looks, another thread closes
         self._lost = False
         self._trusted = {0, os.geteuid(), os.stat(directory).st_uid}
-        self._fd = _take(self.path, name)
+        self._file: Descriptor = _take(self.path, name)
 
     def look(self) -> bool:
         """Whether it is ours; a file that somebody has removed is made again, with its directory."""
         with self._guard:
-            if self._fd < 0 or same_file(self.path, self._fd):
-                return self._fd >= 0
+            if self._file.closed or same_file(self.path, self._file.fileno()):
+                return not self._file.closed
             try:
                 make_directory(self.path.parent)
                 self._check_directory()
-                fd = _take(self.path, self._name, 0.0)
+                file = _take(self.path, self._name, 0.0)
             except (OSError, ProtocolError) as problem:
                 if not self._lost:
                     log.warning("%s was removed, and cannot be made again: %s", self.path, problem)
                 self._lost = True
                 return False
-            if self._fd < 0:  # closed on this very thread, by a collection
+            if self._file.closed:  # on this very thread, by a collection
                 self.path.unlink(missing_ok=True)
-                lifetime.close_owned(fd)
+                file.close()
                 return False
-            lifetime.close_owned(self._fd)
-            self._fd, self._lost = fd, False
+            self._file, self._lost = file, False  # the old one is closed, as it is collected
             log.warning("%s was removed; it is there again", self.path)
             return True
 
@@ -87,20 +87,20 @@ class KeyLock:
 
     def close(self) -> None:
         """Remove the file, if it is still ours, and let the lock go."""
+        lifetime.make_all([self._unlink, self._close_file])
+
+    def _unlink(self) -> None:
         with self._guard:
-            if self._fd < 0:
-                return
-            try:
-                if same_file(self.path, self._fd):
-                    self.path.unlink(missing_ok=True)
-            finally:
-                self.forget()
+            if not self._file.closed and same_file(self.path, self._file.fileno()):
+                self.path.unlink(missing_ok=True)
+
+    def _close_file(self) -> None:
+        with self._guard:
+            self._file.close()
 
     def forget(self) -> None:
         """Close the descriptor only: what a forked child does with its parent's lock."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            lifetime.close_owned(fd)
+        self._file.close()
 
 
 @contextlib.contextmanager
@@ -111,10 +111,11 @@ def cleaning(directory: Path, name: str) -> Iterator[bool]:
     be touched.
     """
     path = lock_path(directory, name)
-    fd = -1
-    try:
+    with contextlib.ExitStack() as closing:
         try:
-            fd, _ = _open(path)
+            file, _ = _open(path)
+            closing.enter_context(file)
+            fd = file.fileno()
             free = not is_locked(fd, *OWNER) and lock(fd, *MOMENT)
             # Looked at again: now nobody can become the owner, and the file must still have its name.
             free = free and not is_locked(fd, *OWNER) and same_file(path, fd)
@@ -124,62 +125,54 @@ def cleaning(directory: Path, name: str) -> Iterator[bool]:
         if free and same_file(path, fd):  # a cleaner may have removed it, and a publisher have made another
             with contextlib.suppress(OSError):
                 path.unlink()
-    finally:
-        if fd >= 0:
-            lifetime.close_owned(fd)
 
 
 def owner_pid(path: Path) -> int | None:
     """The process that holds a lock file, as its own namespace counts; 0 when not known; None: nobody holds it."""
     try:
-        fd = open_regular(path, os.O_RDONLY)
+        file = open_regular(path, os.O_RDONLY)
     except (OSError, ProtocolError):
         return None
-    try:
-        if not is_locked(fd, *OWNER):
+    with file:
+        if not is_locked(file.fileno(), *OWNER):
             return None
-        said = os.pread(fd, 20, 0)
-    finally:
-        os.close(fd)
+        said = os.pread(file.fileno(), 20, 0)
     return int(said) if said.strip().isdigit() else 0
 
 
-def _open(path: Path) -> tuple[int, bool]:
+def _open(path: Path) -> tuple[Descriptor, bool]:
     """The file, owned, and whether it was made just now. O_CREAT alone is refused for other users' files."""
     for _ in range(10):
         with contextlib.suppress(FileNotFoundError):
-            return lifetime.own(open_regular(path, os.O_RDWR)), False
+            return open_regular(path, os.O_RDWR, owned=True), False
         with contextlib.suppress(FileExistsError):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = lifetime.own(os.open(path, flags, 0o600))
+            file = Descriptor.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, owned=True)
             break
     else:
         raise AlreadyExists(f"others keep making and removing {path}")
     try:
-        os.fchmod(fd, 0o600)  # the mode given at creation is subject to umask
+        os.fchmod(file.fileno(), 0o600)  # the mode given at creation is subject to umask
     except BaseException:
-        _discard(path, fd)
+        _discard(path, file)
         raise
-    return fd, True
+    return file, True
 
 
-def _discard(path: Path, fd: int) -> None:
+def _discard(path: Path, file: Descriptor) -> None:
     """Remove and close a file that we have made, unless somebody has become its owner meanwhile."""
-    try:
-        with contextlib.suppress(OSError):
-            if lock(fd, *MOMENT) and not is_locked(fd, *OWNER) and same_file(path, fd):
-                path.unlink(missing_ok=True)
-    finally:
-        lifetime.close_owned(fd)
+    with file, contextlib.suppress(OSError):
+        fd = file.fileno()
+        if lock(fd, *MOMENT) and not is_locked(fd, *OWNER) and same_file(path, fd):
+            path.unlink(missing_ok=True)
 
 
-def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
-    """Become the owner; returns the locked descriptor. Waits so long for whoever is in his moment."""
+def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> Descriptor:
+    """Become the owner; returns the locked file. Waits so long for whoever is in his moment."""
     begun = time.monotonic()
     deadline = begun + seconds
     while True:
         try:
-            fd, made = _open(path)
+            file, made = _open(path)
         except PermissionError as problem:
             raise PermissionError(
                 problem.errno,
@@ -187,6 +180,7 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
                 "(cuframes gc as that user or root); use another key",
             ) from None
         try:
+            fd = file.fileno()
             owned = is_locked(fd, *OWNER)
             if owned and time.monotonic() >= begun + min(seconds, INHERITED_SECONDS):
                 raise AlreadyExists(
@@ -195,15 +189,15 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
                 )
             if not owned and lock(fd, *MOMENT) and lock(fd, *OWNER) and same_file(path, fd):
                 if made or os.fstat(fd).st_uid == os.geteuid():
-                    return _sign(fd)
+                    _sign(fd)
+                    return file
                 unlink_stale(path)  # another user's, who could remove it under us
         except BaseException:
             if made:
-                _discard(path, fd)
-            else:
-                lifetime.close_owned(fd)
+                _discard(path, file)
+            file.close()
             raise
-        lifetime.close_owned(fd)
+        file.close()
         if time.monotonic() > deadline:
             raise AlreadyExists(
                 f"another process has been starting or cleaning up under {name!r} for {seconds:.0f} s "
@@ -212,9 +206,8 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
         time.sleep(0.001)
 
 
-def _sign(fd: int) -> int:
+def _sign(fd: int) -> None:
     with contextlib.suppress(OSError):  # a full file system: it is for people
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
     unlock(fd, *MOMENT)
-    return fd

@@ -15,9 +15,10 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar, cast
 from cuframes._native import ring_end
 from cuframes.errors import refusal
 
-__all__ = ["Closing", "close_owned", "own", "register", "settled", "unregister"]
+__all__ = ["Closing", "Ending", "close_owned", "make_all", "own", "register", "settled", "unregister"]
 
 
+CLOSE_SECONDS = 5.0  # how long a second close() waits for the first
 EXIT_SECONDS = 1.0  # how long the interpreter's exit waits for other threads
 
 
@@ -35,6 +36,7 @@ class Closing:
     """Base of what is closed by hand, by ``with``, or at last when it is collected."""
 
     _closed = True  # until everything in __init__ has worked
+    _over = True  # nothing is left to give back: a close() that was interrupted is gone on with by the next
     _reader = "cuframes.Subscriber"  # what to open elsewhere
 
     def close(self) -> None:
@@ -56,30 +58,98 @@ class Closing:
     def __del__(self) -> None:
         # It has no caller to tell, and at interpreter exit little is left to work with.
         with contextlib.suppress(Exception):
-            if not self._closed:
+            if not self._over:
                 self.close()
 
 
-def own(fd: int) -> int:
-    """Have a descriptor closed in every forked child, also one of a fork() in C; returns it.
+class Ending:
+    """What a close has to do, to the end.
 
-    For what tells others that this process lives: owner locks, and both ends of connections. A child that kept them
-    would make its dead parent look alive. :func:`close_owned` closes it.
+    The rule: a close that is interrupted goes on, and raises the exception afterwards. A signal handler's exception can
+    come between any two lines, also here, so every step can be repeated, and is crossed off only when it is over: what
+    was not made after all is made by the next close(), by the destructor, or at exit.
+
+    Parameters
+    ----------
+    *steps : callable
+        In this order. All are made, whatever others raise.
     """
-    return ring_end.own(fd)
+
+    def __init__(self, *steps: Callable[[], object]) -> None:
+        self._steps = list(steps)
+        self._guard = threading.RLock()
+        self._closer: int | None = None
+
+    def insert(self, step: Callable[[], object]) -> None:
+        """Make this first."""
+        self._steps.insert(0, step)
+
+    def make(self) -> bool:
+        """Make the steps that are not made yet, then raise the first exception. Waits for another thread that is at it,
+        for 5 s at most; within itself (in a signal handler, or a destructor) it returns at once.
+
+        Returns
+        -------
+        bool
+            Whether all are made.
+        """
+        me, mine = threading.get_ident(), False
+        end = time.monotonic() + CLOSE_SECONDS
+        try:
+            while self._steps and not mine:
+                with self._guard:
+                    if self._closer is None:
+                        mine, self._closer = True, me
+                if not mine:
+                    if self._closer == me or time.monotonic() >= end:
+                        return False
+                    time.sleep(0.001)
+            if mine:
+                make_all(self._steps)
+            return not self._steps
+        finally:
+            if mine:
+                self._closer = None
 
 
-def close_owned(thing: int | socket.socket) -> None:
-    """Close a descriptor or socket that was owned. In a forked child that has happened, and the number may be
-    another's by now.
+def make_all(steps: list[Callable[[], object]]) -> None:
+    """Make steps that can be repeated, in order, whatever others raise; then raise the first exception. One that is
+    interrupted is made once more. Those that are made are taken off the list.
     """
-    if isinstance(thing, int):
-        if ring_end.disown(thing):
-            os.close(thing)
-    elif thing.fileno() < 0 or ring_end.disown(thing.fileno()):
-        thing.close()
-    elif ring_end.is_forked():
-        thing.detach()  # else another thread closes it just now
+    left = steps[::-1]
+    problem = failed = None
+    while left:
+        try:
+            while left:
+                left[-1]()
+                if left[-1] in steps:
+                    steps.remove(left[-1])
+                left.pop()
+        except BaseException as caught:
+            problem = problem or caught
+            if left and left[-1] is failed:  # a second time, so it was not a signal: the others' turn
+                left.pop()
+            elif left:
+                failed = left[-1]
+    try:
+        if problem is not None:
+            raise problem
+    finally:
+        del problem  # which refers to this frame
+
+
+def own(sock: socket.socket) -> None:
+    """Have a socket closed in every forked child, also one of a fork() in C.
+
+    For what tells others that this process lives: both ends of connections, as owner locks (Descriptor). A child that
+    kept them would make its dead parent look alive. :func:`close_owned` closes it.
+    """
+    ring_end.own(sock.fileno())
+
+
+def close_owned(sock: socket.socket) -> None:
+    """Close a socket that was owned. In a forked child that has happened, and the number may be another's by now."""
+    ring_end.close_socket(sock)
 
 
 _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
@@ -116,8 +186,8 @@ def settled(method: Method) -> Method:
         if me in _busy:  # a publisher opens its packet ring, say
             return method(self, *arguments, **options)
         ring_end.pause_at_exit()
-        _busy.add(me)
         try:
+            _busy.add(me)
             result = method(self, *arguments, **options)
             if ring_end.is_exiting():
                 self.close()
@@ -135,9 +205,8 @@ def _close_all() -> None:
     end, me = time.monotonic() + EXIT_SECONDS, threading.get_ident()
     while _busy - {me} and time.monotonic() < end:
         time.sleep(0.001)
-    for thing in _still_open():
-        with contextlib.suppress(Exception):  # one that fails must not keep the others open
-            thing.close()
+    with contextlib.suppress(Exception):
+        Ending(*(thing.close for thing in _still_open())).make()  # one that fails must not keep the others open
 
 
 def _forget_all() -> None:

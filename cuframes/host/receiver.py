@@ -136,7 +136,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         except BaseException:
             ring.close()
             raise
-        self._closed = False
+        self._closed = self._over = False
 
     def _joined(self) -> R:
         """The ring that is joined now."""
@@ -356,6 +356,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
                 self._joining.release()
         self._unwatch()
         lifetime.unregister(self)
+        self._over = True
 
     def _abandon_join(self) -> None:
         steps, self._steps = self._steps, None
@@ -369,7 +370,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
 
     def _forget(self) -> None:
         """In a forked child: close what was inherited; nothing of the parent's is given up."""
-        self._closed = True
+        self._closed = self._over = True
         self._renew_locks()  # a thread of the parent may have held them
         self._steps = None
         if self._ring is not None:

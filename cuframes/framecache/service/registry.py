@@ -91,11 +91,8 @@ class Registry:
     def _adopt(self, name: str) -> None:
         log.info("slot adopted", extra={"slot_id": name})
         try:
-            fd = open_slot(name)
-            try:
-                ensure_semaphore(name, fd)
-            finally:
-                os.close(fd)
+            with open_slot(name) as file:
+                ensure_semaphore(name, file.fileno())
         except (CuframesError, OSError) as problem:
             log.warning("slot without semaphore", extra={"slot_id": name, "reason": str(problem)})
 
@@ -146,7 +143,7 @@ class Registry:
                     made = make_slot(wanted, self._gid)
                     if made is None:
                         continue
-                    os.close(made)
+                    made.close()
                     log.info("slot created", extra={"slot_id": wanted.slot_id, "bytes": wanted.size})
                     with self._looking:
                         self._adopted.add(wanted.slot_id)
