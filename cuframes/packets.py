@@ -32,8 +32,8 @@ from cuframes.formats import whole_number
 from cuframes.host import lifetime
 from cuframes.host.names import check_key, group_id, packets_name, runtime_dir
 from cuframes.host.receiver import WatchedReceiver
-from cuframes.host.segment import OwnedSegment, inspect, open_segment
-from cuframes.host.steps import Steps, bare
+from cuframes.host.segment import OwnedSegment, inspect, open_entrusted, segment_path
+from cuframes.host.steps import InTheWay, Steps, bare
 from cuframes.session import client
 
 __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketReaderStats"]
@@ -390,7 +390,10 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
 
 
 def _find(key: str) -> Steps[Descriptor]:
-    """The packet ring of a living publisher: from its socket, or else by name."""
+    """The packet ring of a living publisher: from its socket, or else by name.
+
+    Anybody may put something under the name, which is no reason to give up: see :class:`InTheWay`.
+    """
     missing: Exception
     try:
         file = yield from client.fetch_packets(key)
@@ -398,15 +401,18 @@ def _find(key: str) -> Steps[Descriptor]:
     except (NotFound, NoPacketRing) as problem:
         missing = bare(problem)
         try:
-            file = open_segment(packets_name(key), writable=False)
+            file = open_entrusted(packets_name(key), writable=False)
         except NotFound:
             raise missing from None
+        except (ProtocolError, PermissionError) as found:
+            raise InTheWay(found) from None
     state, kind, header = inspect(file.fileno())
     if state == "alive" and kind == "packets" and header is not None and not header["shutdown"]:
         return file
     file.close()
     if state == "foreign" or kind == "frames":
-        raise ProtocolError(f"{packets_name(key)} is not a packet ring of version 2, or a truncated one")
+        path = segment_path(packets_name(key))
+        raise InTheWay(ProtocolError(f"{path} is not a packet ring of version 2, or a truncated one; remove it"))
     raise missing
 
 

@@ -21,7 +21,7 @@ import pytest
 from harness import Worker, eventually
 
 import cuframes
-from cuframes import PacketPublisher, Publisher, Subscriber
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber
 from cuframes._native import messages
 from cuframes.host import lifetime
 from cuframes.host import names as cuframes_names
@@ -875,3 +875,51 @@ def test_gc_leaves_a_lock_that_was_made_while_it_looked(runtime_dir, key):
 def test_a_packet_ring_is_not_called_something_to_remove(key):
     with PacketPublisher(key, 27), pytest.raises(cuframes.NotFound, match="is a packet ring, not a publisher"):
         find_publisher(f"{key}-packets")
+
+
+@as_root
+def test_a_strangers_packet_ring_is_not_believed(key, open_to_all, monkeypatch):
+    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(open_to_all))
+    script = """
+    import os, sys
+    from cuframes import PacketReader
+    os.setgroups([4711]); os.setgid(65533); os.setuid(65533)
+    PacketReader(sys.argv[1], connect_timeout=5).close()
+    print("joined")
+    """
+    with PacketPublisher(key, 27):
+        path = SHM / f"cuframes-{key}-packets"
+        path.chmod(0o644)
+        os.chown(path, STRANGER, STRANGER)
+        with pytest.raises(PermissionError, match=f"belongs to uid {STRANGER}.*group="):
+            PacketReader(key, connect_timeout=0)
+        os.chown(path, STRANGER, 4711)  # as a publisher does with group=
+        path.chmod(0o640)
+        assert run(script, key).strip() == "joined"
+        os.chown(open_to_all, STRANGER, STRANGER)  # whoever names it trusts its owner
+        PacketReader(key, connect_timeout=0).close()
+        os.chown(path, 0, 0)
+
+
+@pytest.mark.parametrize("junk", ["bytes", "fifo", "strangers"])
+def test_a_reconnecting_reader_waits_until_junk_is_gone(key, junk):
+    path = SHM / f"cuframes-{key}-packets"
+    publisher = PacketPublisher(key, 27)
+    publisher.publish_packet(b"first", pts_ns=0, keyframe=True)
+    with PacketReader(key, reconnect=True) as reader:
+        assert reader.next(5).data == b"first"
+        publisher.close()
+        if junk == "fifo":
+            os.mkfifo(path)
+        else:
+            path.write_bytes(b"\xff" * 9000)
+            if junk == "strangers" and os.getuid() == 0:
+                os.chown(path, STRANGER, STRANGER)
+        with pytest.raises(cuframes.Timeout, match=f"came back in time; .*{path.name}"):
+            reader.next(0.2)
+        with pytest.raises((cuframes.ProtocolError, PermissionError), match=path.name):
+            PacketReader(key, connect_timeout=0.1)
+        path.unlink()
+        with PacketPublisher(key, 27) as publisher:
+            publisher.publish_packet(b"second", pts_ns=0, keyframe=True)
+            assert reader.next(5).data == b"second"

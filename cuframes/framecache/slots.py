@@ -33,7 +33,7 @@ from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedM
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
 from cuframes.host.files import naming
-from cuframes.host.names import SEGMENT_DIR, group_id
+from cuframes.host.names import SEGMENT_DIR, check_owner, group_id
 from cuframes.host.segment import PAGE, free_bytes, lock_owner, reserve
 
 __all__ = [
@@ -151,8 +151,8 @@ def directory(*, create: bool = False) -> Iterator[int]:
         yield fd
 
 
-def open_slot(slot_id: str, *, writable: bool = False, owned: bool = False) -> Descriptor:
-    """A slot's file.
+def open_slot(slot_id: str, *, writable: bool = False, owned: bool = False, entrusted: bool = False) -> Descriptor:
+    """A slot's file. `entrusted`: to use what is in it, so a stranger's is refused (check_owner); else to look at it.
 
     Raises
     ------
@@ -172,21 +172,43 @@ def open_slot(slot_id: str, *, writable: bool = False, owned: bool = False) -> D
             if problem.errno not in NO_PLAIN_FILE:
                 raise
             raise ProtocolError(f"{path} is no regular file; remove it") from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ProtocolError(f"{path} is no regular file; remove it")
+        try:
+            there = os.fstat(file.fileno())
+            if not stat.S_ISREG(there.st_mode):
+                raise ProtocolError(f"{path} is no regular file; remove it")
+            if entrusted:
+                _check_entrusted(there, path, folder)
+        except BaseException:
+            file.close()
+            raise
     return file
 
 
-def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> CacheRing:
-    """A reader's end of a slot. Maps it read-only, and leaves no trace.
+def _check_entrusted(there: os.stat_result, path: Path, folder: int) -> None:
+    """Refuse a stranger's slot. What is in the directory is as good as those who may put it there: its owner, who must
+    be us, root, or named in CUFRAMES_FRAMECACHE_DIR where anybody can make directories, and its group, if that may
+    write. Where everybody may, each file's owner is looked at.
+    """
+    place = os.fstat(folder)
+    named = bool(os.environ.get("CUFRAMES_FRAMECACHE_DIR"))
+    trusted = place.st_uid in (os.geteuid(), 0) or named or not os.stat(path.parent.parent).st_mode & stat.S_IWOTH
+    if not trusted or place.st_mode & stat.S_IWOTH:
+        remedy = (
+            "its owner can share it with group=; remove it, or set CUFRAMES_FRAMECACHE_DIR to say that the owner of "
+            f"{path.parent} (uid {place.st_uid}) is trusted"
+        )
+        check_owner(there, path, [place.st_uid] if trusted else [], remedy)
+
+
+def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False, entrusted: bool = False) -> CacheRing:
+    """A reader's end of a slot. Maps it read-only, and leaves no trace. `entrusted`: see :func:`open_slot`.
 
     Raises
     ------
     NotFound, ProtocolError, PermissionError
     """
     path = slots_dir() / slot_id
-    with open_slot(slot_id) as file:  # the ring takes it over
+    with open_slot(slot_id, entrusted=entrusted) as file:  # the ring takes it over
         # Read before anything is mapped, and mapped no further than the slot goes: the file may have any size.
         fd = file.fileno()
         size = os.fstat(fd).st_size

@@ -113,13 +113,13 @@ class SlotWriter(lifetime.Closing):
         lifetime.register(self)
 
     def _open(self, given: dict[str, Any], made: Descriptor | None, undo: contextlib.ExitStack) -> None:
-        ring = attach(self.slot_id)  # which also refuses what is no slot
+        ring = attach(self.slot_id, entrusted=True)  # which also refuses what is no slot
         found = info(self.slot_id, ring)
         self.parameters = found.parameters
         compare(found, given)
         # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
         if made is None:
-            lock = undo.enter_context(open_slot(self.slot_id, writable=True, owned=True))
+            lock = undo.enter_context(open_slot(self.slot_id, writable=True, owned=True, entrusted=True))
             if not any(lock_owner(lock.fileno()) for _ in lock_attempts()):
                 pid = info(self.slot_id, ring).writer_pid or "unknown"  # by now it has had the time to say so
                 raise AlreadyExists(f"the slot {self.slot_id!r} has a writer (pid {pid}); a slot has only one")

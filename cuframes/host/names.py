@@ -4,7 +4,8 @@ texts.
 A publisher's socket is where a subscriber looks for it, so whoever can put files there can pose as a publisher. The
 rules: a runtime directory is used only if no stranger can replace what is in it (:func:`check_directory`), a publisher
 puts its files only where it or root is the owner (:func:`runtime_dir`), and a subscriber looks at who answers
-(:func:`check_peer`). Owner, group and mode of a directory that cuframes did not make are left alone.
+(:func:`check_peer`), and at whose file it is that it opens by name (:func:`check_owner`). Owner, group and mode of a
+directory that cuframes did not make are left alone.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import re
 import socket
 import stat
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 from cuframes._native.control import MAX_KEY
@@ -24,10 +26,12 @@ from cuframes._native.control import MAX_KEY
 __all__ = [
     "check_directory",
     "check_key",
+    "check_owner",
     "check_peer",
     "group_id",
     "is_name",
     "make_directory",
+    "named_owner",
     "packets_name",
     "peer_credentials",
     "peer_groups",
@@ -245,6 +249,32 @@ def check_peer(sock: socket.socket, path: Path) -> None:
         errno.EPERM,
         f"uid {uid} listens on {path}, which it is not entrusted with; its publisher can share it with group=",
     )
+
+
+def check_owner(there: os.stat_result, path: Path, entrusted: Collection[int], remedy: str) -> None:
+    """Refuse a file of another user, as :func:`check_peer` does a listener: it must be ours, root's, of somebody who is
+    `entrusted`, or shared with a group of ours alone (``group=``).
+
+    Raises
+    ------
+    PermissionError
+    """
+    ours = {os.getegid(), *os.getgroups()}
+    shared = there.st_gid in ours and there.st_mode & stat.S_IRGRP and not there.st_mode & stat.S_IRWXO
+    if there.st_uid not in (os.geteuid(), 0, *entrusted) and not shared:
+        raise PermissionError(
+            errno.EPERM, f"{path} belongs to uid {there.st_uid}, which is not entrusted with it; {remedy}"
+        )
+
+
+def named_owner() -> set[int]:
+    """The owner of the runtime directory that CUFRAMES_RUNTIME_DIR names: whoever names it trusts him."""
+    explicit = os.environ.get("CUFRAMES_RUNTIME_DIR")
+    if explicit:
+        with contextlib.suppress(OSError):
+            check_directory(Path(explicit))
+            return {os.stat(explicit).st_uid}
+    return set()
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:

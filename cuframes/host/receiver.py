@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from cuframes._native.ring_end import pause_at_exit
-from cuframes.errors import Disconnected, NoPlace, SegmentTruncated, Timeout
+from cuframes.errors import Disconnected, NoPlace, ProtocolError, SegmentTruncated, Timeout
 from cuframes.host import lifetime
 from cuframes.host.steps import ANSWER_SECONDS, PASSING, POLL_SECONDS, Expired, Steps, deadline_after, repeat, run
 
@@ -191,8 +191,9 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         except ValueError:  # closed, or replaced, meanwhile
             return False
 
-    def _late(self) -> Timeout:
-        return Timeout(f"no {self._source} {self.key!r} came back in time")
+    def _late(self, problem: Exception | None = None) -> Timeout:
+        seen = f"; {problem}" if isinstance(problem, (ProtocolError, PermissionError)) else ""
+        return Timeout(f"no {self._source} {self.key!r} came back in time{seen}")
 
     def _join_next(self, ended: R, deadline: float | None) -> None:
         if self._steps is None:
@@ -200,8 +201,8 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         steps = self._steps
         try:
             ring: R | None = run(steps, deadline, lambda: self._closed)
-        except Expired:
-            raise self._late() from None
+        except Expired as over:
+            raise self._late(over.problem) from None
         except BaseException:
             self._steps = None
             steps.close()

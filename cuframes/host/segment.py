@@ -16,6 +16,7 @@ import os
 import signal
 import stat
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from cuframes.host.files import is_locked as is_owned
 from cuframes.host.files import lock as lock_owner
 from cuframes.host.files import lock_attempts, open_regular, same_file, unlink_stale
 from cuframes.host.keylock import KeyLock
-from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX
+from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX, check_owner, named_owner
 
 __all__ = [
     "OwnedSegment",
@@ -38,6 +39,7 @@ __all__ = [
     "inspect",
     "is_owned",
     "lock_owner",
+    "open_entrusted",
     "open_segment",
     "remove_dead",
     "segment_path",
@@ -118,8 +120,26 @@ def create_memfd(name: str, size: int) -> tuple[Descriptor, Mapping]:
     return file, mapping
 
 
+def open_entrusted(name: str, *, writable: bool, entrusted: Collection[int] = ()) -> Descriptor:
+    """Open a segment to use what is in it: as :func:`open_segment`, and refuse a stranger's (check_owner).
+
+    Parameters
+    ----------
+    entrusted : collection of int
+        Users who may have made it besides us, root, and the owner of CUFRAMES_RUNTIME_DIR.
+    """
+    file = open_segment(name, writable=writable)
+    try:
+        remedy = "its publisher can share it with group=; or remove it, or set CUFRAMES_RUNTIME_DIR to its publisher's"
+        check_owner(os.fstat(file.fileno()), segment_path(name), {*entrusted, *named_owner()}, remedy)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def open_segment(name: str, *, writable: bool, owned: bool = False) -> Descriptor:
-    """Open an existing segment by its POSIX name.
+    """Open an existing segment by its POSIX name, whoever has made it.
 
     Raises
     ------

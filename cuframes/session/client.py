@@ -36,8 +36,8 @@ from cuframes.errors import (
     Unavailable,
 )
 from cuframes.host import lifetime
-from cuframes.host.names import check_directory, check_peer, runtime_dirs, socket_path
-from cuframes.host.segment import open_segment
+from cuframes.host.names import check_directory, check_peer, peer_credentials, runtime_dirs, socket_path
+from cuframes.host.segment import open_entrusted
 from cuframes.host.steps import ANSWER_SECONDS, Expired, Pause, Steps, deadline_after, repeat, run
 from cuframes.session import wire
 from cuframes.session.wire import ErrorCode, MessageType
@@ -255,12 +255,13 @@ def fetch_packets(key: str) -> Steps[Descriptor]:
     with _ending(descriptors) as sockets:
         sock = yield from _open(key, deadline, sockets)
         welcome = yield from _say_hello(key, sock, wire.Parser(), hello, deadline, descriptors)
+        peer = peer_credentials(sock)[1]
         lifetime.close_owned(sock)
     if not welcome.packets_path:
         _close_all(descriptors)
         raise NoPacketRing(f"the publisher of {key!r} shares no packets; it does after enable_packets()")
     if not welcome.features & PASS_FD or not descriptors:
-        return open_segment(welcome.packets_path, writable=False)
+        return open_entrusted(welcome.packets_path, writable=False, entrusted=[peer])
     packets = descriptors.pop()  # the packet ring comes last
     _close_all(descriptors)
     return packets
