@@ -371,7 +371,7 @@ class Publisher(lifetime.Closing):
         return writer
 
     def _refusal(self) -> Exception:
-        if self._inherited:
+        if self._inherited or os.getpid() != self._pid:
             return RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
         pause_at_exit()
         return ValueError("the publisher is closed")
@@ -379,6 +379,8 @@ class Publisher(lifetime.Closing):
     @property
     def subscribers(self) -> tuple[SubscriberInfo, ...]:
         """Who is connected, with the counters they keep themselves."""
+        if self._inherited or os.getpid() != self._pid:
+            raise self._refusal()
         header = self._segment.mapping
         if self._closed or header is None:
             return ()
@@ -391,6 +393,8 @@ class Publisher(lifetime.Closing):
     def stats(self) -> PublisherStats:
         """Counters so far; those of the end once it is closed."""
         writer = self._writer
+        if os.getpid() != self._pid:
+            raise self._refusal()
         if writer is None:
             if self._final is None:
                 raise self._refusal()

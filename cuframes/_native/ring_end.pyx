@@ -347,6 +347,15 @@ cdef class RingEnd:
             self.finish_close()
         return status != CLOSED_BEFORE
 
+    def check_process(self):
+        """Raise RuntimeError in a forked child: this end is the parent's. Calls that enter the gate do so anyway."""
+        check_generation(self.generation)
+
+    @property
+    def inherited(self):
+        """Whether this is a forked child, and this end the parent's."""
+        return is_inherited(self.generation)
+
     @property
     def closed(self):
         """Whether close() has begun."""

@@ -39,6 +39,13 @@ class Ring(Protocol):
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
 
+    @property
+    def inherited(self) -> bool:
+        """Whether it belongs to the parent of this process."""
+
+    def check_process(self) -> None:
+        """Raise RuntimeError if it does."""
+
     def close(self) -> bool:
         """Take no more, once nobody is inside; whether this call closed it. See gate.h."""
 
@@ -139,10 +146,11 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         self._closed = self._over = False
 
     def _joined(self) -> R:
-        """The ring that is joined now."""
+        """The ring that is joined now. Refuses in a forked child, also of a fork() in C."""
         ring = self._ring
         if ring is None:
             raise self._is_closed()
+        ring.check_process()
         return ring
 
     def _is_closed(self) -> ValueError:
@@ -337,6 +345,9 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
 
     def stats(self) -> C:
         """Counters so far; those of the end once it is closed."""
+        ring = self._ring
+        if ring is not None:
+            ring.check_process()  # before the lock: a thread of the parent may have held it
         with self._changing:
             return self._past if self._ring is None else self._past.plus(self._ring.counters)
 
@@ -346,6 +357,9 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         """
         self._closed = True
         ring = self._ring
+        if ring is not None and ring.inherited:  # forked by C code, that tells no Python hooks
+            self._forget()
+            return
         if ring is not None and ring.close():
             with self._changing:
                 self._past = self._past.plus(ring.counters)
