@@ -186,7 +186,8 @@ cdef class CacheWriter(RingEnd):
         The mapping is not a slot, or its entries are too small for its pictures. `lock` then stays open.
     """
 
-    def __cinit__(self, Mapping mapping not None, Descriptor lock not None, FrameLayout layout, uint64_t pid, Mapping semaphore not None,
+    def __cinit__(self, Mapping mapping not None, Descriptor lock not None, FrameLayout layout,
+                  uint64_t pid, Mapping semaphore not None,
                   str semaphore_path not None):
         self.mapping = mapping
         self.layout = layout
