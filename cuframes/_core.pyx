@@ -52,14 +52,22 @@ cdef int64_t GPU_FIRST_NS = 50_000
 cdef int64_t GPU_POLL_NS = 1_000_000
 
 
-cdef void survive(object problem) noexcept:
-    """Swallow an exception, since closing must finish in spite of it. It may come from a signal handler, or from an
-    attribute that the garbage collector has cleared already.
+cdef void finish_step(object connection, str step) noexcept:
+    """Make a step of closing, which can be repeated, and swallow its exception, since closing must finish in spite of
+    it. It may come from a signal handler, so the step is made once more, or from an attribute that the garbage
+    collector has cleared already.
     """
-    if isinstance(problem, KeyboardInterrupt):
-        PyErr_SetInterrupt()  # raises it again later
-    elif not isinstance(problem, AttributeError):
-        log.error("closing a subscriber's connection failed: %r", problem)
+    for _ in range(2):
+        try:
+            getattr(connection, step)()
+            return
+        except KeyboardInterrupt:
+            PyErr_SetInterrupt()  # raises it again later
+        except AttributeError:
+            return
+        except BaseException as problem:
+            # As text: in a log the exception would keep what it refers to.
+            log.error("closing a subscriber's connection failed: %s", repr(problem))
 
 
 cdef int MAX_STREAMS = 4  # the array in _core.pxd
@@ -558,10 +566,7 @@ cdef class FrameReader(RingEnd):
             return
         if self.pending is not None:
             self.pending.stay()
-        try:
-            self.connection.close()  # does nothing the second time
-        except BaseException as problem:
-            survive(problem)
+        finish_step(self.connection, "close")  # does nothing the second time
 
     def given_back(self):
         """Called when the last pending frame of a closed reader is back in the ring."""
@@ -608,20 +613,14 @@ cdef class FrameReader(RingEnd):
         return self.connection.event_fd
 
     cdef void forget(self) noexcept:
-        try:
-            self.connection.forget()
-        except BaseException as problem:
-            survive(problem)
+        finish_step(self.connection, "forget")
 
     cdef void finish(self) noexcept:
         """Close the event. The connection ends when the last held frame is released."""
         with nogil:
             self.reap()
         self.ring.event_fd = -1
-        try:
-            self.connection.close_event()
-        except BaseException as problem:
-            survive(problem)
+        finish_step(self.connection, "close_event")
         self.hang_up_if_idle()
 
     @property

@@ -1,7 +1,6 @@
 """Encoded packets: publishing them, beside frames or alone, and reading them in other processes."""
 
 import os
-import threading
 import time
 from collections.abc import Iterable
 from enum import IntFlag
@@ -19,6 +18,7 @@ from cuframes._native.packets import (
     PacketWriter,
     segment_size,
 )
+from cuframes._native.ring_end import Descriptor
 from cuframes.codecs import codec_id, codec_name
 from cuframes.errors import (
     Disconnected,
@@ -32,8 +32,8 @@ from cuframes.formats import whole_number
 from cuframes.host import lifetime
 from cuframes.host.names import check_key, group_id, packets_name, runtime_dir
 from cuframes.host.receiver import WatchedReceiver
-from cuframes.host.segment import OwnedSegment, inspect, open_segment
-from cuframes.host.steps import Steps, bare
+from cuframes.host.segment import OwnedSegment, inspect, open_entrusted, segment_path
+from cuframes.host.steps import InTheWay, Steps, bare
 from cuframes.session import client
 
 __all__ = ["Packet", "PacketFlags", "PacketPublisher", "PacketReader", "PacketReaderStats"]
@@ -116,7 +116,6 @@ class PacketPublisher(lifetime.Closing):
         self.key = key
         self.codec_id = codec_id(codec)
         self._pid = os.getpid()
-        self._guard = threading.RLock()
         self._next_look: float | None = time.monotonic() + LOOK_SECONDS
         gid, size, extra = group_id(group), segment_size(slots, data_size), _check_extradata(extradata)
         # Readers map it read-only, so members of the group need no more.
@@ -134,11 +133,12 @@ class PacketPublisher(lifetime.Closing):
                 pid=os.getpid(),
                 extradata=extra,
             )
+            self._ending = lifetime.Ending(self._writer.close, self._segment.close)
             lifetime.register(self)
         except BaseException:
             self._segment.close()
             raise
-        self._closed = False
+        self._closed = self._over = False
 
     def publish_packet(
         self, data: Any, *, pts_ns: int | None, dts_ns: int | None = None, keyframe: bool = False, flags: int = 0
@@ -216,8 +216,8 @@ class PacketPublisher(lifetime.Closing):
         """Number of packets published so far, which equals the newest sequence number."""
         return self._writer.counters[0]
 
-    def descriptor(self) -> int:
-        """A new descriptor of the segment, open for reading. The caller must close it."""
+    def descriptor(self) -> Descriptor:
+        """The segment, open for reading, for another process."""
         return self._segment.descriptor(writable=False)
 
     @lifetime.settled
@@ -226,18 +226,13 @@ class PacketPublisher(lifetime.Closing):
         if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
             self._forget()
             return
-        with self._guard:
-            if self._closed:
-                return
-            self._closed = True
-            try:
-                self._writer.close()
-            finally:
-                self._segment.close()
-                lifetime.unregister(self)
+        self._closed = True
+        if self._ending.make():
+            lifetime.unregister(self)
+            self._over = True
 
     def _forget(self) -> None:
-        self._closed = True
+        self._closed = self._over = True
         self._segment.forget()
 
     def __repr__(self) -> str:
@@ -324,12 +319,12 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         self._join(connect_timeout)
 
     def _open(self, *, again: bool) -> Steps[PacketRing]:
-        fd = yield from _find(self.key)
+        file = yield from _find(self.key)
+        start = START_OLDEST if again else self._start
         try:
-            start = START_OLDEST if again else self._start
-            return PacketRing(fd, os.fstat(fd).st_size, start=start, spin=self._spin, rejoined=again)
+            return PacketRing(file, os.fstat(file.fileno()).st_size, start=start, spin=self._spin, rejoined=again)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
 
     def _installing(self, ring: PacketRing) -> None:
@@ -405,28 +400,30 @@ class PacketReader(WatchedReceiver[Packet, PacketRing, PacketReaderStats]):
         return f"<PacketReader {self.key!r}, codec {self.codec_id}{', closed' if self._closed else ''}>"
 
 
-def _find(key: str) -> Steps[int]:
-    """A descriptor of a living publisher's packet ring: from its socket, or otherwise by name."""
+def _find(key: str) -> Steps[Descriptor]:
+    """The packet ring of a living publisher: from its socket, or otherwise by name.
+
+    Any user may create a file of that name. The reader then keeps waiting: see :class:`InTheWay`.
+    """
     missing: Exception
     try:
-        fd = yield from client.fetch_packets(key)
+        file = yield from client.fetch_packets(key)
         missing = NotFound(f"the publisher of {key!r} is closing")
     except (NotFound, NoPacketRing) as problem:
         missing = bare(problem)
         try:
-            fd = open_segment(packets_name(key), writable=False)
+            file = open_entrusted(packets_name(key), writable=False)
         except NotFound:
             raise missing from None
-    try:
-        state, kind, header = inspect(fd)
-    except BaseException:
-        os.close(fd)
-        raise
+        except (ProtocolError, PermissionError) as found:
+            raise InTheWay(found) from None
+    state, kind, header = inspect(file.fileno())
     if state == "alive" and kind == "packets" and header is not None and not header["shutdown"]:
-        return fd
-    os.close(fd)
+        return file
+    file.close()
     if state == "foreign" or kind == "frames":
-        raise ProtocolError(f"{packets_name(key)} is not a packet ring of version 2, or is truncated")
+        path = segment_path(packets_name(key))
+        raise InTheWay(ProtocolError(f"{path} is not a packet ring of version 2, or is truncated; remove it"))
     raise missing
 
 

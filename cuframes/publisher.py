@@ -22,7 +22,7 @@ from cuframes._native.control import (
 )
 from cuframes._native.frame import WritableFrame, publish
 from cuframes._native.layout import FrameLayout
-from cuframes._native.ring_end import pause_at_exit
+from cuframes._native.ring_end import Descriptor, pause_at_exit
 from cuframes._version import __version__
 from cuframes.errors import AlreadyExists, CuframesError, NoPacketRing, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
@@ -37,7 +37,6 @@ from cuframes.session.wire import Welcome
 
 __all__ = ["Publisher", "PublisherStats"]
 
-CLOSE_SECONDS = 5.0  # how long a second close() waits for the first
 POLICIES = {"drop_oldest": DROP_OLDEST, "strict_wait": STRICT_WAIT}
 
 
@@ -172,8 +171,6 @@ class Publisher(lifetime.Closing):
         self._layout = FrameLayout(shape)
         self._pid = os.getpid()
         self._guard = threading.RLock()  # for closing and enable_packets(); a signal handler may close in between
-        self._ended = threading.Event()
-        self._closer: int | None = None
         self._packets: PacketPublisher | None = None
         self._final: PublisherStats | None = None
         self._inherited = False
@@ -212,19 +209,18 @@ class Publisher(lifetime.Closing):
                 features=features,
             )
             with contextlib.ExitStack() as handed:  # these belong to the server once it exists
-                descriptors = [self._segment.descriptor(writable=True)]
-                handed.callback(os.close, descriptors[0])
+                descriptors = [handed.enter_context(self._segment.descriptor(writable=True))]
                 for fd in pool.descriptors():
-                    descriptors.append(os.dup(fd))
-                    handed.callback(os.close, descriptors[-1])
+                    descriptors.append(handed.enter_context(Descriptor.dup(fd)))
                 self._server = Server(path, writer, welcome, descriptors, self._group, [self._segment])
                 handed.pop_all()
             made.callback(self._server.close)
             self._writer: FrameWriter | None = writer
             self._forgets = [self._server.forget, pool.close, self._segment.forget]
             lifetime.register(self)
-            self._made = made.pop_all()
-        self._closed = False
+            self._ending = lifetime.Ending(writer.close, self._server.close, pool.close, self._segment.close)
+            self._closed = self._over = False  # from here on close() undoes it
+            made.pop_all()
 
     @property
     def format(self) -> str:
@@ -353,6 +349,7 @@ class Publisher(lifetime.Closing):
             except BaseException:
                 packets.close()
                 raise
+            self._ending.insert(packets.close)
             self._packets = packets
             if self._closed:  # by a signal handler, just now
                 packets.close()
@@ -386,7 +383,7 @@ class Publisher(lifetime.Closing):
         return writer
 
     def _refusal(self) -> Exception:
-        if self._inherited:
+        if self._inherited or os.getpid() != self._pid:
             return RuntimeError("this publisher belongs to the parent process; open a new one after the fork")
         pause_at_exit()
         return ValueError("the publisher is closed")
@@ -394,6 +391,8 @@ class Publisher(lifetime.Closing):
     @property
     def subscribers(self) -> tuple[SubscriberInfo, ...]:
         """The connected subscribers, with the counters that they report."""
+        if self._inherited or os.getpid() != self._pid:
+            raise self._refusal()
         header = self._segment.mapping
         if self._closed or header is None:
             return ()
@@ -406,6 +405,8 @@ class Publisher(lifetime.Closing):
     def stats(self) -> PublisherStats:
         """The current counters; after :meth:`close`, the final ones."""
         writer = self._writer
+        if os.getpid() != self._pid:
+            raise self._refusal()
         if writer is None:
             if self._final is None:
                 raise self._refusal()
@@ -425,36 +426,29 @@ class Publisher(lifetime.Closing):
         if os.getpid() != self._pid:  # forked by C code, that tells no Python hooks
             self._forget()
             return
-        me = threading.get_ident()
         with self._guard:
-            first = not self._closed
-            if first:
-                self._closer = me
-                packets, writer, made = self._packets, self._open_writer(), self._made
-                with contextlib.suppress(CuframesError):  # its segment was cut off, say
-                    self._final = self.stats()
-                if self._final is None:
-                    seq, published, dropped = writer.counters
-                    self._final = PublisherStats(published, dropped, seq, 0)
-                self._closed = True
-                self._writer = None
-        if not first:
-            if self._closer != me:
-                self._ended.wait(CLOSE_SECONDS)
+            if self._final is None:
+                self._final = self._count()
+            self._closed = True
+            self._writer = None
+        if not self._ending.make():
             return
-        with contextlib.ExitStack() as ending:  # the last first; every step is made, whatever another raises
-            ending.callback(self._ended.set)
-            ending.callback(lifetime.unregister, self)
-            ending.callback(made.close)  # the server, the pool, the segment and the key
-            ending.callback(writer.close)
-            if packets is not None:
-                ending.callback(packets.close)
         # Frames still in use have their own references to the memory; ours would keep it while this object lives.
         self._forgets = []
-        del writer, self._server, self._made
+        self.__dict__.pop("_server", None)
+        lifetime.unregister(self)
+        self._over = True
+
+    def _count(self) -> PublisherStats:
+        writer = self._open_writer()
+        try:
+            return self.stats()
+        except CuframesError:  # its segment was cut off, say
+            seq, published, dropped = writer.counters
+            return PublisherStats(published, dropped, seq, 0)
 
     def _forget(self) -> None:
-        self._closed = True
+        self._closed = self._over = True
         self._inherited = True
         self._writer = None
         forgets, self._forgets = self._forgets, []

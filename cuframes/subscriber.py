@@ -28,9 +28,9 @@ from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
 from cuframes.errors import DeviceError, Disconnected, ProtocolError, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
-from cuframes.host.names import check_key
+from cuframes.host.names import check_key, peer_credentials
 from cuframes.host.receiver import Receiver
-from cuframes.host.segment import open_segment
+from cuframes.host.segment import open_entrusted
 from cuframes.host.steps import ANSWER_SECONDS, Steps
 from cuframes.memory import open_device, open_host
 from cuframes.packets import PacketReader
@@ -176,7 +176,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
         shape, frame_bytes, uuid = _unpack_meta(welcome.meta)
         header = _open_header(connection)
         found = describe(header)
-        pool = connection.descriptors[1] if len(connection.descriptors) > 1 else None
+        pool = connection.descriptors[1].fileno() if len(connection.descriptors) > 1 else None
         if welcome.features & HOST_MEMORY:
             if pool is None:
                 raise ProtocolError("the publisher sent no descriptor of its frames")
@@ -453,12 +453,10 @@ def _unpack_meta(meta: bytes) -> tuple[FrameShape, int, bytes]:
 def _open_header(connection: client.Connection) -> Mapping:
     """The control segment, by descriptor or, from a plain version 3 publisher, by name."""
     if connection.descriptors:
-        return _map_header(connection.descriptors[0])
-    fd = open_segment(connection.welcome.path, writable=True)
-    try:
-        return _map_header(fd)
-    finally:
-        os.close(fd)
+        return _map_header(connection.descriptors[0].fileno())
+    peer = peer_credentials(connection.sock)[1]  # who answers was looked at
+    with open_entrusted(connection.welcome.path, writable=True, entrusted=[peer]) as file:
+        return _map_header(file.fileno())
 
 
 def _map_header(fd: int) -> Mapping:

@@ -22,10 +22,12 @@ from pathlib import Path
 import numpy
 import pytest
 from harness import Worker, descriptors, eventually
+from interruption import interrupt
 
 import cuframes
 from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any
 from cuframes.framecache import SlotReader, SlotWriter, remove_slot
+from cuframes.host.keylock import KeyLock
 from cuframes.session import client, wire
 
 FRAME = numpy.zeros((48, 64), numpy.uint8)
@@ -226,6 +228,68 @@ def test_a_signal_handler_that_interrupts_a_close_closes_once_more(key):
         [sys.executable, "-c", textwrap.dedent(script), key], capture_output=True, text=True, timeout=ENDS
     )
     assert done.stdout.strip() == "[True]", done.stderr
+
+
+def publisher_with_packets(key):
+    publisher = Publisher(key, 64, 48, "gray8")
+    publisher.enable_packets("h264")
+    return publisher
+
+
+@pytest.mark.parametrize("finish", ["close", "collect"])
+@pytest.mark.parametrize(
+    ("start", "stride"), [(publisher_with_packets, 11), (lambda key: PacketPublisher(key, "h264"), 3)]
+)
+def test_a_close_that_is_interrupted_is_finished(key, runtime_dir, start, stride, finish):
+    """By itself, the next close(), or the destructor: wherever a signal handler raises, nothing is left."""
+    for _ in range(2):
+        start(key).close()  # what is made once and kept
+    gc.collect()
+    before, at, where = descriptors(), 1 - stride, ""
+    while where is not None:
+        at += stride
+        publisher = start(key)
+        _, where = interrupt(publisher.close, at)
+        if finish == "close":
+            publisher.close()
+        del publisher
+        left = [*runtime_dir.iterdir(), *Path("/dev/shm").glob(f"cuframes-{key}*")]
+        assert not left, (at, where)
+        assert descriptors() == before, (at, where)
+    assert at > 100
+
+
+def make_key_lock(key):
+    KeyLock(Path(os.environ["CUFRAMES_RUNTIME_DIR"]), f"{key}-other").close()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # sockets: Python's own objects own them
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("opening", "stride"),
+    [
+        (lambda key: PacketReader(key).close(), 5),
+        (lambda key: Subscriber(key).close(), 7),
+        (lambda key: SlotWriter(key).close(), 7),
+        (make_key_lock, 1),
+    ],
+    ids=["PacketReader", "Subscriber", "SlotWriter", "KeyLock"],
+)
+def test_a_constructor_that_is_interrupted_leaves_no_descriptor(key, slots, opening, stride):
+    """Wherever a signal handler raises: each descriptor has an owner from the moment it is there."""
+    with publisher_with_packets(key) as publisher:
+        SlotWriter(key, 64, 48, "gray8", ring_depth=2).close()
+        opening(key)
+        eventually(lambda: not publisher.subscribers)
+        time.sleep(0.05)  # the publisher's thread hangs up
+        before, at, where = descriptors(), 1 - stride, ""
+        while where is not None:
+            at += stride
+            _, where = interrupt(lambda: opening(key), at)
+            with contextlib.suppress(AssertionError):
+                eventually(lambda: gc.collect() >= 0 and descriptors() <= before, 5)
+            assert descriptors() == before, (at, where)
+    assert at > 40
 
 
 def test_threads_that_share_a_reader_all_go_on_with_the_next_publisher(ring):

@@ -201,3 +201,47 @@ print(len(publisher.subscribers))
 def test_import_needs_neither_numpy_nor_asyncio():
     out = run("import sys, cuframes; print(*[m in sys.modules for m in ('numpy', 'asyncio', 'av', 'typer')])")
     assert out == ["False"] * 4
+
+
+@pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"])
+def test_a_forked_child_is_told_so_by_every_call(key, slots, fork):
+    """Also where C code has forked, and no Python hook ran; and closing there leaves the parent's descriptors alone."""
+    script = """
+import warnings; warnings.simplefilter("ignore", DeprecationWarning)
+import ctypes, os, select, sys
+import cuframes
+from cuframes.framecache import SlotReader, SlotWriter
+key = sys.argv[1]
+publisher = cuframes.Publisher(key, 64, 48, "gray8")
+publisher.enable_packets("h264")
+writer = SlotWriter(key, 64, 48, "gray8", ring_depth=2)
+readers = cuframes.Subscriber(key), cuframes.PacketReader(key), SlotReader(key)
+descriptors = [reader.fileno() for reader in readers]
+readable = lambda: select.select(descriptors, [], [], 0.1)[0]
+while readable():  # until the threads behind them sleep
+    for reader in readers:
+        try:
+            reader.next(0)
+        except cuframes.Timeout:
+            pass
+calls = [publisher.stats, lambda: publisher.subscribers, readers[2].info]
+for reader in readers:
+    calls += [reader.stats, reader.fileno]
+if FORK() == 0:
+    for number, call in enumerate(calls):
+        try:
+            call()
+            print("worked", number)
+        except RuntimeError as problem:
+            assert "parent process" in str(problem)
+    for thing in (publisher, *readers, writer):
+        repr(thing)
+        thing.close()
+    sys.stdout.flush()
+    os._exit(0)
+os.wait()
+print(readable(), publisher.stats().subscribers)
+for thing in (*readers, writer, publisher):
+    thing.close()
+"""
+    assert run(script.replace("FORK", fork), key) == ["[]", "1"]

@@ -85,11 +85,11 @@ class TestHostPool(Conformance):
         os.close(fd)
 
     def test_sealed_memory_cannot_be_mapped_writable(self):
-        fd, mapping = create_memfd("test", 8192)
-        with pytest.raises(PermissionError):
-            Mapping(fd, 8192, writable=True)
-        assert Mapping(fd, 8192).size == mapping.size
-        os.close(fd)
+        file, mapping = create_memfd("test", 8192)
+        with file:
+            with pytest.raises(PermissionError):
+                Mapping(file.fileno(), 8192, writable=True)
+            assert Mapping(file.fileno(), 8192).size == mapping.size
 
 
 def test_mapping_errors_are_named(tmp_path):

@@ -21,7 +21,7 @@ import pytest
 from harness import Worker, eventually
 
 import cuframes
-from cuframes import PacketPublisher, Publisher, Subscriber
+from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber
 from cuframes._native import messages
 from cuframes.host import lifetime
 from cuframes.host import names as cuframes_names
@@ -839,7 +839,7 @@ def test_what_replaces_a_new_directory_is_not_touched(key, tmp_path, monkeypatch
 def test_messages_of_unknown_types_end_a_connection(key):
     """They used to be passed over for as long as they came, whatever the timeout was."""
     ours, theirs = socket.socketpair()
-    lifetime.own(ours.fileno())
+    lifetime.own(ours)
     ours.setblocking(False)
     connection = client.Connection(ours, wire.Parser(), wire.Welcome(0), wire.Subscribed(0), [])
     theirs.sendall(wire.pack(wire.MessageType.PONG, b"") + messages.pack_message(77, b""))
@@ -850,7 +850,7 @@ def test_messages_of_unknown_types_end_a_connection(key):
 
 def test_one_look_at_a_connection_ends_while_messages_keep_coming(key, monkeypatch):
     ours, theirs = socket.socketpair()
-    lifetime.own(ours.fileno())
+    lifetime.own(ours)
     connection = client.Connection(ours, wire.Parser(), wire.Welcome(0), wire.Subscribed(0), [])
     pong = wire.pack(wire.MessageType.PONG, b"")
     monkeypatch.setattr(wire, "receive", lambda *_: (pong, False))  # there is always one more
@@ -912,3 +912,50 @@ def test_a_dry_run_of_gc_says_what_gc_removes(key, open_to_all):
         assert run(script, *names, CUFRAMES_RUNTIME_DIR=str(open_to_all)).startswith("True")
     finally:
         (SHM / f"cuframes-{segment}").unlink()
+
+
+def test_a_strangers_packet_ring_is_not_believed(key, open_to_all, monkeypatch):
+    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", str(open_to_all))
+    script = """
+    import os, sys
+    from cuframes import PacketReader
+    os.setgroups([4711]); os.setgid(65533); os.setuid(65533)
+    PacketReader(sys.argv[1], connect_timeout=5).close()
+    print("joined")
+    """
+    with PacketPublisher(key, 27):
+        path = SHM / f"cuframes-{key}-packets"
+        path.chmod(0o644)
+        os.chown(path, STRANGER, STRANGER)
+        with pytest.raises(PermissionError, match=f"belongs to uid {STRANGER}.*group="):
+            PacketReader(key, connect_timeout=0)
+        os.chown(path, STRANGER, 4711)  # as a publisher does with group=
+        path.chmod(0o640)
+        assert run(script, key).strip() == "joined"
+        os.chown(open_to_all, STRANGER, STRANGER)  # whoever names it trusts its owner
+        PacketReader(key, connect_timeout=0).close()
+        os.chown(path, 0, 0)
+
+
+@pytest.mark.parametrize("junk", ["bytes", "fifo", "strangers"])
+def test_a_reconnecting_reader_waits_until_junk_is_gone(key, junk):
+    path = SHM / f"cuframes-{key}-packets"
+    publisher = PacketPublisher(key, 27)
+    publisher.publish_packet(b"first", pts_ns=0, keyframe=True)
+    with PacketReader(key, reconnect=True) as reader:
+        assert reader.next(5).data == b"first"
+        publisher.close()
+        if junk == "fifo":
+            os.mkfifo(path)
+        else:
+            path.write_bytes(b"\xff" * 9000)
+            if junk == "strangers" and os.getuid() == 0:
+                os.chown(path, STRANGER, STRANGER)
+        with pytest.raises(cuframes.Timeout, match=f"came back in time; .*{path.name}"):
+            reader.next(0.2)
+        with pytest.raises((cuframes.ProtocolError, PermissionError), match=path.name):
+            PacketReader(key, connect_timeout=0.1)
+        path.unlink()
+        with PacketPublisher(key, 27) as publisher:
+            publisher.publish_packet(b"second", pts_ns=0, keyframe=True)
+            assert reader.next(5).data == b"second"

@@ -135,9 +135,8 @@ def test_the_owner_lock_does_not_travel_with_the_descriptors(key):
     with Worker("producer.py", key) as worker, Subscriber(key, mode="ordered") as subscriber:
         kept = subscriber.next(5)
         worker.kill()
-        fd = open_segment(f"/cuframes-{key}", writable=False)
-        assert not is_owned(fd)
-        os.close(fd)
+        with open_segment(f"/cuframes-{key}", writable=False) as file:
+            assert not is_owned(file.fileno())
         assert (numpy.asarray(kept) == kept.frame_no % 251).all()
     collect_garbage([key])
 
@@ -157,11 +156,10 @@ def test_looking_needs_no_write_access(key):
     with Publisher(key, 64, 48, "gray8") as publisher, Subscriber(key):
         publisher.publish(bytes(64 * 48))
         before = (SHM / f"cuframes-{key}").read_bytes()
-        fd = open_segment(f"/cuframes-{key}", writable=False)
-        assert inspect(fd).state == "alive"
-        with pytest.raises(PermissionError):
-            mmap.mmap(fd, 8448)
-        os.close(fd)
+        with open_segment(f"/cuframes-{key}", writable=False) as file:
+            assert inspect(file.fileno()).state == "alive"
+            with pytest.raises(PermissionError):
+                mmap.mmap(file.fileno(), 8448)
         cuframes.list_publishers()
         find_publisher(key)
         assert (SHM / f"cuframes-{key}").read_bytes() == before

@@ -1420,6 +1420,45 @@ def test_a_strangers_semaphore_is_refused(slots, slot_id):
     assert not list(slots.iterdir())
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to somebody else")
+def test_a_strangers_slot_is_not_believed(slots, slot_id, monkeypatch):
+    import cuframes.framecache.slots as module
+
+    stranger = 61001
+    create_slot(slot_id, 64, 48, ring_depth=2)
+
+    def works():
+        SlotReader(slot_id, connect_timeout=0).close()
+        SlotWriter(slot_id).close()
+
+    def is_refused():
+        before = descriptors()
+        for call in (lambda: SlotReader(slot_id, connect_timeout=0), lambda: SlotWriter(slot_id)):
+            with pytest.raises(PermissionError, match=f"belongs to uid {stranger}.*group="):
+                call()
+        assert descriptors() == before
+        assert slot_id in [slot.slot_id for slot in list_slots()]
+
+    os.chown(slots / slot_id, stranger, stranger)
+    works()  # only root can have put it there
+    slots.chmod(0o1777)
+    is_refused()
+    os.chown(slots / slot_id, stranger, os.getgid())
+    is_refused()
+    os.chmod(slots / slot_id, 0o660)
+    works()  # it is shared with us
+    # A directory that anybody could have made.
+    os.chown(slots, stranger, stranger)
+    os.chown(slots / slot_id, stranger, stranger)
+    slots.chmod(0o755)
+    works()  # it is named
+    monkeypatch.setattr(module, "slots_dir", lambda: slots)
+    monkeypatch.delenv("CUFRAMES_FRAMECACHE_DIR")
+    is_refused()
+    os.chown(slots / slot_id, stranger, os.getgid())
+    works()
+
+
 def test_what_is_no_semaphore_is_refused(slots, slot_id, tmp_path):
     path = Path(f"/dev/shm/sem.{semaphore_name(slot_id)[1:]}")
     SlotWriter(slot_id, 64, 48, ring_depth=2).close()

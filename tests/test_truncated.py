@@ -387,8 +387,8 @@ def test_nothing_is_installed_by_the_import_or_for_sealed_memory():
             action = Action()
             ctypes.CDLL(None).sigaction(signal.SIGBUS, None, ctypes.byref(action))
             return action.handler
-        fd, mapping = create_memfd("pool", 8192)
-        Mapping(fd, 8192)
+        file, mapping = create_memfd("pool", 8192)
+        Mapping(file.fileno(), 8192)
         print(handler())
         ours()
         print(handler() is None)

@@ -2,7 +2,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 from cuframes._native.mapping import Mapping
-from cuframes._native.ring_end import ReaderEnd, RingEnd
+from cuframes._native.ring_end import Descriptor, ReaderEnd, RingEnd
 
 EXTRADATA_MAX: int
 MAX_SLOTS: int
@@ -52,8 +52,8 @@ class PacketRing(ReaderEnd):
 
     Parameters
     ----------
-    fd : int
-        The segment, open for reading. This object closes it.
+    file : Descriptor
+        The segment, open for reading. This object takes it over.
     size : int
         Size of the file in bytes.
     start : int
@@ -68,7 +68,7 @@ class PacketRing(ReaderEnd):
     ProtocolError
         The header does not fit the file.
     """
-    def __new__(cls, fd: int, size: int, *, start: int, spin: bool, rejoined: bool) -> Self: ...
+    def __new__(cls, file: Descriptor, size: int, *, start: int, spin: bool, rejoined: bool) -> Self: ...
     def next(self, timeout: float | None, copy: bool, skip: bool) -> Packet:
         """See :meth:`take`; `timeout` is in seconds or None."""
     @property

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_load_acquire, cf_load_seq_cst_u32, cf_low_half
-from cuframes._native.ring_end cimport ReaderEnd, RingEnd, cf_gate_is_shut
+from cuframes._native.ring_end cimport Descriptor, ReaderEnd, RingEnd, cf_gate_is_shut
 from cuframes._native.status cimport *
 
 from cuframes.errors import ProtocolError
@@ -169,8 +169,8 @@ cdef class PacketRing(ReaderEnd):
 
     Parameters
     ----------
-    fd : int
-        The segment, open for reading. This object closes it.
+    file : Descriptor
+        The segment, open for reading. This object takes it over.
     size : int
         Size of the file in bytes.
     start : int
@@ -186,7 +186,8 @@ cdef class PacketRing(ReaderEnd):
         The header does not fit the file.
     """
 
-    def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint spin, bint rejoined):
+    def __cinit__(self, Descriptor file not None, Py_ssize_t size, *, int start, bint spin, bint rejoined):
+        cdef int fd = file.fileno()
         self.rejoined = rejoined
         self.mapping = Mapping(fd, size)
         self.gate, self.what, self.polled = &self.ring.gate, "reader", &self.ring.event_fd
@@ -203,7 +204,7 @@ cdef class PacketRing(ReaderEnd):
         self.ring.spin = spin
         self.begin(start)
         check_whole(self.mapping.cut)
-        self.fd = fd
+        self.fd = file.release()
 
     cdef int begin(self, int start) except -1:
         """Choose the first packet and read it at once, before it can be overwritten."""

@@ -20,6 +20,15 @@ cdef bint is_inherited(int generation) noexcept nogil
 cdef int check_generation(int generation) except -1
 
 
+cdef class Descriptor:
+    cdef int fd  # or -1
+    cdef bint owned
+
+    cpdef int fileno(self) except -1
+    cdef int release(self) noexcept
+    cpdef close(self)
+
+
 cdef class RingEnd:
     cdef cf_gate* gate
     cdef const uint32_t* word

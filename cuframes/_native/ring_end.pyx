@@ -4,6 +4,9 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 from posix.unistd cimport close as c_close
 
+import _socket
+import os
+
 from cuframes._native.status cimport CF_BUSY, CF_OK, check
 from cuframes._shm cimport cf_event_signal, cf_exchange_u32, cf_fetch_and, cf_fetch_or, cf_futex_wake_all
 from cuframes._shm cimport cf_sleep_ns, cf_store_release_u32
@@ -11,6 +14,12 @@ from cuframes._shm cimport cf_sleep_ns, cf_store_release_u32
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
+
+
+cdef extern from "<sys/socket.h>":
+    enum:
+        SOL_SOCKET
+        SCM_RIGHTS
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -55,6 +64,112 @@ cpdef bint disown(int fd) except? False:
     if not 0 <= fd < OWNED:
         return fd >= 0
     return bool(cf_fetch_and(&owned[fd // 64], ~(<uint64_t>1 << (fd % 64))) >> (fd % 64) & 1)
+
+
+def close_socket(sock):
+    """Close a socket whose descriptor is owned: one call, as with :class:`Descriptor`. In a forked child that has
+    happened, and the number may be another's by now.
+    """
+    cdef int fd = sock.fileno()
+    if fd < 0 or disown(fd):
+        _socket.socket.close(sock)  # the method of socket.socket is Python code
+    elif fork_generation:
+        sock.detach()  # otherwise another thread is closing it
+
+
+cdef class Descriptor:
+    """An open descriptor. It is closed once: by :meth:`close`, or when this object is collected.
+
+    A signal handler can raise between any two calls of Python code, so a number that is returned to Python code may
+    never arrive where it is to be stored, and one that is taken out to be closed may never be closed. Here getting,
+    storing and closing are one call. The rule: what has to be closed is a number in no variable of Python code.
+    """
+
+    def __cinit__(self):
+        self.fd = -1
+
+    @staticmethod
+    def open(path, int flags, int mode=0o777, *, dir_fd=None, bint owned=False):
+        """As ``os.open``. `owned`: see :func:`own`."""
+        cdef Descriptor made = Descriptor.__new__(Descriptor)
+        where = {} if dir_fd is None else {"dir_fd": dir_fd}
+        made.fd = os.open(path, flags | os.O_CLOEXEC, mode, **where)
+        if owned:
+            made.own()
+        return made
+
+    @staticmethod
+    def dup(int fd):
+        """A duplicate of `fd`, closed on exec."""
+        cdef Descriptor made = Descriptor.__new__(Descriptor)
+        made.fd = os.dup(fd)
+        return made
+
+    @staticmethod
+    def memfd(str name not None, unsigned int flags):
+        """As ``os.memfd_create``."""
+        cdef Descriptor made = Descriptor.__new__(Descriptor)
+        made.fd = os.memfd_create(name, flags | os.MFD_CLOEXEC)
+        return made
+
+    @staticmethod
+    def eventfd():
+        """An eventfd, closed on exec, non-blocking."""
+        cdef Descriptor made = Descriptor.__new__(Descriptor)
+        made.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return made
+
+    @staticmethod
+    def receive(socket, Py_ssize_t limit, Py_ssize_t space, int flags, list arrived not None):
+        """As ``socket.recvmsg``: (data, flags). Descriptors that come along are appended to `arrived`."""
+        cdef Descriptor made
+        data, ancillary, answer, _ = socket.recvmsg(limit, space, flags)
+        for level, kind, raw in ancillary:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                for fd in memoryview(raw)[:len(raw) - len(raw) % sizeof(int)].cast("i"):
+                    made = Descriptor.__new__(Descriptor)
+                    made.fd = fd
+                    arrived.append(made)
+        return data, answer
+
+    def own(self):
+        """Have it closed in every forked child; see :func:`own`."""
+        own(self.fileno())
+        self.owned = True
+
+    cpdef int fileno(self) except -1:
+        """Its number, for as long as this object is not closed."""
+        if self.fd < 0:
+            raise ValueError("the descriptor is closed")
+        return self.fd
+
+    @property
+    def closed(self):
+        """Whether it is closed, or was handed over."""
+        return self.fd < 0
+
+    cdef int release(self) noexcept:
+        """Its number, which is the caller's to close from now on. -1: it is closed, perhaps by a fork."""
+        cdef int fd = self.fd
+        self.fd = -1
+        return fd if not self.owned or fd < 0 or disown(fd) else -1
+
+    cpdef close(self):
+        """Close it. Closing twice is fine."""
+        cdef int fd = self.release()
+        if fd >= 0:
+            c_close(fd)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def __dealloc__(self):
+        cdef int fd = self.release()
+        if fd >= 0:
+            c_close(fd)
 
 
 pthread_atfork(NULL, NULL, in_forked_child)
@@ -231,6 +346,15 @@ cdef class RingEnd:
         if status == FINISH:
             self.finish_close()
         return status != CLOSED_BEFORE
+
+    def check_process(self):
+        """Raise RuntimeError in a forked child: this end is the parent's. Calls that enter the gate do so anyway."""
+        check_generation(self.generation)
+
+    @property
+    def inherited(self):
+        """Whether this is a forked child, and this end the parent's."""
+        return is_inherited(self.generation)
 
     @property
     def closed(self):

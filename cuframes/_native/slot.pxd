@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from cuframes._native.layout cimport FrameLayout
 from cuframes._native.mapping cimport Mapping
 from cuframes._native.source cimport Rows
-from cuframes._native.ring_end cimport ReaderEnd, RingEnd, cf_gate
+from cuframes._native.ring_end cimport Descriptor, ReaderEnd, RingEnd, cf_gate
 
 
 cdef extern from "cuframes/shm.h" nogil:
@@ -103,7 +103,7 @@ cdef class CacheWriter(RingEnd):
     cdef tuple semaphores  # of Mapping; the newest first
     cdef str semaphore_path
     cdef bint semaphore_lost  # and the warning was logged
-    cdef int fd  # owned; or -1
+    cdef Descriptor lock
 
     cdef int begin(self, char** pixels) except -1
     cdef uint64_t commit(self, Py_ssize_t size, object pts_us, object wall_us) except? 0

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
-from cuframes._native.ring_end import ReaderEnd, RingEnd
+from cuframes._native.ring_end import Descriptor, ReaderEnd, RingEnd
 
 MAGIC: int
 VERSION: int
@@ -64,8 +64,8 @@ class CacheWriter(RingEnd):
     ----------
     mapping : Mapping
         The slot, writable.
-    fd : int
-        The descriptor that holds the writer's lock. This object closes it, which releases the lock.
+    lock : Descriptor
+        The open file that holds the writer's lock, owned. This object closes it, which releases the lock.
     layout : FrameLayout or None
         None if the pixel format is unknown; frames are then plain bytes.
     pid : int
@@ -77,12 +77,12 @@ class CacheWriter(RingEnd):
     Raises
     ------
     ProtocolError
-        The mapping is not a slot, or its entries are too small for its pictures. The caller then still owns `fd`.
+        The mapping is not a slot, or its entries are too small for its pictures. `lock` then stays open.
     """
     def __new__(
         cls,
         mapping: Mapping,
-        fd: int,
+        lock: Descriptor,
         layout: FrameLayout | None,
         pid: int,
         semaphore: Mapping,
@@ -141,8 +141,8 @@ class CacheRing(ReaderEnd):
 
     Parameters
     ----------
-    fd : int
-        The slot, open for reading. This object closes it.
+    file : Descriptor
+        The slot, open for reading. This object takes it over.
     size : int
         Size of the file in bytes.
     start : int
@@ -155,7 +155,7 @@ class CacheRing(ReaderEnd):
     ProtocolError
         The file is not a slot of this version, or its header does not fit the file.
     """
-    def __new__(cls, fd: int, size: int, *, start: int, newest: bool) -> Self: ...
+    def __new__(cls, file: Descriptor, size: int, *, start: int, newest: bool) -> Self: ...
     def set_layout(self, layout: FrameLayout | None) -> None:
         """Set how the pixels of a whole frame lie in memory. None: frames are plain bytes."""
     def next(self, timeout: float | None, copy: bool, out: Any) -> SlotFrame:

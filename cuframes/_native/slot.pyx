@@ -8,14 +8,13 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, P
 from cpython.buffer cimport PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from posix.unistd cimport close as c_close
 
 from cuframes._native.layout cimport MAX_PLANES, FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_now_ns
 from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_short_frame
 from cuframes._native.source cimport plain_rows, source_of
-from cuframes._native.ring_end cimport ReaderEnd, RingEnd, cf_gate_is_shut, disown, own
+from cuframes._native.ring_end cimport Descriptor, ReaderEnd, RingEnd, cf_gate_is_shut
 from cuframes._native.status cimport *
 
 import logging
@@ -172,8 +171,8 @@ cdef class CacheWriter(RingEnd):
     ----------
     mapping : Mapping
         The slot, writable.
-    fd : int
-        The descriptor that holds the writer's lock. This object closes it, which releases the lock.
+    lock : Descriptor
+        The open file that holds the writer's lock, owned. This object closes it, which releases the lock.
     layout : FrameLayout or None
         None if the pixel format is unknown; frames are then plain bytes.
     pid : int
@@ -185,12 +184,12 @@ cdef class CacheWriter(RingEnd):
     Raises
     ------
     ProtocolError
-        The mapping is not a slot, or its entries are too small for its pictures. The caller then still owns `fd`.
+        The mapping is not a slot, or its entries are too small for its pictures. `lock` then stays open.
     """
 
-    def __cinit__(self, Mapping mapping not None, int fd, FrameLayout layout, uint64_t pid, Mapping semaphore not None,
+    def __cinit__(self, Mapping mapping not None, Descriptor lock not None, FrameLayout layout,
+                  uint64_t pid, Mapping semaphore not None,
                   str semaphore_path not None):
-        self.fd = -1
         self.mapping = mapping
         self.layout = layout
         self.semaphores = ()
@@ -206,14 +205,10 @@ cdef class CacheWriter(RingEnd):
                 "remove the slot and create it again")
         self.gate, self.what, self.cut = &self.ring.gate, "writer", mapping.cut
         self.word = cf_low_half(&(<cf_cache_header*>mapping.address).write_cursor)
-        if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, fd, pid) != CF_OK:
+        if cf_cache_writer_init(&self.ring, mapping.address, mapping.size, lock.fileno(), pid) != CF_OK:
             raise corrupt(mapping)
         check_whole(mapping.cut)
-        self.fd = own(fd)
-
-    def __dealloc__(self):
-        if self.fd >= 0 and disown(self.fd):
-            c_close(self.fd)
+        self.lock = lock
 
     cdef int begin(self, char** pixels) except -1:
         """Begin a frame, which cf_cache_end ends. To be called inside the gate only."""
@@ -339,9 +334,7 @@ cdef class CacheWriter(RingEnd):
         cf_cache_writer_leave(&self.ring)
         # If the mapping cannot be replaced, such a caller may still write to the slot, so we keep the lock.
         if not cf_load_seq_cst_u32(&self.ring.busy) or cf_cache_revoke(&self.ring):
-            if disown(self.fd):
-                c_close(self.fd)
-            self.fd = -1
+            self.lock.close()
 
 
 @cython.no_gc_clear  # abandoning the frame needs the writer
@@ -470,8 +463,8 @@ cdef class CacheRing(ReaderEnd):
 
     Parameters
     ----------
-    fd : int
-        The slot, open for reading. This object closes it.
+    file : Descriptor
+        The slot, open for reading. This object takes it over.
     size : int
         Size of the file in bytes.
     start : int
@@ -485,7 +478,8 @@ cdef class CacheRing(ReaderEnd):
         The file is not a slot of this version, or its header does not fit the file.
     """
 
-    def __cinit__(self, int fd, Py_ssize_t size, *, int start, bint newest):
+    def __cinit__(self, Descriptor file not None, Py_ssize_t size, *, int start, bint newest):
+        cdef int fd = file.fileno()
         self.mapping = Mapping(fd, size)
         self.gate, self.what, self.polled = &self.ring.gate, "reader", &self.ring.event_fd
         self.cut = self.mapping.cut
@@ -494,7 +488,7 @@ cdef class CacheRing(ReaderEnd):
             raise corrupt(self.mapping)
         self.ring.newest = newest
         check_whole(self.mapping.cut)
-        self.fd = fd
+        self.fd = file.release()
 
     def set_layout(self, FrameLayout layout):
         """Set how the pixels of a whole frame lie in memory. None: frames are plain bytes."""

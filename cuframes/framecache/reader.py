@@ -4,10 +4,11 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 from cuframes._native.slot import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
+from cuframes.errors import ProtocolError
 from cuframes.framecache.parameters import check_slot_id
 from cuframes.framecache.slots import SlotInfo, attach, info
 from cuframes.host.receiver import WatchedReceiver
-from cuframes.host.steps import Steps
+from cuframes.host.steps import InTheWay, Steps
 
 __all__ = ["SlotReader", "SlotReaderStats"]
 
@@ -122,7 +123,13 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
 
     def _open(self, *, again: bool) -> Steps[CacheRing]:
         yield from ()  # there is nothing to wait for: the slot is a file
-        return attach(self.slot_id, start=START_OLDEST if again else self._start, newest=self._newest)
+        start = START_OLDEST if again else self._start
+        try:
+            return attach(self.slot_id, start=start, newest=self._newest, entrusted=True)
+        except (ProtocolError, PermissionError) as problem:
+            if again:  # what is in the way can be removed
+                raise InTheWay(problem) from None
+            raise
 
     def _installing(self, ring: CacheRing) -> None:
         slot = info(self.slot_id, ring)

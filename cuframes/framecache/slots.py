@@ -18,6 +18,7 @@ import posix_ipc
 
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
+from cuframes._native.ring_end import Descriptor
 from cuframes._native.slot import (
     DEFAULT_DEPTH,
     HEADER_BYTES,
@@ -32,7 +33,7 @@ from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedM
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
 from cuframes.host.files import naming
-from cuframes.host.names import SEGMENT_DIR, group_id
+from cuframes.host.names import SEGMENT_DIR, check_owner, group_id
 from cuframes.host.segment import NO_ROOM, PAGE, lock_owner, no_room, reserve
 
 __all__ = [
@@ -138,7 +139,7 @@ def directory(*, create: bool = False) -> Iterator[int]:
                 raise no_room(f"the slots' directory {path}", PAGE, path.parent) from None
             made = True
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        folder = Descriptor.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise NotFound(f"there are no slots on this host: {path} does not exist") from None
     except OSError as problem:
@@ -147,7 +148,8 @@ def directory(*, create: bool = False) -> Iterator[int]:
         raise PermissionError(
             f"{path} is a link or not a directory; remove it, or set CUFRAMES_FRAMECACHE_DIR"
         ) from None
-    try:
+    with folder:
+        fd = folder.fileno()
         owner = os.fstat(fd).st_uid
         if create and owner not in (0, os.getuid()):
             raise PermissionError(
@@ -156,12 +158,11 @@ def directory(*, create: bool = False) -> Iterator[int]:
         if made:
             os.fchmod(fd, 0o755)  # whatever the umask is: readers may be other users
         yield fd
-    finally:
-        os.close(fd)
 
 
-def open_slot(slot_id: str, *, writable: bool = False) -> int:
-    """Open a slot's file; return its descriptor.
+def open_slot(slot_id: str, *, writable: bool = False, owned: bool = False, entrusted: bool = False) -> Descriptor:
+    """Open a slot's file. With `entrusted`, its contents will be used, so the file of an unrelated user is refused
+    (check_owner); otherwise it will only be examined.
 
     Raises
     ------
@@ -172,7 +173,7 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
         mode = os.O_RDWR if writable else os.O_RDONLY
         try:
             with naming(path):
-                fd = os.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                file = Descriptor.open(slot_id, mode | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder, owned=owned)
         except FileNotFoundError:
             raise NotFound(f"there is no slot {slot_id!r} on this host; see cuframes framecache ls") from None
         except PermissionError:
@@ -183,34 +184,55 @@ def open_slot(slot_id: str, *, writable: bool = False) -> int:
             if problem.errno not in NO_PLAIN_FILE:
                 raise
             raise ProtocolError(f"{path} is not a regular file; remove it") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ProtocolError(f"{path} is not a regular file; remove it")
-    return fd
+        try:
+            there = os.fstat(file.fileno())
+            if not stat.S_ISREG(there.st_mode):
+                raise ProtocolError(f"{path} is not a regular file; remove it")
+            if entrusted:
+                _check_entrusted(there, path, folder)
+        except BaseException:
+            file.close()
+            raise
+    return file
 
 
-def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False) -> CacheRing:
-    """Open a reader's end of a slot. It maps the slot read-only and leaves no trace in it.
+def _check_entrusted(there: os.stat_result, path: Path, folder: int) -> None:
+    """Refuse the slot of an unrelated user. A file in the directory is trusted like those who may create files there:
+    the directory's owner, and its group, if that may write. The owner must be this user or root; or the directory must
+    be named in CUFRAMES_FRAMECACHE_DIR, or lie where only trusted users can create directories. Where every user may
+    write, the owner of each file is checked.
+    """
+    place = os.fstat(folder)
+    named = bool(os.environ.get("CUFRAMES_FRAMECACHE_DIR"))
+    trusted = place.st_uid in (os.geteuid(), 0) or named or not os.stat(path.parent.parent).st_mode & stat.S_IWOTH
+    if not trusted or place.st_mode & stat.S_IWOTH:
+        remedy = (
+            "its owner can share it with group=; remove it, or set CUFRAMES_FRAMECACHE_DIR to say that the owner of "
+            f"{path.parent} (uid {place.st_uid}) is trusted"
+        )
+        check_owner(there, path, [place.st_uid] if trusted else [], remedy)
+
+
+def attach(slot_id: str, *, start: int = START_NEXT, newest: bool = False, entrusted: bool = False) -> CacheRing:
+    """Open a reader's end of a slot. It maps the slot read-only and leaves no trace in it. `entrusted`: see
+    :func:`open_slot`.
 
     Raises
     ------
     NotFound, ProtocolError, PermissionError
     """
-    fd = open_slot(slot_id)
     path = slots_dir() / slot_id
-    try:
+    with open_slot(slot_id, entrusted=entrusted) as file:  # the ring takes it over
         # The header is read before anything is mapped, and only the slot is mapped: the file may have any size.
+        fd = file.fileno()
         size = os.fstat(fd).st_size
         if size == 0:
             raise ProtocolError(f"{path} is empty, so it is not a framecache slot; remove it")
-        with naming(path):
-            ring = CacheRing(fd, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
-    except OverflowError:
-        os.close(fd)
-        raise ProtocolError(f"{path} is too large to be mapped; remove it") from None
-    except BaseException:
-        os.close(fd)
-        raise
+        try:
+            with naming(path):
+                ring = CacheRing(file, measure_slot(os.pread(fd, HEADER_BYTES, 0), size), start=start, newest=newest)
+        except OverflowError:
+            raise ProtocolError(f"{path} is too large to be mapped; remove it") from None
     ring.set_layout(layout_of(info(slot_id, ring)))
     return ring
 
@@ -262,9 +284,9 @@ def _measured(ring: CacheRing, header: dict[str, int]) -> tuple[float | None, fl
     return (0.0 if age > MEASURED_SECONDS else round(back * 1e6 / (newest[1] - older[1]), 2)), age
 
 
-def open_semaphore(slot_id: str, fd: int) -> int:
-    """Open the file of a slot's semaphore, and create it if it is missing; return its descriptor. The semaphore is for
-    the same users as the slot's file, `fd`.
+def open_semaphore(slot_id: str, fd: int) -> Descriptor:
+    """Open the file of a slot's semaphore, and create it if it is missing. The semaphore is for the same users as the
+    slot's file, `fd`.
 
     This library maps and posts the semaphore itself (slot_ring.h): the C library would trust the contents of the file.
 
@@ -297,27 +319,25 @@ def open_semaphore(slot_id: str, fd: int) -> int:
     raise AlreadyExists(f"other processes keep creating and removing the semaphore {path}")
 
 
-def _open_semaphore(path: Path, like: os.stat_result) -> int:
+def _open_semaphore(path: Path, like: os.stat_result) -> Descriptor:
     """Open a semaphore that exists. Refuse one of an unrelated user; give our own the owner, the group and the mode of
     the slot, which are in `like`.
     """
     # O_PATH opens no more than the path: a FIFO cannot block it, and neither a link nor the mode can make it fail.
-    pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        with naming(path):
-            _check_semaphore(path, pin, like)
-            # Open the file that was checked, whatever has its name by now.
-            fd = os.open(f"/proc/self/fd/{pin}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except PermissionError as problem:
-        if problem.errno is None:
-            raise
-        raise PermissionError(
-            f"the semaphore {path} belongs to uid {os.fstat(pin).st_uid}, and this user may not use it; remove it as "
-            "that user or as root"
-        ) from None
-    finally:
-        os.close(pin)
-    return fd
+    with Descriptor.open(path, os.O_PATH | os.O_NOFOLLOW) as place:
+        pin = place.fileno()
+        try:
+            with naming(path):
+                _check_semaphore(path, pin, like)
+                # Open the file that was checked, whatever has its name by now.
+                return Descriptor.open(f"/proc/self/fd/{pin}", os.O_RDWR | os.O_NONBLOCK)
+        except PermissionError as problem:
+            if problem.errno is None:
+                raise
+            raise PermissionError(
+                f"the semaphore {path} belongs to uid {os.fstat(pin).st_uid}, and this user may not use it; remove it "
+                "as that user or as root"
+            ) from None
 
 
 def _check_semaphore(path: Path, pin: int, like: os.stat_result) -> None:
@@ -344,13 +364,13 @@ def _check_semaphore(path: Path, pin: int, like: os.stat_result) -> None:
 
 def ensure_semaphore(slot_id: str, fd: int) -> None:
     """Create a slot's semaphore if it is missing."""
-    os.close(open_semaphore(slot_id, fd))
+    open_semaphore(slot_id, fd).close()
 
 
-def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = False) -> int | None:
-    """Create a slot; return its descriptor, which the caller closes. Return None if the name is taken.
+def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = False) -> Descriptor | None:
+    """Create a slot, and return it open. Return None if the name is taken.
 
-    With `lock`, the descriptor holds the writer's lock before any other process can see the slot.
+    With `lock`, the descriptor holds the writer's lock before any other process can see the slot, and is owned.
 
     Raises
     ------
@@ -365,10 +385,11 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
     with directory(create=True) as folder:
         try:
             # The file has no name until it is complete. If this process dies before, the kernel frees it.
-            fd = os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            file = Descriptor.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR, 0o600, owned=lock)
         except OSError as problem:
             raise _not_created(problem, wanted, folder) from None
         try:
+            fd = file.fileno()
             if gid is not None:
                 _give(fd, gid, path)
             with naming(path):
@@ -393,7 +414,7 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
                 # A directory descriptor, so that this is linkat, which can follow the link to the nameless file.
                 os.link(f"/proc/self/fd/{fd}", wanted.slot_id, dst_dir_fd=folder, follow_symlinks=True)
             except FileExistsError:
-                os.close(fd)
+                file.close()
                 return None
             except OSError as problem:
                 raise _not_created(problem, wanted, folder) from None
@@ -406,9 +427,9 @@ def make_slot(wanted: SlotParameters, gid: int | None = None, *, lock: bool = Fa
                     raise _not_created(problem, wanted, folder) from None
                 raise
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
-    return fd
+    return file
 
 
 def _give(fd: int, gid: int, path: Path) -> None:
@@ -442,7 +463,7 @@ def discard(slot_id: str, fd: int) -> None:
     with contextlib.suppress(OSError):
         if os.path.samestat(os.lstat(path), os.fstat(fd)):
             with contextlib.suppress(OSError):
-                os.close(_open_semaphore(semaphore_path(slot_id), os.fstat(fd)))  # a stranger's is not ours to remove
+                _open_semaphore(semaphore_path(slot_id), os.fstat(fd)).close()  # a stranger's is not ours to remove
                 semaphore_path(slot_id).unlink()
             path.unlink()
 
@@ -503,7 +524,7 @@ def create_slot(
     made = make_slot(wanted, group_id(group))
     if made is None:
         raise AlreadyExists(f"the slot {slot_id!r} exists already; remove it first, or use it")
-    os.close(made)
+    made.close()
     return find_slot(slot_id)
 
 
@@ -605,13 +626,11 @@ def _what_else(slot_id: str, folder: int, there: os.stat_result) -> str | None:
     if not stat.S_ISREG(there.st_mode):
         return KINDS.get(stat.S_IFMT(there.st_mode), "a device")
     try:
-        fd = os.open(slot_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        file = Descriptor.open(slot_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except BlockingIOError:
         return "a file that is leased to another process"
-    try:
-        size, magic = os.fstat(fd).st_size, int.from_bytes(os.pread(fd, 4, 0), "little")
-    finally:
-        os.close(fd)
+    with file:
+        size, magic = os.fstat(file.fileno()).st_size, int.from_bytes(os.pread(file.fileno(), 4, 0), "little")
     if magic == MAGIC or size == 0 or (magic == 0 and size >= HEADER_BYTES):
         return None
     return f"a file of {size} bytes that does not begin like a slot"

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from cuframes._native.mapping import Mapping
+from cuframes._native.ring_end import Descriptor
 from cuframes._native.slot import SEMAPHORE_BYTES, CacheWriter, WritableSlotFrame
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, ProtocolError
 from cuframes.formats import pixel_format, whole_number
@@ -37,12 +38,10 @@ log = logging.getLogger("cuframes")
 LOOK_SECONDS = 0.5  # how often a writer looks, when there is a frame, whether its semaphore still has its name
 
 
-def _map(fd: int, size: int, *, populate: bool = False) -> Mapping:
+def _map(file: Descriptor, size: int, *, populate: bool = False) -> Mapping:
     """Map a file's bytes, writable, and close its descriptor."""
-    try:
-        return Mapping(fd, size, writable=True, populate=populate)
-    finally:
-        os.close(fd)
+    with file:
+        return Mapping(file.fileno(), size, writable=True, populate=populate)
 
 
 class SlotWriter(lifetime.Closing):
@@ -114,23 +113,22 @@ class SlotWriter(lifetime.Closing):
                 wanted = SlotParameters(slot_id, **(defaults | given)).checked()
                 made = make_slot(wanted, group_id(group), lock=True)
             if made is not None:
-                undo.callback(lifetime.close_owned, lifetime.own(made))
-                undo.callback(discard, slot_id, made)
+                undo.enter_context(made)
+                undo.callback(discard, slot_id, made.fileno())
             self._open(given, made, undo)
+            self._closed = self._over = False
             undo.pop_all()
-        self._closed = False
         lifetime.register(self)
 
-    def _open(self, given: dict[str, Any], made: int | None, undo: contextlib.ExitStack) -> None:
-        ring = attach(self.slot_id)  # which also refuses a file that is not a slot
+    def _open(self, given: dict[str, Any], made: Descriptor | None, undo: contextlib.ExitStack) -> None:
+        ring = attach(self.slot_id, entrusted=True)  # which also refuses a file that is not a slot
         found = info(self.slot_id, ring)
         self.parameters = found.parameters
         compare(found, given)
         # The lock has an open file of its own: a mapping would keep it alive, and a forked child inherits mappings.
         if made is None:
-            lock = lifetime.own(open_slot(self.slot_id, writable=True))
-            undo.callback(lifetime.close_owned, lock)
-            if not any(lock_owner(lock) for _ in lock_attempts()):
+            lock = undo.enter_context(open_slot(self.slot_id, writable=True, owned=True, entrusted=True))
+            if not any(lock_owner(lock.fileno()) for _ in lock_attempts()):
                 pid = info(self.slot_id, ring).writer_pid or "unknown"  # by now the writer has had time to store it
                 raise AlreadyExists(
                     f"the slot {self.slot_id!r} has a writer (pid {pid}), and a slot has only one; stop it first, or "
@@ -138,15 +136,16 @@ class SlotWriter(lifetime.Closing):
                 )
         else:
             lock = made
-        if os.fstat(lock).st_size < found.size:
+        fd = lock.fileno()
+        if os.fstat(fd).st_size < found.size:
             raise ProtocolError(f"the slot {self.slot_id!r} was cut off; remove it")
-        if os.fstat(lock).st_nlink == 0 or not ring.check()[0]:
+        if os.fstat(fd).st_nlink == 0 or not ring.check()[0]:
             raise NotFound(f"the slot {self.slot_id!r} was just removed; try again")
         with naming(slots_dir() / self.slot_id):
-            fill_holes(lock, found.size, f"the slot {self.slot_id!r}")
-            mapping = _map(os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC), found.size, populate=True)
-        self._file = os.fstat(lock)
-        semaphore, self._semaphore = self._map_semaphore(lock)
+            fill_holes(fd, found.size, f"the slot {self.slot_id!r}")
+            mapping = _map(Descriptor.open(f"/proc/self/fd/{fd}", os.O_RDWR), found.size, populate=True)
+        self._file = os.fstat(fd)
+        semaphore, self._semaphore = self._map_semaphore(fd)
         self._unnamed = self._said = False
         self._next_look = time.monotonic() + LOOK_SECONDS
         path = str(semaphore_path(self.slot_id))
@@ -156,7 +155,7 @@ class SlotWriter(lifetime.Closing):
         """The semaphore that has the name, mapped, and its file. It is made if need be. `fd` is the slot's."""
         with naming(semaphore_path(self.slot_id)):
             opened = open_semaphore(self.slot_id, fd)
-            file = os.fstat(opened)
+            file = os.fstat(opened.fileno())
             return _map(opened, SEMAPHORE_BYTES), file
 
     def _look(self) -> None:
@@ -175,13 +174,11 @@ class SlotWriter(lifetime.Closing):
         if not (missing and before):
             return
         try:
-            fd = open_slot(self.slot_id)
-            try:
+            with open_slot(self.slot_id) as file:
+                fd = file.fileno()
                 if not os.path.samestat(os.fstat(fd), self._file):
                     return  # ours was removed, as this frame will find
                 semaphore, self._semaphore = self._map_semaphore(fd)
-            finally:
-                os.close(fd)
         except NotFound:
             return
         except (CuframesError, OSError) as problem:
@@ -252,9 +249,10 @@ class SlotWriter(lifetime.Closing):
         self._closed = True
         self._writer.close()
         lifetime.unregister(self)
+        self._over = True
 
     def _forget(self) -> None:
-        self._closed = True
+        self._closed = self._over = True
         self._writer.close()
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import CuframesError, ProtocolError
 
 __all__ = [
@@ -37,8 +38,8 @@ INHERITED_SECONDS = 0.25
 _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EAGAIN)
 
 
-def open_regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a regular file; returns a descriptor. Does not follow links, and does not block as opening a FIFO would.
+def open_regular(path: str | os.PathLike[str], flags: int, *, owned: bool = False) -> Descriptor:
+    """Open a regular file. Does not follow links, and does not block as opening a FIFO would.
 
     Raises
     ------
@@ -47,15 +48,16 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
     OSError
     """
     try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = Descriptor.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, owned=owned)
     except OSError as problem:
         if problem.errno not in _NOT_REGULAR:
             raise
-        fd = -1
-    if fd >= 0:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
-        os.close(fd)
+    else:
+        with contextlib.ExitStack() as refused:
+            refused.enter_context(file)
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                refused.pop_all()
+                return file
     raise ProtocolError(
         f"{os.fspath(path)} is not a regular file, or is leased to another process; remove it or use another key"
     )

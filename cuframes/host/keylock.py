@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import AlreadyExists, ProtocolError
 from cuframes.host import lifetime
 from cuframes.host.files import INHERITED_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
@@ -53,28 +54,27 @@ class KeyLock:
         self._guard = threading.RLock()  # the session thread looks, another thread closes
         self._lost = False
         self._trusted = {0, os.geteuid(), os.stat(directory).st_uid}
-        self._fd = _take(self.path, name)
+        self._file: Descriptor = _take(self.path, name)
 
     def look(self) -> bool:
         """Whether the name is still ours. A removed file is created again, with its directory."""
         with self._guard:
-            if self._fd < 0 or same_file(self.path, self._fd):
-                return self._fd >= 0
+            if self._file.closed or same_file(self.path, self._file.fileno()):
+                return not self._file.closed
             try:
                 make_directory(self.path.parent)
                 self._check_directory()
-                fd = _take(self.path, self._name, 0.0)
+                file = _take(self.path, self._name, 0.0)
             except (OSError, ProtocolError) as problem:
                 if not self._lost:
                     log.warning("%s was removed, and cannot be created again: %s", self.path, problem)
                 self._lost = True
                 return False
-            if self._fd < 0:  # closed on this very thread, by a collection
+            if self._file.closed:  # on this very thread, by a collection
                 self.path.unlink(missing_ok=True)
-                lifetime.close_owned(fd)
+                file.close()
                 return False
-            lifetime.close_owned(self._fd)
-            self._fd, self._lost = fd, False
+            self._file, self._lost = file, False  # the old one is closed, as it is collected
             log.warning("%s was removed; it has been created again", self.path)
             return True
 
@@ -86,20 +86,20 @@ class KeyLock:
 
     def close(self) -> None:
         """Remove the file, if it is still ours, and release the lock."""
+        lifetime.make_all([self._unlink, self._close_file])
+
+    def _unlink(self) -> None:
         with self._guard:
-            if self._fd < 0:
-                return
-            try:
-                if same_file(self.path, self._fd):
-                    self.path.unlink(missing_ok=True)
-            finally:
-                self.forget()
+            if not self._file.closed and same_file(self.path, self._file.fileno()):
+                self.path.unlink(missing_ok=True)
+
+    def _close_file(self) -> None:
+        with self._guard:
+            self._file.close()
 
     def forget(self) -> None:
         """In a forked child: only close the descriptor of the parent's lock."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            lifetime.close_owned(fd)
+        self._file.close()
 
 
 @contextlib.contextmanager
@@ -111,77 +111,70 @@ def cleaning(directory: Path, name: str, *, dry_run: bool = False) -> Iterator[b
     user's. Then nothing may be touched.
     """
     path = lock_path(directory, name)
-    fd, made = -1, False
-    try:
+    made = False
+    with contextlib.ExitStack() as closing:
         try:
-            fd, made = _open(path)
+            file, made = _open(path)
+            closing.enter_context(file)
+            fd = file.fileno()
             free = not is_locked(fd, *OWNER) and lock(fd, *MOMENT)
             # Looked at again: now nobody can become the owner, and the file must still have its name.
             free = free and not is_locked(fd, *OWNER) and same_file(path, fd)
         except (OSError, ProtocolError):
             free = False
         yield free
-        if (
-            free and (made or not dry_run) and same_file(path, fd)
-        ):  # a cleaner may have removed it, and a publisher have made another
+        # A cleaner may have removed the file, and a publisher may have created another.
+        if free and (made or not dry_run) and same_file(path, fd):
             with contextlib.suppress(OSError):
                 path.unlink()
-    finally:
-        if fd >= 0:
-            lifetime.close_owned(fd)
 
 
 def owner_pid(path: Path) -> int | None:
     """Pid of the process that holds a lock file, in its own namespace; 0 if not known; None if it is not held."""
     try:
-        fd = open_regular(path, os.O_RDONLY)
+        file = open_regular(path, os.O_RDONLY)
     except (OSError, ProtocolError):
         return None
-    try:
-        if not is_locked(fd, *OWNER):
+    with file:
+        if not is_locked(file.fileno(), *OWNER):
             return None
-        said = os.pread(fd, 20, 0)
-    finally:
-        os.close(fd)
+        said = os.pread(file.fileno(), 20, 0)
     return int(said) if said.strip().isdigit() else 0
 
 
-def _open(path: Path) -> tuple[int, bool]:
-    """The open file, and whether it was created just now. (The kernel refuses O_CREAT for other users' files.)"""
+def _open(path: Path) -> tuple[Descriptor, bool]:
+    """The open file, owned, and whether it was created just now. (The kernel refuses O_CREAT for others' files.)"""
     for _ in range(10):
         with contextlib.suppress(FileNotFoundError):
-            return lifetime.own(open_regular(path, os.O_RDWR)), False
+            return open_regular(path, os.O_RDWR, owned=True), False
         with contextlib.suppress(FileExistsError):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = lifetime.own(os.open(path, flags, 0o600))
+            file = Descriptor.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, owned=True)
             break
     else:
         raise AlreadyExists(f"other processes keep creating and removing {path}; stop them or use another key")
     try:
-        os.fchmod(fd, 0o600)  # the mode given at creation is subject to umask
+        os.fchmod(file.fileno(), 0o600)  # the mode given at creation is subject to umask
     except BaseException:
-        _discard(path, fd)
+        _discard(path, file)
         raise
-    return fd, True
+    return file, True
 
 
-def _discard(path: Path, fd: int) -> None:
+def _discard(path: Path, file: Descriptor) -> None:
     """Remove and close a file that we have created, unless another process has become its owner meanwhile."""
-    try:
-        with contextlib.suppress(OSError):
-            if lock(fd, *MOMENT) and not is_locked(fd, *OWNER) and same_file(path, fd):
-                path.unlink(missing_ok=True)
-    finally:
-        lifetime.close_owned(fd)
+    with file, contextlib.suppress(OSError):
+        fd = file.fileno()
+        if lock(fd, *MOMENT) and not is_locked(fd, *OWNER) and same_file(path, fd):
+            path.unlink(missing_ok=True)
 
 
-def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
-    """Become the owner; returns the locked descriptor. Waits up to `seconds` for a process that holds MOMENT."""
+def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> Descriptor:
+    """Become the owner; returns the locked file. Waits up to `seconds` for a process that holds MOMENT."""
     begun = time.monotonic()
     deadline = begun + seconds
     while True:
         try:
-            fd, made = _open(path)
+            file, made = _open(path)
         except PermissionError as problem:
             raise PermissionError(
                 problem.errno,
@@ -189,6 +182,7 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
                 "or run cuframes gc as that user or root",
             ) from None
         try:
+            fd = file.fileno()
             owned = is_locked(fd, *OWNER)
             if owned and time.monotonic() >= begun + min(seconds, INHERITED_SECONDS):
                 raise AlreadyExists(
@@ -197,15 +191,15 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
                 )
             if not owned and lock(fd, *MOMENT) and lock(fd, *OWNER) and same_file(path, fd):
                 if made or os.fstat(fd).st_uid == os.geteuid():
-                    return _sign(fd)
+                    _sign(fd)
+                    return file
                 unlink_stale(path)  # another user's, who could remove it under us
         except BaseException:
             if made:
-                _discard(path, fd)
-            else:
-                lifetime.close_owned(fd)
+                _discard(path, file)
+            file.close()
             raise
-        lifetime.close_owned(fd)
+        file.close()
         if time.monotonic() > deadline:
             raise AlreadyExists(
                 f"another process has been starting or cleaning up under {name!r} for {seconds:.0f} s "
@@ -214,9 +208,8 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> int:
         time.sleep(0.001)
 
 
-def _sign(fd: int) -> int:
+def _sign(fd: int) -> None:
     with contextlib.suppress(OSError):  # a full file system: it is for people
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
     unlock(fd, *MOMENT)
-    return fd

@@ -15,9 +15,10 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar, cast
 from cuframes._native import ring_end
 from cuframes.errors import refusal
 
-__all__ = ["Closing", "close_owned", "own", "register", "settled", "unregister"]
+__all__ = ["Closing", "Ending", "close_owned", "make_all", "own", "register", "settled", "unregister"]
 
 
+CLOSE_SECONDS = 5.0  # how long a second close() waits for the first
 EXIT_SECONDS = 1.0  # how long the interpreter's exit waits for other threads
 
 
@@ -35,6 +36,7 @@ class Closing:
     """Base of objects that are closed by ``close()``, by ``with``, or by garbage collection at the latest."""
 
     _closed = True  # until everything in __init__ has worked
+    _over = True  # nothing is left to release; after an interrupted close(), the next one continues
     _reader = "cuframes.Subscriber"  # what to open elsewhere
 
     def close(self) -> None:
@@ -55,34 +57,102 @@ class Closing:
 
     def __del__(self) -> None:
         # It has no caller to tell, and at interpreter exit little is left to work with: not even this module's names,
-        # if somebody keeps the object longer.
+        # if another object keeps this one longer.
         try:
-            if not self._closed:
+            if not self._over:
                 self.close()
         except Exception:
             pass
 
 
-def own(fd: int) -> int:
-    """Have a descriptor closed in every forked child, also after a fork() in C. Returns the descriptor.
+class Ending:
+    """The steps of a close, each of which is completed.
 
-    For descriptors that show other processes that this one is alive: owner locks, and both ends of connections. A child
-    that kept them would make its dead parent look alive. :func:`close_owned` closes such a descriptor.
+    The rule: a close that is interrupted continues, and raises the exception afterwards. A signal handler's exception
+    can arrive between any two lines, also here. Therefore every step can be repeated, and is removed from the list only
+    when it is complete. Remaining steps are completed by the next close(), by the destructor, or at exit.
+
+    Parameters
+    ----------
+    *steps : callable
+        Called in this order. All are called, whatever the others raise.
     """
-    return ring_end.own(fd)
+
+    def __init__(self, *steps: Callable[[], object]) -> None:
+        self._steps = list(steps)
+        self._guard = threading.RLock()
+        self._closer: int | None = None
+
+    def insert(self, step: Callable[[], object]) -> None:
+        """Make this first."""
+        self._steps.insert(0, step)
+
+    def make(self) -> bool:
+        """Make the steps that are not made yet, then raise the first exception. Waits for another thread that is at it,
+        for 5 s at most; within itself (in a signal handler, or a destructor) it returns at once.
+
+        Returns
+        -------
+        bool
+            Whether all are made.
+        """
+        me, mine = threading.get_ident(), False
+        end = time.monotonic() + CLOSE_SECONDS
+        try:
+            while self._steps and not mine:
+                with self._guard:
+                    if self._closer is None:
+                        mine, self._closer = True, me
+                if not mine:
+                    if self._closer == me or time.monotonic() >= end:
+                        return False
+                    time.sleep(0.001)
+            if mine:
+                make_all(self._steps)
+            return not self._steps
+        finally:
+            if mine:
+                self._closer = None
 
 
-def close_owned(thing: int | socket.socket) -> None:
-    """Close a descriptor or socket that was passed to :func:`own`. In a forked child it is closed already, and its
-    number may have been reused.
+def make_all(steps: list[Callable[[], object]]) -> None:
+    """Call steps that can be repeated, in order, whatever the others raise; then raise the first exception. A step that
+    is interrupted is called once more. Completed steps are removed from the list.
     """
-    if isinstance(thing, int):
-        if ring_end.disown(thing):
-            os.close(thing)
-    elif thing.fileno() < 0 or ring_end.disown(thing.fileno()):
-        thing.close()
-    elif ring_end.is_forked():
-        thing.detach()  # else another thread closes it just now
+    left = steps[::-1]
+    problem = failed = None
+    while left:
+        try:
+            while left:
+                left[-1]()
+                if left[-1] in steps:
+                    steps.remove(left[-1])
+                left.pop()
+        except BaseException as caught:
+            problem = problem or caught
+            if left and left[-1] is failed:  # a second time, so it was not a signal: the others' turn
+                left.pop()
+            elif left:
+                failed = left[-1]
+    try:
+        if problem is not None:
+            raise problem
+    finally:
+        del problem  # which refers to this frame
+
+
+def own(sock: socket.socket) -> None:
+    """Have a socket closed in every forked child, also one of a fork() in C.
+
+    For what tells others that this process lives: both ends of connections, as owner locks (Descriptor). A child that
+    kept them would make its dead parent look alive. :func:`close_owned` closes it.
+    """
+    ring_end.own(sock.fileno())
+
+
+def close_owned(sock: socket.socket) -> None:
+    """Close a socket that was owned. In a forked child that has happened, and the number may be another's by now."""
+    ring_end.close_socket(sock)
 
 
 _open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
@@ -119,8 +189,8 @@ def settled(method: Method) -> Method:
         if me in _busy:  # a publisher opens its packet ring, say
             return method(self, *arguments, **options)
         ring_end.pause_at_exit()
-        _busy.add(me)
         try:
+            _busy.add(me)
             result = method(self, *arguments, **options)
             if ring_end.is_exiting():
                 self.close()
@@ -138,9 +208,8 @@ def _close_all() -> None:
     end, me = time.monotonic() + EXIT_SECONDS, threading.get_ident()
     while _busy - {me} and time.monotonic() < end:
         time.sleep(0.001)
-    for thing in _still_open():
-        with contextlib.suppress(Exception):  # one that fails must not keep the others open
-            thing.close()
+    with contextlib.suppress(Exception):
+        Ending(*(thing.close for thing in _still_open())).make()  # one that fails must not keep the others open
 
 
 def _forget_all() -> None:

@@ -3,8 +3,8 @@
 A subscriber looks for a publisher's socket in the runtime directory, so a user who can create files there can pose as a
 publisher. The rules are: A runtime directory is used only if no other user can replace files in it
 (:func:`check_directory`). A publisher creates its files only in a directory of its own user or root
-(:func:`runtime_dir`). A subscriber checks the user that answers (:func:`check_peer`). Owner, group and mode of a
-directory that cuframes did not create are not changed.
+(:func:`runtime_dir`). A subscriber checks the user that answers (:func:`check_peer`), and the owner of a file that it
+opens by name (:func:`check_owner`). Owner, group and mode of a directory that cuframes did not create are not changed.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import re
 import socket
 import stat
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 from cuframes._native.control import MAX_KEY
@@ -24,10 +25,12 @@ from cuframes._native.control import MAX_KEY
 __all__ = [
     "check_directory",
     "check_key",
+    "check_owner",
     "check_peer",
     "group_id",
     "is_name",
     "make_directory",
+    "named_owner",
     "packets_name",
     "peer_credentials",
     "peer_groups",
@@ -243,6 +246,32 @@ def check_peer(sock: socket.socket, path: Path) -> None:
         errno.EPERM,
         f"uid {uid} listens on {path} and is not trusted there; its publisher can share the socket with group=",
     )
+
+
+def check_owner(there: os.stat_result, path: Path, entrusted: Collection[int], remedy: str) -> None:
+    """Refuse a file of another user, as :func:`check_peer` does a listener: it must be ours, root's, of somebody who is
+    `entrusted`, or shared with a group of ours alone (``group=``).
+
+    Raises
+    ------
+    PermissionError
+    """
+    ours = {os.getegid(), *os.getgroups()}
+    shared = there.st_gid in ours and there.st_mode & stat.S_IRGRP and not there.st_mode & stat.S_IRWXO
+    if there.st_uid not in (os.geteuid(), 0, *entrusted) and not shared:
+        raise PermissionError(
+            errno.EPERM, f"{path} belongs to uid {there.st_uid}, which is not entrusted with it; {remedy}"
+        )
+
+
+def named_owner() -> set[int]:
+    """The owner of the runtime directory that CUFRAMES_RUNTIME_DIR names: whoever names it trusts him."""
+    explicit = os.environ.get("CUFRAMES_RUNTIME_DIR")
+    if explicit:
+        with contextlib.suppress(OSError):
+            check_directory(Path(explicit))
+            return {os.stat(explicit).st_uid}
+    return set()
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from cuframes._native.ring_end import pause_at_exit
-from cuframes.errors import Disconnected, NoPlace, SegmentTruncated, Timeout
+from cuframes.errors import Disconnected, NoPlace, ProtocolError, SegmentTruncated, Timeout
 from cuframes.host import lifetime
 from cuframes.host.steps import ANSWER_SECONDS, PASSING, POLL_SECONDS, Expired, Steps, deadline_after, repeat, run
 
@@ -38,6 +38,13 @@ class Ring(Protocol):
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it belongs to the parent of this process."""
+
+    def check_process(self) -> None:
+        """Raise RuntimeError if it does."""
 
     def close(self) -> bool:
         """Close the ring when no call is inside. Returns whether this call closed it. See gate.h."""
@@ -136,13 +143,14 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         except BaseException:
             ring.close()
             raise
-        self._closed = False
+        self._closed = self._over = False
 
     def _joined(self) -> R:
-        """The current ring."""
+        """The current ring. Raises RuntimeError in a forked child, also after a fork() in C."""
         ring = self._ring
         if ring is None:
             raise self._is_closed()
+        ring.check_process()
         return ring
 
     def _is_closed(self) -> ValueError:
@@ -191,8 +199,9 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         except ValueError:  # closed, or replaced, meanwhile
             return False
 
-    def _late(self) -> Timeout:
-        return Timeout(f"no {self._source} {self.key!r} came back in time")
+    def _late(self, problem: Exception | None = None) -> Timeout:
+        seen = f"; {problem}" if isinstance(problem, (ProtocolError, PermissionError)) else ""
+        return Timeout(f"no {self._source} {self.key!r} came back in time{seen}")
 
     def _join_next(self, ended: R, deadline: float | None) -> None:
         if self._steps is None:
@@ -200,8 +209,8 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         steps = self._steps
         try:
             ring: R | None = run(steps, deadline, lambda: self._closed)
-        except Expired:
-            raise self._late() from None
+        except Expired as over:
+            raise self._late(over.problem) from None
         except BaseException:
             self._steps = None
             steps.close()
@@ -336,6 +345,9 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
 
     def stats(self) -> C:
         """The current counters; after :meth:`close`, the final ones."""
+        ring = self._ring
+        if ring is not None:
+            ring.check_process()  # before the lock: a thread of the parent may have held it
         with self._changing:
             return self._past if self._ring is None else self._past.plus(self._ring.counters)
 
@@ -346,6 +358,9 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         """
         self._closed = True
         ring = self._ring
+        if ring is not None and ring.inherited:  # forked by C code, that tells no Python hooks
+            self._forget()
+            return
         if ring is not None and ring.close():
             with self._changing:
                 self._past = self._past.plus(ring.counters)
@@ -357,6 +372,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
                 self._joining.release()
         self._unwatch()
         lifetime.unregister(self)
+        self._over = True
 
     def _abandon_join(self) -> None:
         steps, self._steps = self._steps, None
@@ -370,7 +386,7 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
 
     def _forget(self) -> None:
         """In a forked child: close inherited descriptors, without giving up anything that belongs to the parent."""
-        self._closed = True
+        self._closed = self._over = True
         self._renew_locks()  # a thread of the parent may have held them
         self._steps = None
         if self._ring is not None:

@@ -16,19 +16,21 @@ import os
 import signal
 import stat
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cuframes._native.control import FRAME_MAGIC, HEADER_BYTES, OWNER_LOCK, describe
 from cuframes._native.mapping import Mapping
 from cuframes._native.packets import PACKET_HEADER_BYTES, PACKET_LOOK_BYTES, PACKET_MAGIC, describe_packets
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.host import lifetime
 from cuframes.host.files import is_locked as is_owned
 from cuframes.host.files import lock as lock_owner
 from cuframes.host.files import lock_attempts, open_regular, same_file, unlink_stale
 from cuframes.host.keylock import KeyLock
-from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX
+from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX, check_owner, named_owner
 
 __all__ = [
     "OwnedSegment",
@@ -37,6 +39,7 @@ __all__ = [
     "inspect",
     "is_owned",
     "lock_owner",
+    "open_entrusted",
     "open_segment",
     "remove_dead",
     "segment_path",
@@ -147,26 +150,45 @@ def free_bytes(fd: int) -> int | None:
     return there.f_bavail * there.f_frsize if there.f_blocks else None
 
 
-def create_memfd(name: str, size: int) -> tuple[int, Mapping]:
-    """An anonymous pool: its descriptor, and our writable mapping with every page touched.
+def create_memfd(name: str, size: int) -> tuple[Descriptor, Mapping]:
+    """An anonymous pool: its file, and our writable mapping with every page touched.
 
     The seals make every other mapping read-only and the size final. So no holder of the descriptor can damage a frame,
     or kill this process with SIGBUS.
     """
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    file = Descriptor.memfd(name, os.MFD_ALLOW_SEALING)
     try:
+        fd = file.fileno()
         reserve(fd, size, f"the frame pool {name}")
         mapping = Mapping(fd, size, writable=True, populate=True, guarded=False)  # nobody else has it yet
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except BaseException:
-        os.close(fd)
+        file.close()
         raise
-    return fd, mapping
+    return file, mapping
 
 
-def open_segment(name: str, *, writable: bool) -> int:
-    """Open an existing segment by its POSIX name; returns a descriptor.
+def open_entrusted(name: str, *, writable: bool, entrusted: Collection[int] = ()) -> Descriptor:
+    """Open a segment to use what is in it: as :func:`open_segment`, and refuse a stranger's (check_owner).
+
+    Parameters
+    ----------
+    entrusted : collection of int
+        Users who may have made it besides us, root, and the owner of CUFRAMES_RUNTIME_DIR.
+    """
+    file = open_segment(name, writable=writable)
+    try:
+        remedy = "its publisher can share it with group=; or remove it, or set CUFRAMES_RUNTIME_DIR to its publisher's"
+        check_owner(os.fstat(file.fileno()), segment_path(name), {*entrusted, *named_owner()}, remedy)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def open_segment(name: str, *, writable: bool, owned: bool = False) -> Descriptor:
+    """Open an existing segment by its POSIX name, whoever has made it.
 
     Raises
     ------
@@ -175,7 +197,7 @@ def open_segment(name: str, *, writable: bool) -> int:
         The name refers to something else: a link, a FIFO, a directory.
     """
     try:
-        return open_regular(segment_path(name), os.O_RDWR if writable else os.O_RDONLY)
+        return open_regular(segment_path(name), os.O_RDWR if writable else os.O_RDONLY, owned=owned)
     except FileNotFoundError:
         raise NotFound(f"there is no segment {name} in {SEGMENT_DIR}") from None
     except PermissionError as problem:
@@ -254,12 +276,13 @@ def remove_dead(name: str, *, dry_run: bool = False) -> bool:
     refers to the locked file. Read locks of readers have no meaning here, and are ignored.
     """
     try:
-        fd = lifetime.own(open_segment(name, writable=True))  # it may be locked here for a moment
+        file = open_segment(name, writable=True, owned=True)  # it may be locked here for a moment
     except NotFound:
         return True
     except ProtocolError:
         return False
-    try:
+    with file:
+        fd = file.fileno()
         for _ in lock_attempts():
             held = not lock_owner(fd) and is_owned(fd)
             if not held:
@@ -269,8 +292,6 @@ def remove_dead(name: str, *, dry_run: bool = False) -> bool:
         if not dry_run and same_file(segment_path(name), fd):
             unlink_stale(segment_path(name))
         return True
-    finally:
-        lifetime.close_owned(fd)
 
 
 class OwnedSegment:
@@ -311,66 +332,61 @@ class OwnedSegment:
         self._what = what
         self._missed = False
         self._guard = threading.RLock()  # one thread looks, another closes
-        self._fd = -1
+        self._file: Descriptor | None = None
         self.key_lock = KeyLock(directory, name.removeprefix(f"/{SEGMENT_PREFIX}"))
         try:
             try:
-                self._fd = self._create(name)
+                self._file = self._create(name)
             except OSError as problem:
                 if problem.errno not in NO_ROOM or isinstance(problem, CuframesError):
                     raise
                 raise no_room(f"the {what} {name}", size, SEGMENT_DIR) from None
+            fd = self._file.fileno()
             if gid is not None:
-                os.fchown(self._fd, -1, gid)
-            os.fchmod(self._fd, 0o600 if gid is None else group_mode)  # the mode given at creation is subject to umask
-            reserve(self._fd, size, f"the {what} {name}")
+                os.fchown(fd, -1, gid)
+            os.fchmod(fd, 0o600 if gid is None else group_mode)  # the mode given at creation is subject to umask
+            reserve(fd, size, f"the {what} {name}")
             # Not through the locked descriptor: a mapping keeps its open file, and so the lock, alive, and a forked
             # child inherits mappings.
-            fd = self.descriptor(writable=True)
-            try:
-                self.mapping = Mapping(fd, size, writable=True, populate=True)
-            finally:
-                os.close(fd)
+            with self.descriptor(writable=True) as mapped:
+                self.mapping = Mapping(mapped.fileno(), size, writable=True, populate=True)
         except BaseException:
             self.close()
             raise
 
     @staticmethod
-    def _create(name: str) -> int:
+    def _create(name: str) -> Descriptor:
         path = segment_path(name)
         for _ in range(10):
             try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                fd = lifetime.own(os.open(path, flags, 0o600))
+                file = Descriptor.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, owned=True)
             except FileExistsError:
                 if not remove_dead(name):
                     raise OwnedSegment._taken(name) from None
                 continue
             try:
                 # Somebody may have taken the new, still unlocked file for a dead one; then the name is theirs.
-                if lock_owner(fd) and same_file(path, fd):
-                    return fd
+                if lock_owner(file.fileno()) and same_file(path, file.fileno()):
+                    return file
             except BaseException:
-                if same_file(path, fd):
-                    path.unlink(missing_ok=True)
-                lifetime.close_owned(fd)
+                with file:
+                    if same_file(path, file.fileno()):
+                        path.unlink(missing_ok=True)
                 raise
-            lifetime.close_owned(fd)
+            file.close()
         raise AlreadyExists(f"other publishers keep creating {name}; stop them or use another key")
 
     @staticmethod
     def _taken(name: str) -> Exception:
         key = name.removeprefix(f"/{SEGMENT_PREFIX}")
         try:
-            fd = open_segment(name, writable=False)
+            file = open_segment(name, writable=False)
         except NotFound:
             return AlreadyExists(f"another publisher of {key!r} has just started or ended; try again")
         except ProtocolError as problem:
             return problem
-        try:
-            state, _, header = inspect(fd)
-        finally:
-            os.close(fd)
+        with file:
+            state, _, header = inspect(file.fileno())
         if state == "foreign":
             return ProtocolError(
                 f"{SEGMENT_DIR}{name} exists and is not a frame ring of version 3 or a packet ring; remove this file "
@@ -379,10 +395,12 @@ class OwnedSegment:
         pid = header["producer_pid"] if header else "unknown"
         return AlreadyExists(f"a publisher of {key!r} is running (pid {pid}); stop it or use another key")
 
-    def descriptor(self, *, writable: bool) -> int:
+    def descriptor(self, *, writable: bool) -> Descriptor:
         """A descriptor for another process. It is not a duplicate, since a duplicate would also hold the owner lock."""
+        if self._file is None:
+            raise ValueError(f"the {self._what} is closed")
         with contextlib.suppress(FileNotFoundError):  # no /proc
-            return os.open(f"/proc/self/fd/{self._fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            return Descriptor.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDWR if writable else os.O_RDONLY)
         return open_segment(self.name, writable=writable)
 
     def look(self) -> bool:
@@ -390,7 +408,7 @@ class OwnedSegment:
         and the name may belong to another process. A segment cannot get its name back, so this is logged.
         """
         with self._guard:
-            gone = self._fd >= 0 and not same_file(segment_path(self.name), self._fd)
+            gone = self._file is not None and not self._file.closed and not self._is_there(self._file)
         if gone and not self._missed:
             self._missed = True
             log.warning(
@@ -405,22 +423,23 @@ class OwnedSegment:
     def close(self) -> None:
         """Remove the name if it is still ours, then release the locks. The mapping lives as long as it is used."""
         self.mapping = None
-        try:
-            with self._guard:
-                try:
-                    if self._fd >= 0 and same_file(segment_path(self.name), self._fd):
-                        segment_path(self.name).unlink(missing_ok=True)
-                finally:
-                    self._close_descriptor()
-        finally:
-            self.key_lock.close()
+        lifetime.make_all([self._unlink, self._close_file, self.key_lock.close])
+
+    def _unlink(self) -> None:
+        with self._guard:
+            if self._file is not None and not self._file.closed and self._is_there(self._file):
+                segment_path(self.name).unlink(missing_ok=True)
+
+    def _close_file(self) -> None:
+        with self._guard:
+            if self._file is not None:
+                self._file.close()
 
     def forget(self) -> None:
         """In a forked child: only close the descriptors of the parent's segment."""
-        self._close_descriptor()
+        if self._file is not None:
+            self._file.close()
         self.key_lock.forget()
 
-    def _close_descriptor(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            lifetime.close_owned(fd)
+    def _is_there(self, file: Descriptor) -> bool:
+        return same_file(segment_path(self.name), file.fileno())

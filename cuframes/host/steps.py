@@ -18,6 +18,7 @@ __all__ = [
     "PASSING",
     "POLL_SECONDS",
     "Expired",
+    "InTheWay",
     "Pause",
     "Steps",
     "bare",
@@ -110,6 +111,16 @@ def wait(pause: Pause, seconds: float) -> None:
     poller.poll(seconds * 1000)
 
 
+class InTheWay(Exception):
+    """An attempt failed for what somebody has put in the place of what is waited for. It can be removed, so waiting
+    goes on; when time is up, `problem` is raised.
+    """
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__(str(problem))
+        self.problem = bare(problem)
+
+
 def bare(problem: Exception) -> Exception:
     """The exception without its traceback, so that keeping it does not keep the frames of its traceback alive."""
     problem.__traceback__ = problem.__context__ = problem.__cause__ = None
@@ -137,6 +148,8 @@ def repeat(attempt: Callable[[], Steps[T]], passing: tuple[type[Exception], ...]
         except passing as caught:
             if not (isinstance(problem, Unavailable) and isinstance(caught, Timeout)):  # it has said why
                 problem = bare(caught)
+        except InTheWay as caught:
+            problem = caught.problem
         except OSError as caught:
             if caught.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise

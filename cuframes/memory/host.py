@@ -1,12 +1,12 @@
 """Host memory: one sealed memfd, passed by descriptor, mapped read-only by subscribers."""
 
-import contextlib
 import fcntl
 import os
 from typing import Self
 
 from cuframes._native.control import HOST_MEMORY
 from cuframes._native.mapping import Mapping
+from cuframes._native.ring_end import Descriptor
 from cuframes._native.slot_table import SlotTable
 from cuframes.errors import ProtocolError
 from cuframes.host.segment import PAGE, create_memfd
@@ -30,8 +30,8 @@ class HostPool:
 
     exports = None
 
-    def __init__(self, fd: int, mapping: Mapping, stride: int, ring_size: int) -> None:
-        self._fd = fd
+    def __init__(self, file: Descriptor | None, mapping: Mapping, stride: int, ring_size: int) -> None:
+        self._file = file
         self.mapping = mapping
         self.stride = stride
         self.memory = SlotTable.of_mapping(mapping, stride, ring_size)
@@ -45,11 +45,11 @@ class HostPool:
         OutOfSharedMemory
         """
         stride = frame_stride(frame_bytes)
-        fd, mapping = create_memfd(f"cuframes-{key}", stride * ring_size)
+        file, mapping = create_memfd(f"cuframes-{key}", stride * ring_size)
         try:
-            return cls(fd, mapping, stride, ring_size)
+            return cls(file, mapping, stride, ring_size)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
 
     @classmethod
@@ -71,18 +71,16 @@ class HostPool:
             sealed = 0
         if not sealed:
             raise ProtocolError("the pool is not sealed against shrinking, so reading it could end this process")
-        return cls(-1, Mapping(fd, size), stride, ring_size)
+        return cls(None, Mapping(fd, size), stride, ring_size)
 
     def descriptors(self) -> list[int]:
         """Descriptors for a subscriber. The pool keeps owning them."""
-        return [self._fd]
+        return [] if self._file is None else [self._file.fileno()]
 
     def share_in_process(self, epoch: int) -> None:
         """Nothing to do: a subscriber of this process maps the descriptor like any other."""
 
     def close(self) -> None:
         """Close the descriptor. The memory is freed with its last mapping."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        if self._file is not None:
+            self._file.close()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from cuframes._native.control import PASS_FD
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import ProtocolError, Timeout
 from cuframes.host.names import check_directory, check_peer
 from cuframes.session import wire
@@ -16,8 +17,8 @@ __all__ = ["ask_for_segment"]
 ASK_SECONDS = 0.5
 
 
-def ask_for_segment(path: Path) -> int | None:
-    """A descriptor of the control segment, for reading. The caller must close it. It takes no place in the ring.
+def ask_for_segment(path: Path) -> Descriptor | None:
+    """The control segment, for reading. It takes no place in the ring.
 
     None: no publisher listens there, or it refuses this user.
 
@@ -26,7 +27,7 @@ def ask_for_segment(path: Path) -> int | None:
     Timeout
         A process listens there, but does not answer within half a second.
     """
-    descriptors: list[int] = []
+    descriptors: list[Descriptor] = []
     welcome, silent = None, False
     try:
         check_directory(path.parent)
@@ -40,17 +41,15 @@ def ask_for_segment(path: Path) -> int | None:
         silent = True
     except (OSError, ProtocolError):
         pass
-    if silent:
-        for other in descriptors:
-            os.close(other)
-        raise Timeout(f"the process that listens on {path} does not answer: its publisher is stopped, or very busy")
-    fd = descriptors.pop(0) if welcome is not None and welcome.result == 0 and descriptors else None
+    first = descriptors.pop(0) if welcome is not None and welcome.result == 0 and descriptors else None
     for other in descriptors:
-        os.close(other)
-    return fd
+        other.close()
+    if silent:
+        raise Timeout(f"whoever listens on {path} does not answer: a publisher that is stopped, or very busy")
+    return first
 
 
-def _answer(sock: socket.socket, descriptors: list[int]) -> wire.Welcome | None:
+def _answer(sock: socket.socket, descriptors: list[Descriptor]) -> wire.Welcome | None:
     parser = wire.Parser()
     deadline = time.monotonic() + ASK_SECONDS
     while time.monotonic() < deadline:

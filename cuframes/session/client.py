@@ -22,6 +22,7 @@ from cuframes._native.control import (
     PINS,
     VMM_MEMORY,
 )
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import (
     AlreadyExists,
     CuframesError,
@@ -35,8 +36,8 @@ from cuframes.errors import (
     Unavailable,
 )
 from cuframes.host import lifetime
-from cuframes.host.names import check_directory, check_peer, runtime_dirs, socket_path
-from cuframes.host.segment import open_segment
+from cuframes.host.names import check_directory, check_peer, peer_credentials, runtime_dirs, socket_path
+from cuframes.host.segment import open_entrusted
 from cuframes.host.steps import ANSWER_SECONDS, Expired, Pause, Steps, deadline_after, repeat, run
 from cuframes.session import wire
 from cuframes.session.wire import ErrorCode, MessageType
@@ -81,19 +82,25 @@ class Connection:
         parser: wire.Parser,
         welcome: wire.Welcome,
         place: wire.Subscribed,
-        descriptors: list[int],
+        descriptors: list[Descriptor],
     ) -> None:
         self.sock = sock
         self.parser = parser
         self.welcome = welcome
         self.place = place
         self.descriptors = descriptors
-        self.event_fd = -1
+        self._event: Descriptor | None = None
         self._gone = False
         self._asked = False
         self._arrived: Callable[[int], None] | None = None
         # One thread reads the socket at a time: two would take each other's answers.
         self._reading = threading.Lock()
+
+    @property
+    def event_fd(self) -> int:
+        """See above."""
+        event = self._event
+        return -1 if event is None or event.closed else event.fileno()
 
     def fileno(self) -> int:
         """The socket, for polling."""
@@ -113,7 +120,7 @@ class Connection:
 
     def _read(self) -> bool:
         """Read once. False: there is nothing more to read at present."""
-        descriptors: list[int] = []
+        descriptors: list[Descriptor] = []
         try:
             data, lost = wire.receive(self.sock, wire.MAX_PAYLOAD, descriptors)
             if lost:
@@ -133,7 +140,7 @@ class Connection:
             _close_all(descriptors)
         return not self._gone
 
-    def _handle(self, message: wire.Message, descriptors: list[int]) -> None:
+    def _handle(self, message: wire.Message, descriptors: list[Descriptor]) -> None:
         if message.type == MessageType.SHUTDOWN:
             self._gone = True
         elif message.type == MessageType.ERROR:
@@ -142,7 +149,7 @@ class Connection:
             self._asked = False  # ask again, if the descriptor was lost
             if descriptors:
                 self._asked = True
-                self.event_fd = descriptors.pop(0)
+                self._event = descriptors.pop(0)
                 if self._arrived is not None:
                     self._arrived(self.event_fd)
         elif message.type not in (MessageType.EVENT_FD, MessageType.PING, MessageType.PONG):
@@ -165,14 +172,13 @@ class Connection:
     def close_event(self) -> None:
         """Close the eventfd."""
         self._arrived = None
-        event, self.event_fd = self.event_fd, -1
-        if event >= 0:
-            _close_all([event])
+        if self._event is not None:
+            self._event.close()
 
     def close_descriptors(self) -> None:
         """Close the descriptors from the handshake; mappings made from them stay."""
-        descriptors, self.descriptors = self.descriptors, []
-        _close_all(descriptors)
+        _close_all(self.descriptors)
+        self.descriptors = []
 
     def close(self) -> None:
         """Give up the place in the ring. It may be called twice."""
@@ -223,20 +229,20 @@ def join(key: str, hello: wire.Hello) -> Steps[Connection]:
     """
     deadline = time.monotonic() + HANDSHAKE_SECONDS
     parser = wire.Parser()
-    descriptors: list[int] = []
-    sock = yield from _open(key, deadline)
-    with _ending(sock, descriptors):
+    descriptors: list[Descriptor] = []
+    with _ending(descriptors) as sockets:
+        sock = yield from _open(key, deadline, sockets)
         welcome = yield from _say_hello(key, sock, parser, hello, deadline, descriptors)
         _send(sock, wire.pack(MessageType.SUBSCRIBE_REQ))
         payload = yield from _receive(key, sock, parser, MessageType.SUBSCRIBE_RESP, deadline, descriptors)
         place = wire.Subscribed.unpack(payload)
         if place.result:
             yield from _refused(key, sock, parser, place.result, deadline)
-    return Connection(sock, parser, welcome, place, descriptors)
+        return Connection(sock, parser, welcome, place, descriptors)
 
 
-def fetch_packets(key: str) -> Steps[int]:
-    """A descriptor of the packet ring of `key`, from its publisher. The caller must close it. Joins nothing.
+def fetch_packets(key: str) -> Steps[Descriptor]:
+    """The packet ring of `key`, from its publisher. It takes no place in the frame ring.
 
     Raises
     ------
@@ -249,19 +255,19 @@ def fetch_packets(key: str) -> Steps[int]:
     """
     deadline = time.monotonic() + HANDSHAKE_SECONDS
     hello = wire.Hello(3, default_name(), -1, False, FEATURES)
-    descriptors: list[int] = []
-    sock = yield from _open(key, deadline)
-    with _ending(sock, descriptors):
+    descriptors: list[Descriptor] = []
+    with _ending(descriptors) as sockets:
+        sock = yield from _open(key, deadline, sockets)
         welcome = yield from _say_hello(key, sock, wire.Parser(), hello, deadline, descriptors)
+        peer = peer_credentials(sock)[1]
         lifetime.close_owned(sock)
     if not welcome.packets_path:
         _close_all(descriptors)
         raise NoPacketRing(f"the publisher of {key!r} shares no packets; it must call enable_packets() first")
     if not welcome.features & PASS_FD or not descriptors:
-        _close_all(descriptors)
-        return open_segment(welcome.packets_path, writable=False)
-    *others, packets = descriptors  # the packet ring comes last
-    _close_all(others)
+        return open_entrusted(welcome.packets_path, writable=False, entrusted=[peer])
+    packets = descriptors.pop()  # the packet ring comes last
+    _close_all(descriptors)
     return packets
 
 
@@ -271,13 +277,14 @@ def default_name() -> str:
     return f"{program}-{os.getpid()}-{os.urandom(2).hex()}"
 
 
-def _open(key: str, deadline: float) -> Steps[socket.socket]:
-    """A connected socket."""
+def _open(key: str, deadline: float, sockets: list[socket.socket]) -> Steps[socket.socket]:
+    """A connected socket. Those that are made are appended to `sockets`, for the caller to close."""
     paths = [socket_path(directory, key) for directory in runtime_dirs()]
     refused = None
     for path in paths:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        lifetime.own(sock.fileno())
+        sockets.append(sock)
+        lifetime.own(sock)
         try:
             check_directory(path.parent)
             while True:
@@ -301,9 +308,6 @@ def _open(key: str, deadline: float) -> Steps[socket.socket]:
             lifetime.close_owned(sock)
             if problem.errno not in (errno.ELOOP, errno.EPROTOTYPE):  # a link to itself, a socket of another kind
                 raise
-        except BaseException:
-            lifetime.close_owned(sock)
-            raise
         else:
             return sock
     if refused is not None:
@@ -317,7 +321,12 @@ def _unanswered(key: str) -> Timeout:
 
 
 def _say_hello(
-    key: str, sock: socket.socket, parser: wire.Parser, hello: wire.Hello, deadline: float, descriptors: list[int]
+    key: str,
+    sock: socket.socket,
+    parser: wire.Parser,
+    hello: wire.Hello,
+    deadline: float,
+    descriptors: list[Descriptor],
 ) -> Steps[wire.Welcome]:
     """The first half of the handshake: what the publisher shares."""
     with contextlib.suppress(OSError):  # it may have refused and hung up already: its reason waits to be read
@@ -338,20 +347,27 @@ def _send(sock: socket.socket, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _ending(sock: socket.socket, descriptors: list[int]) -> Iterator[None]:
-    """Close everything if the handshake fails or is abandoned."""
+def _ending(descriptors: list[Descriptor]) -> Iterator[list[socket.socket]]:
+    """Close everything if the handshake fails or is abandoned: the descriptors, and the sockets in the list."""
+    sockets: list[socket.socket] = []
     try:
-        yield
+        yield sockets
     except BaseException as problem:
         _close_all(descriptors)
-        lifetime.close_owned(sock)
+        for sock in sockets:
+            lifetime.close_owned(sock)
         if isinstance(problem, ConnectionError) and not isinstance(problem, CuframesError):
             raise Disconnected("the publisher went away during the handshake") from None
         raise
 
 
 def _receive(
-    key: str, sock: socket.socket, parser: wire.Parser, kind: MessageType, deadline: float, descriptors: list[int]
+    key: str,
+    sock: socket.socket,
+    parser: wire.Parser,
+    kind: MessageType,
+    deadline: float,
+    descriptors: list[Descriptor],
 ) -> Steps[bytes]:
     """The payload of the next message, which must be of type `kind`. Descriptors sent with it are appended."""
     while True:
@@ -383,7 +399,7 @@ def _receive(
 
 def _refused(key: str, sock: socket.socket, parser: wire.Parser, result: int, deadline: float) -> Steps[None]:
     """Raise the error that the publisher sends after a refusal."""
-    descriptors: list[int] = []
+    descriptors: list[Descriptor] = []
     try:
         payload = yield from _receive(key, sock, parser, MessageType.ERROR, deadline, descriptors)
     except (Disconnected, Timeout):
@@ -408,7 +424,6 @@ def _out_of_descriptors() -> OSError:
     )
 
 
-def _close_all(descriptors: list[int]) -> None:
-    for fd in descriptors:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+def _close_all(descriptors: list[Descriptor]) -> None:
+    for descriptor in descriptors:
+        descriptor.close()

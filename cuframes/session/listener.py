@@ -5,8 +5,10 @@ import logging
 import os
 import socket
 import stat
+import threading
 from pathlib import Path
 
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import AlreadyExists
 from cuframes.host import lifetime
 from cuframes.host.files import same_file, unlink_stale
@@ -40,6 +42,7 @@ class Listener:
         self.path = path
         self._gid = gid
         self._lost = False
+        self._guard = threading.RLock()  # the session thread looks, and closes at its end; another closes as well
         if os.path.lexists(path):
             if not is_socket(path):
                 raise FileExistsError(f"{path} exists and is not a socket; remove it")
@@ -48,17 +51,17 @@ class Listener:
             unlink_stale(path)
         self.sock, self._file = self._bind()
 
-    def _bind(self) -> tuple[socket.socket, int]:
+    def _bind(self) -> tuple[socket.socket, Descriptor]:
         """The socket, and its file. The file is held open so that its inode number is not reused."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        lifetime.own(sock.fileno())
-        bound, file = False, -1
+        lifetime.own(sock)
+        bound, file = False, None
         try:
             sock.bind(os.fsencode(self.path))
             bound = True
-            file = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = Descriptor.open(self.path, os.O_PATH | os.O_NOFOLLOW)
             # Through the open file: others who may write to the directory can put something else under the name.
-            found, made = os.fstat(file), f"/proc/self/fd/{file}"
+            found, made = os.fstat(file.fileno()), f"/proc/self/fd/{file.fileno()}"
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
                 bound = False
                 raise FileExistsError(f"{self.path} was replaced while it was made; see who may write to its directory")
@@ -69,8 +72,8 @@ class Listener:
             sock.setblocking(False)
         except BaseException:
             lifetime.close_owned(sock)
-            if file >= 0:
-                os.close(file)
+            if file is not None:
+                file.close()
             if bound:
                 self.path.unlink(missing_ok=True)
             raise
@@ -78,8 +81,9 @@ class Listener:
 
     def look(self) -> socket.socket | None:
         """Bind again if the file is gone. Returns the replaced socket, which the caller must close."""
-        if self._file < 0 or same_file(self.path, self._file):
-            return None
+        with self._guard:  # not held while logging: a log handler may wait for a thread that closes
+            if self._file.closed or same_file(self.path, self._file.fileno()):
+                return None
         try:
             # Not over what somebody else has put there: it is not ours to remove.
             new = self._bind()
@@ -88,30 +92,34 @@ class Listener:
                 log.warning("%s was removed, and cannot be created again: %s", self.path, problem)
             self._lost = True
             return None
-        if self._file < 0:  # closed on this very thread, by a collection
-            self.path.unlink(missing_ok=True)
-            os.close(new[1])
-            return new[0]
-        old = self.sock
-        os.close(self._file)
-        self.sock, self._file = new
+        with self._guard:
+            if self._file.closed:  # meanwhile
+                self.path.unlink(missing_ok=True)
+                new[1].close()
+                return new[0]
+            old = self.sock
+            self._file.close()
+            self.sock, self._file = new
         self._lost = False
         log.warning("%s was removed; it has been created again", self.path)
         return old
 
     def close(self) -> None:
         """Remove the file and stop listening. It may be called twice."""
-        try:
-            if self._file >= 0 and same_file(self.path, self._file):
+        lifetime.make_all([self._unlink, self._close])
+
+    def _unlink(self) -> None:
+        with self._guard:
+            if not self._file.closed and same_file(self.path, self._file.fileno()):
                 self.path.unlink(missing_ok=True)
-        finally:
+
+    def _close(self) -> None:
+        with self._guard:
             self.forget()
 
     def forget(self) -> None:
         """In a forked child: only close the descriptors."""
-        file, self._file = self._file, -1
-        if file >= 0:
-            os.close(file)
+        self._file.close()
         lifetime.close_owned(self.sock)
 
 

@@ -143,15 +143,13 @@ def find_publisher(key: str) -> PublisherInfo:
         The segment is not in this process's /dev/shm, and the publisher does not answer.
     """
     try:
-        fd = open_segment(segment_name(key), writable=False)
+        file = open_segment(segment_name(key), writable=False)
     except NotFound:
         if info := _ask(key):
             return info
         raise NotFound(f"no publisher of {key!r} on this host; see cuframes ls") from None
-    try:
-        state = inspect(fd)
-    finally:
-        os.close(fd)
+    with file:
+        state = inspect(file.fileno())
     if state.state != "alive" and (info := _ask(key)):  # it lives in another container
         return info
     if state.kind == "packets":
@@ -174,16 +172,14 @@ def _ask(key: str) -> PublisherInfo | None:
     silent = None
     for directory in runtime_dirs():
         try:
-            fd = ask_for_segment(directory / f"{key}.sock")
+            file = ask_for_segment(directory / f"{key}.sock")
         except Timeout as problem:
             silent = problem
             continue
-        if fd is None:
+        if file is None:
             continue
-        try:
-            state = inspect(fd)
-        finally:
-            os.close(fd)
+        with file:
+            state = inspect(file.fileno())
         if state.kind == "frames":
             return _info(key, state)._replace(named=False)
     if silent is not None:
@@ -206,13 +202,11 @@ def _segments(wanted: str | None = None) -> Iterator[tuple[str, SegmentState]]:
     """
     for name in sorted(_names(SEGMENT_DIR, SEGMENT_PREFIX)) if wanted is None else [wanted]:
         try:
-            fd = open_segment(f"/{SEGMENT_PREFIX}{name}", writable=False)
+            file = open_segment(f"/{SEGMENT_PREFIX}{name}", writable=False)
         except (OSError, ProtocolError):
             continue
-        try:
-            state = inspect(fd)
-        finally:
-            os.close(fd)
+        with file:
+            state = inspect(file.fileno())
         yield name, state
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cuframes._core import FrameWriter
 from cuframes._native.control import MAX_SUBSCRIBERS, PASS_FD, PINS
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import ProtocolError, SegmentTruncated
 from cuframes.host import lifetime
 from cuframes.host.names import peer_credentials, peer_groups
@@ -89,7 +90,7 @@ class Server:
         Subscribers join and leave it.
     welcome : Welcome
         The HELLO_RESP for a subscriber that has all features of this publisher.
-    descriptors : list of int
+    descriptors : list of Descriptor
         Sent to subscribers that can receive them. If the constructor succeeds, the server owns them.
     gid : int or None
         A group whose members may subscribe, besides this process's user and root.
@@ -102,14 +103,14 @@ class Server:
         path: Path,
         writer: FrameWriter,
         welcome: wire.Welcome,
-        descriptors: list[int],
+        descriptors: list[Descriptor],
         gid: int | None = None,
         segments: Sequence[OwnedSegment] = (),
     ) -> None:
         self.path = path
         self._writer = writer
         self._welcome = welcome
-        self._descriptors: list[int] = []
+        self._descriptors: list[Descriptor] = []
         self._gid = gid
         self._segments = list(segments)
         self._peers: set[Peer] = set()
@@ -124,10 +125,10 @@ class Server:
             made.callback(self._selector.close)
             self._listener = Listener(path, gid)
             made.callback(self._listener.close)
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            made.callback(os.close, self._wake)
-            self._spare = os.open("/", os.O_PATH | os.O_CLOEXEC)  # given up to accept a connection, to be refused
-            made.callback(os.close, self._spare)
+            self._wake = Descriptor.eventfd()
+            made.callback(self._wake.close)
+            self._spare = Descriptor.open("/", os.O_PATH)  # given up to accept a connection, to be refused
+            made.callback(self._spare.close)
             self._selector.register(self._listener.sock, selectors.EVENT_READ)
             self._selector.register(self._wake, selectors.EVENT_READ)
             self._thread = threading.Thread(target=self._run, name=f"cuframes:{path.stem}", daemon=True)
@@ -142,11 +143,11 @@ class Server:
                 raise
             made.pop_all()
 
-    def share_packets(self, path: str, descriptor: int, segment: OwnedSegment) -> None:
+    def share_packets(self, path: str, descriptor: Descriptor, segment: OwnedSegment) -> None:
         """Also announce a packet ring from now on. The server takes over the descriptor."""
         with self._ending:
             if self._stopping:
-                os.close(descriptor)
+                descriptor.close()
                 return
             self._segments = [*self._segments, segment]
             self._descriptors = [*self._descriptors, descriptor]  # the thread sees this first, and then the path
@@ -160,12 +161,14 @@ class Server:
         """
         with self._ending:
             self._stopping = True
-            if self._wake >= 0:
-                os.eventfd_write(self._wake, 1)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(CLOSE_SECONDS)
-        # Before the caller gives up the key, whatever the thread is busy with.
-        self._listener.close()
+            if not self._wake.closed:
+                os.eventfd_write(self._wake.fileno(), 1)
+        try:
+            if threading.current_thread() is not self._thread:
+                self._thread.join(CLOSE_SECONDS)
+        finally:
+            # Before the caller gives up the key, whatever the thread is busy with.
+            self._listener.close()
 
     def forget(self) -> None:
         """In a forked child: close the copies of the descriptors, so that peers notice when the parent dies."""
@@ -173,7 +176,9 @@ class Server:
         for peer in self._peers:
             lifetime.close_owned(peer.sock)
         events = [peer.event_fd for peer in self._peers if peer.event_fd >= 0]
-        for fd in (self._wake, self._spare, *self._descriptors, *events):
+        for descriptor in (self._wake, self._spare, *self._descriptors):
+            descriptor.close()
+        for fd in events:
             with contextlib.suppress(OSError):
                 os.close(fd)
         with contextlib.suppress(OSError):
@@ -230,12 +235,9 @@ class Server:
         self._selector.close()
         with self._ending:
             self._stopping = True
-            fds = [self._wake, self._spare, *self._descriptors]
-            self._wake = self._spare = -1
+            for descriptor in (self._wake, self._spare, *self._descriptors):
+                descriptor.close()
             self._descriptors = []
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
 
     def _next_deadline(self) -> float:
         waiting = [peer.deadline for peer in self._peers if peer.state is not State.ACTIVE]
@@ -285,7 +287,7 @@ class Server:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.sock.accept()
-            lifetime.own(sock.fileno())
+            lifetime.own(sock)
         except BlockingIOError:
             return
         except OSError as problem:
@@ -311,12 +313,11 @@ class Server:
         if not self._short:
             self._say(logging.WARNING, "cannot accept a connection: %s", problem)
         self._short = True
-        if problem.errno in (errno.EMFILE, errno.ENFILE) and self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
+        if problem.errno in (errno.EMFILE, errno.ENFILE) and not self._spare.closed:
+            self._spare.close()
             with contextlib.suppress(OSError):
                 sock, _ = self._listener.sock.accept()
-                lifetime.own(sock.fileno())
+                lifetime.own(sock)
                 _turn_away(sock)
         # Whoever waits would otherwise be announced again and again.
         with contextlib.suppress(KeyError):
@@ -324,9 +325,9 @@ class Server:
         self._paused_until = time.monotonic() + PAUSE_SECONDS
 
     def _resume(self) -> None:
-        if self._spare < 0:
+        if self._spare.closed:
             with contextlib.suppress(OSError):
-                self._spare = os.open("/", os.O_PATH | os.O_CLOEXEC)
+                self._spare = Descriptor.open("/", os.O_PATH)
         self._selector.register(self._listener.sock, selectors.EVENT_READ)
         self._paused_until = None
 
@@ -389,7 +390,7 @@ class Server:
             features=granted,
             packets_path=self._welcome.packets_path if hello.features else "",
         )
-        self._send(peer, welcome.pack(), self._descriptors if passing else ())
+        self._send(peer, welcome.pack(), [descriptor.fileno() for descriptor in self._descriptors] if passing else ())
         peer.state = State.SUBSCRIBE
 
     def _subscribe(self, peer: Peer) -> None:

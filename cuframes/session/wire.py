@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cuframes._native import messages
 from cuframes._native.messages import MAX_DESCRIPTORS, MAX_NAME, MAX_PAYLOAD, META_BYTES
+from cuframes._native.ring_end import Descriptor
 from cuframes.errors import ProtocolError, printable
 
 __all__ = [
@@ -92,19 +93,14 @@ def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> i
     return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket, limit: int, descriptors: list[int]) -> tuple[bytes, bool]:
+def receive(sock: socket.socket, limit: int, arrived: list[Descriptor]) -> tuple[bytes, bool]:
     """Receive up to `limit` bytes. Descriptors sent with them are appended; they are close-on-exec from the start.
 
     The second value says whether descriptors were lost, because there were too many or this process has no room for
     them.
     """
     space = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
-    data, ancillary, flags, _ = sock.recvmsg(limit, space, socket.MSG_CMSG_CLOEXEC)
-    for level, kind, raw in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            received = array.array("i")
-            received.frombytes(raw[: len(raw) - len(raw) % received.itemsize])
-            descriptors += received
+    data, flags = Descriptor.receive(sock, limit, space, socket.MSG_CMSG_CLOEXEC, arrived)
     return data, bool(flags & socket.MSG_CTRUNC)
 
 

@@ -91,14 +91,12 @@ class Registry:
     def _adopt(self, name: str, size: int) -> None:
         log.info("slot adopted", extra={"slot_id": name})
         try:
-            fd = open_slot(name)
-            try:
+            with open_slot(name) as file:
+                fd = file.fileno()
                 taken = os.fstat(fd).st_blocks * 512
-                if taken < size:  # a C program made it with ftruncate alone: what is missing, nobody has reserved
+                if taken < size:  # a C program made it with ftruncate alone: the missing memory is not reserved
                     log.warning("slot is sparse", extra={"slot_id": name, "bytes": size, "bytes_in_memory": taken})
                 ensure_semaphore(name, fd)
-            finally:
-                os.close(fd)
         except (CuframesError, OSError) as problem:
             log.warning("slot without semaphore", extra={"slot_id": name, "reason": str(problem)})
 
@@ -149,7 +147,7 @@ class Registry:
                     made = make_slot(wanted, self._gid)
                     if made is None:
                         continue
-                    os.close(made)
+                    made.close()
                     log.info("slot created", extra={"slot_id": wanted.slot_id, "bytes": wanted.size})
                     with self._looking:
                         self._adopted.add(wanted.slot_id)

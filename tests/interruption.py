@@ -1,0 +1,48 @@
+"""An exception of a signal handler, at every place where Python would run one."""
+
+import dis
+import sys
+
+RUNS_HANDLERS = {name for name in dis.opmap if name.startswith("CALL")} | {"JUMP_BACKWARD"}
+
+
+class Interruption(BaseException):
+    """What the signal handler raises."""
+
+
+def interrupt(function, at):
+    """Call it, and raise Interruption at the `at`-th place: after a call, at the beginning of a function of Python, or
+    at the end of a turn of a loop. Returns what it returned, or None, and where it was interrupted, or None.
+    """
+    places = 0
+    codes, last = {}, {}
+
+    def trace(frame, event, _):
+        nonlocal places
+        frame.f_trace_opcodes = True
+        reached = event == "call"
+        if event == "exception":  # the call has raised, so nothing runs after it
+            last.pop(frame, None)
+        elif event == "opcode":
+            code = frame.f_code
+            instructions = codes.get(code)
+            if instructions is None:
+                instructions = codes[code] = code.co_code
+            reached = last.get(frame) in RUNS_HANDLERS
+            last[frame] = dis.opname[instructions[frame.f_lasti]]
+        if reached:
+            places += 1
+            if places == at:
+                sys.settrace(None)
+                raise Interruption(f"{frame.f_code.co_qualname} in {frame.f_code.co_filename}:{frame.f_lineno}")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return function(), None
+    except Interruption as problem:
+        return None, str(problem)
+    finally:
+        sys.settrace(before)
+        last.clear()
