@@ -40,6 +40,7 @@ TYPE_CHECKING = False  # as in typing, whose import would take longer than all o
 if TYPE_CHECKING:
     from typing import Any
 
+    from cuframes import formats as formats
     from cuframes import framecache as framecache
     from cuframes._native.frame import Frame, WritableFrame
     from cuframes._native.status import monotonic_ns
@@ -89,6 +90,7 @@ __all__ = [
     "TooManyHeld",
     "WritableFrame",
     "__version__",
+    "formats",
     "framecache",
     "get_include",
     "list_packet_rings",
@@ -135,8 +137,8 @@ def get_include() -> str:
 
 
 def __getattr__(name: str) -> "Any":
-    if name == "framecache":
-        return importlib.import_module("cuframes.framecache")
+    if name in ("formats", "framecache"):
+        return importlib.import_module(f"cuframes.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'cuframes' has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOME[name]), name)

@@ -213,8 +213,9 @@ class Publisher(lifetime.Closing):
                 for fd in pool.descriptors():
                     descriptors.append(handed.enter_context(Descriptor.dup(fd)))
                 self._server = Server(path, writer, welcome, descriptors, self._group, [self._segment])
+                made.callback(self._server.close)
                 handed.pop_all()
-            made.callback(self._server.close)
+            self._server.start()
             self._writer: FrameWriter | None = writer
             self._forgets = [self._server.forget, pool.close, self._segment.forget]
             lifetime.register(self)

@@ -1,6 +1,7 @@
 """Waiting for several subscribers, packet readers and slot readers at once."""
 
 import contextlib
+import errno
 import itertools
 import os
 import select
@@ -59,6 +60,8 @@ def wait_any(receivers: Iterable[Waitable], timeout: float | None = None) -> lis
     subscriber, and each packet or slot reader gets a thread. A slot whose writer is a C program that wakes no reader is
     polled every millisecond.
     """
+    if isinstance(receivers, (Subscriber, PacketReader, SlotReader)):
+        raise TypeError("wait_any takes a list of subscribers and readers; write wait_any([receiver])")
     waiting = list(receivers)
     if not waiting:
         raise ValueError("wait_any needs at least one subscriber or reader")
@@ -136,8 +139,11 @@ class _Poller(threading.local):
 
     def _register(self, fd: int) -> None:
         # Edge-triggered, since the descriptor is never read: the ring itself says whether something is there.
-        with contextlib.suppress(FileExistsError):  # another thread has waited for it meanwhile
+        try:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        except OSError as problem:  # another thread has waited for it meanwhile, or closed it: the rings are checked
+            if problem.errno not in (errno.EEXIST, errno.EBADF):
+                raise
 
     def forget(self) -> None:
         """In a forked child: close the copy of the parent's epoll."""

@@ -292,6 +292,52 @@ def test_a_constructor_that_is_interrupted_leaves_no_descriptor(key, slots, open
     assert at > 40
 
 
+@pytest.mark.parametrize(
+    "opening",
+    [lambda key: PacketReader(key), lambda key: Subscriber(key), lambda key: SlotReader(key)],
+    ids=["PacketReader", "Subscriber", "SlotReader"],
+)
+def test_a_fileno_that_is_interrupted_loses_and_closes_nothing(key, slots, opening):
+    """Neither do the close() after it, and a close() that is interrupted and called again."""
+    with publisher_with_packets(key) as publisher:
+        SlotWriter(key, 64, 48, "gray8", ring_depth=2).close()
+        threads = threading.active_count()
+        with opening(key) as reader:
+            reader.fileno()
+        eventually(lambda: not publisher.subscribers and threading.active_count() <= threads)
+        time.sleep(0.05)
+        before, at, where = descriptors(), 0, ""
+        while where is not None:
+            at += 3
+            reader = opening(key)
+            _, where = interrupt(reader.fileno, at)
+            os.fstat(reader.fileno())
+            interrupt(reader.close, 5 * at)
+            reader.close()
+            del reader
+            with contextlib.suppress(AssertionError):
+                eventually(lambda: gc.collect() >= 0 and descriptors() <= before, 5)
+            assert descriptors() == before, (at, where)
+    assert at > 10
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # sockets: Python's own objects own them
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_publisher_that_is_interrupted_while_it_starts_leaves_no_thread(key):
+    Publisher(key, 64, 48, "gray8").close()
+    gc.collect()
+    before, at, where = descriptors(), 0, ""
+    while where is not None:
+        at += 61
+        _, where = interrupt(lambda: Publisher(key, 64, 48, "gray8").close(), at)
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: gc.collect() >= 0 and descriptors() <= before, 5)
+        assert descriptors() == before, (at, where)
+        assert f"cuframes:{key}" not in [thread.name for thread in threading.enumerate()], (at, where)
+    Publisher(key, 64, 48, "gray8").close()
+    assert at > 200
+
+
 def test_threads_that_share_a_reader_all_go_on_with_the_next_publisher(ring):
     reader = ring.reader(reconnect=True)
 

@@ -1,14 +1,20 @@
 """The compiler's layout against the published figures."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import cuframes
 from cuframes._native.control import layout_rows
 
 FIGURES = json.loads((Path(__file__).parent / "data" / "layout.json").read_text())
 ROWS = {(kind, field): (offset, size) for kind, field, offset, size in layout_rows()}
+# Those of messages.h, where the compiler checks them.
+MESSAGES = (Path(cuframes.get_include()) / "cuframes" / "messages.h").read_text()
+for kind, field, offset, size in re.findall(r"X\((\w+), (?:(\w+), (\d+), )?(\d+)\)", MESSAGES):
+    ROWS[kind, field or None] = (int(offset or 0), int(size))
 TYPES = {
     "frame_meta": "cf_frame_meta",
     "slot": "cf_slot",
@@ -16,10 +22,10 @@ TYPES = {
     "frame_header": "cf_frame_header",
     "packet_slot": "cf_packet_slot",
     "packet_header": "cf_packet_header",
-    "msg_header": "cf_msg_header",
-    "hello_req_head": "cf_hello_req_head",
-    "hello_resp_head": "cf_hello_resp_head",
-    "subscribe_resp": "cf_subscribe_resp",
+    "msg_header": "cf_message",
+    "hello_req_head": "cf_hello_head",
+    "hello_resp_head": "cf_welcome_head",
+    "subscribe_resp": "cf_subscribed",
     "framecache_slot_header": "cf_cache_header",
     "framecache_frame_header": "cf_cache_entry",
 }
@@ -40,6 +46,16 @@ SPLIT = {
     ],
     ("packet_slot", "reserved"): ["published_ns", "ext_flags", "extradata_changes", "reserved"],
     ("framecache_slot_header", "reserved"): ["futex"],
+    # The names of messages.h.
+    ("msg_header", "msg_type"): ["type"],
+    ("msg_header", "payload_length"): ["length"],
+    ("hello_req_head", "proto_version"): ["version"],
+    ("hello_req_head", "consumer_name_len"): ["name_length"],
+    ("hello_resp_head", "proto_version_actual"): ["version"],
+    ("hello_resp_head", "ownership_mode"): ["ownership"],
+    ("hello_resp_head", "shm_path_len"): ["path_length"],
+    ("subscribe_resp", "assigned_bit"): ["bit"],
+    ("subscribe_resp", "reserved"): ["initial_frame_no", "reserved"],
 }
 
 

@@ -765,3 +765,12 @@ def test_a_packet_counts_as_received_when_it_is_taken(key):
         never = PacketReader(key, "oldest")
         never.close()
         assert never.stats().received == 0
+
+
+def test_the_oldest_that_was_overwritten_before_it_was_taken_is_followed_by_the_oldest_that_is_there(key):
+    with PacketPublisher(key, 27, slots=64) as publisher, PacketReader(key, "oldest") as reader:
+        for n in range(100):
+            publisher.publish_packet(b"x", pts_ns=n, keyframe=n % 10 == 0)
+        first = reader.next(1)
+        assert (first.pts_ns, first.lost) == (40, 0)
+        assert [reader.next(1).pts_ns for _ in range(59)] == list(range(41, 100))

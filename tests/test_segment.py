@@ -330,3 +330,28 @@ except cuframes.OutOfSharedMemory as problem:
     done = in_namespace(script, 8 << 20)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(8 << 20), str(4096 + 120 * (640 * 480 + 24)), "True"] * 3
+
+
+def test_more_memory_than_there_is_is_refused_before_it_is_taken(key, monkeypatch):
+    """A memfd has no limit of its own: the kernel would kill a process, perhaps another one."""
+    from cuframes.host import segment
+
+    available = segment.available_memory()
+    assert available is None or available > 1 << 20
+    with pytest.raises(cuframes.OutOfSharedMemory, match="bytes are available to this process"):
+        cuframes.Publisher(key, 32768, 32768, "yuva444p12le", ring_size=16, memory="host")
+    monkeypatch.setattr(segment, "available_memory", lambda: 100_000)
+    with pytest.raises(cuframes.OutOfSharedMemory) as raised:
+        cuframes.Publisher(key, 640, 480, "gray8", memory="host")
+    assert raised.value.free == 100_000
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    from cuframes.host import segment
+
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
+    files = dict.fromkeys((1, 2), (tmp_path, "memory.max", "memory.current"))
+    monkeypatch.setattr(segment, "CGROUP_FILES", files)
+    assert segment.available_memory() == 2_500_000

@@ -460,3 +460,9 @@ def test_a_ring_that_another_call_has_joined_is_not_joined_again(key, slots, slo
         end(second)
         with pytest.raises(cuframes.Timeout):
             receiver.next(0.3)
+
+
+def test_a_receiver_that_is_not_in_a_list_is_a_type_error(key):
+    with Publisher(key, 64, 48, "gray8"), Subscriber(key) as subscriber:
+        with pytest.raises(TypeError, match=r"wait_any\(\[receiver\]\)"):
+            cuframes.wait_any(subscriber, 0)

@@ -92,8 +92,10 @@ class ReaderEnd(RingEnd):
 
     A subclass also sets ``fd`` (the file) and ``polled`` (the address of the eventfd in its C structure).
     """
-    def set_event(self, fd: int) -> None:
-        """Set the eventfd that :meth:`watch` signals. The reader drains it when nothing is left, and closes it."""
+    def set_event(self, event: Descriptor) -> None:
+        """Set the eventfd that :meth:`watch` signals. The reader drains it when nothing is left, and closes it. If this
+        end is closed, or has an eventfd, the new one is closed.
+        """
     def watch(self, fd: int) -> None:
         """Signal an eventfd whenever there is something to take, until the ring ends or this end is closed. Runs in a
         thread of its own.

@@ -404,17 +404,19 @@ cdef class ReaderEnd(RingEnd):
         cf_store_release_u32(&self.busy, 0)
         self.leave()
 
-    def set_event(self, int fd):
-        """Set the eventfd that :meth:`watch` signals. The reader drains it when nothing is left, and closes it."""
+    def set_event(self, Descriptor event not None):
+        """Set the eventfd that :meth:`watch` signals. The reader drains it when nothing is left, and closes it. If this
+        end is closed, or has an eventfd, the new one is closed.
+        """
         try:
             self.enter()
         except ValueError:
-            c_close(fd)
+            event.close()
             return
         if self.event_fd >= 0:
-            c_close(fd)
+            event.close()
         else:
-            self.event_fd = self.polled[0] = fd
+            self.event_fd = self.polled[0] = event.release()
         self.leave()
 
     def watch(self, int fd):

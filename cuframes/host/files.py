@@ -18,6 +18,7 @@ from cuframes._native.ring_end import Descriptor
 from cuframes.errors import CuframesError, ProtocolError
 
 __all__ = [
+    "OUT_OF_RESOURCES",
     "is_file",
     "is_locked",
     "lock",
@@ -33,6 +34,9 @@ __all__ = [
 # A process that is killed while it starts a child leaves its locks to the child, until that runs its program: at most
 # this long, in seconds.
 INHERITED_SECONDS = 0.25
+
+# This process, or the machine, lacks descriptors or memory: that says nothing about a file.
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 # A link, a socket or FIFO, a directory, a device, a file on which somebody has a lease.
 _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EAGAIN)

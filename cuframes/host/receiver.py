@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from cuframes._native.ring_end import pause_at_exit
+from cuframes._native.ring_end import Descriptor, pause_at_exit
 from cuframes.errors import Disconnected, NoPlace, ProtocolError, SegmentTruncated, Timeout
 from cuframes.host import lifetime
 from cuframes.host.steps import ANSWER_SECONDS, PASSING, POLL_SECONDS, Expired, Steps, deadline_after, repeat, run
@@ -310,18 +310,23 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
         import asyncio
 
         try:
-            # A descriptor of its own: close() may run meanwhile, and the number of ours then be somebody else's.
-            fd = os.dup(self._pollable())
+            # A duplicate, since close() may run at any time, and the number may then be another file's. It is made
+            # under the lock that close() needs to close ours.
+            number = self._pollable()
+            with self._changing:
+                if self._closed:
+                    return
+                file = Descriptor.dup(number)
         except ValueError:
             return  # closed, as the next turn will find
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-        try:
-            loop.add_reader(fd, _resolve, ready)
-            await ready
-        finally:
-            loop.remove_reader(fd)
-            os.close(fd)
+        with file:
+            try:
+                loop.add_reader(file.fileno(), _resolve, ready)
+                await ready
+            finally:
+                loop.remove_reader(file.fileno())
 
     async def _rejoined(self, ended: R) -> None:
         """Wait in the event loop for the next publisher, or close()."""
@@ -401,7 +406,7 @@ def _resolve(ready: "asyncio.Future[None]") -> None:
 class WatchedRing(Ring, Protocol):
     """A ring that a thread can watch."""
 
-    def set_event(self, fd: int) -> None:
+    def set_event(self, event: Descriptor) -> None:
         """Drain this eventfd when nothing is left to take. The ring owns it from now on."""
 
     def watch(self, fd: int) -> None:
@@ -414,7 +419,8 @@ W = TypeVar("W", bound=WatchedRing)
 class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
     """A receiver that is unknown to its publisher. A thread that sleeps on the ring signals its descriptor."""
 
-    _event_fd = -1
+    _event: Descriptor | None = None  # made by the first fileno(); threads and rings have duplicates of it
+    _watched: W | None = None  # the ring whose thread signals it
 
     def fileno(self) -> int:
         """A descriptor for ``select``, ``poll`` and event loops. It is readable when there may be something to take.
@@ -429,66 +435,50 @@ class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
         """
         ring = self._joined()
         with self._changing:
-            if self._event_fd < 0 and not self._closed:
-                self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-                try:
-                    self._watch(ring)
-                except BaseException:  # no descriptor or thread to be had: the next call tries again
-                    event, self._event_fd = self._event_fd, -1
-                    if event >= 0:
-                        os.close(event)
-                    raise
-            if not self._closed:
-                return self._event_fd
+            if self._event is None and not self._closed:
+                self._event = Descriptor.eventfd()
+            self._watch(ring)
+            if self._event is not None and not self._closed:
+                return self._event.fileno()
         raise self._is_closed()  # without the lock: at exit this takes a while
 
     def _watch(self, ring: W) -> None:
-        try:
-            self._start_watching(ring)
-        except OSError:
-            if not self._closed:  # else a signal handler has closed the descriptor just now
-                raise
-
-    def _start_watching(self, ring: W) -> None:
         with self._changing:
-            if self._event_fd < 0:
+            if self._event is None or self._event.closed or self._watched is ring:
                 return
-            os.eventfd_write(self._event_fd, 1)  # for what is there already
-            # Ring and thread have descriptors of their own, and no reference to us: we may be closed, and collected,
-            # while they still use them.
-            with contextlib.ExitStack() as made:
-                event = os.dup(self._event_fd)
-                made.callback(os.close, event)
-                drained = os.dup(self._event_fd)
-                made.callback(os.close, drained)
-                thread = threading.Thread(target=_feed, args=(ring, event), name=f"cuframes:{self.key}", daemon=True)
-                try:
-                    thread.start()
-                except BaseException:
-                    if thread.ident is not None:  # it runs, and closes its own; a signal handler raised meanwhile
-                        made.pop_all()
-                        os.close(drained)
+            try:
+                self._start_watching(ring, self._event)
+            except (OSError, ValueError):
+                if not self._closed:  # else a signal handler has closed the descriptor just now
                     raise
-                made.pop_all()
-            ring.set_event(drained)
+
+    def _start_watching(self, ring: W, event: Descriptor) -> None:
+        """If this is interrupted, the next call starts another thread, which does no harm."""
+        os.eventfd_write(event.fileno(), 1)  # for what is there already
+        # Ring and thread have descriptors of their own, and no reference to us: we may be closed, and collected, while
+        # they still use them.
+        signalled = [Descriptor.dup(event.fileno())]
+        thread = threading.Thread(target=_feed, args=(ring, signalled), name=f"cuframes:{self.key}", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            signalled.clear()  # threading keeps a thread that it was interrupted in starting, and its arguments
+            raise
+        ring.set_event(Descriptor.dup(event.fileno()))
+        self._watched = ring
 
     def _unwatch(self) -> None:
         with self._changing:
-            event, self._event_fd = self._event_fd, -1
-        if event >= 0:
-            os.eventfd_write(event, 1)  # whoever has a copy of it in an event loop
-            os.close(event)
+            if self._event is not None and not self._event.closed:
+                os.eventfd_write(self._event.fileno(), 1)  # for event loops that have a copy of it
+                self._event.close()
 
     def _forget(self) -> None:
         super()._forget()
-        event, self._event_fd = self._event_fd, -1
-        if event >= 0:
-            os.close(event)
+        if self._event is not None:
+            self._event.close()
 
 
-def _feed(ring: WatchedRing, event: int) -> None:
-    try:
-        with contextlib.suppress(ValueError):  # closed before we began
-            ring.watch(event)
-    finally:
-        os.close(event)
+def _feed(ring: WatchedRing, signalled: list[Descriptor]) -> None:
+    with contextlib.suppress(ValueError, IndexError), signalled.pop() as event:  # closed or given up before we began
+        ring.watch(event.fileno())

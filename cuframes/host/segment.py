@@ -50,7 +50,12 @@ log = logging.getLogger("cuframes")
 SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h; Linux 5.1
 PAGE = 4096
 RESERVE_BYTES = 64 << 20  # at a time
-SPARE_INODES = 2  # so many may be needed for one file: glibc makes a semaphore under another name, and links it
+SPARE_INODES = 2  # one file may need this many: glibc creates a semaphore under another name, and links it
+# Of cgroups, by version: where they are, and the files with the limit and with what is used.
+CGROUP_FILES = {
+    1: (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+}
 # EFBIG: more than any file of this file system can have.
 NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG)
 
@@ -72,8 +77,21 @@ def segment_path(name: str) -> Path:
 def reserve(fd: int, size: int, what: str) -> None:
     """Give an empty file its size, and reserve its memory.
 
-    ``ftruncate`` would succeed on a full file system, and the first write would kill the process with SIGBUS.
+    ``ftruncate`` would succeed on a full file system, and the first write would kill the process with SIGBUS. More than
+    is available would make the kernel kill a process, perhaps another one.
+
+    Raises
+    ------
+    OutOfSharedMemory
     """
+    available = available_memory()
+    if available is not None and size > available:
+        raise OutOfSharedMemory(
+            f"{what} needs {size} bytes of memory, and {available} bytes are available to this process on this host. "
+            "Use a smaller ring, or give the host or the container more memory",
+            size,
+            available,
+        )
     try:
         _allocate(fd, size)
     except OSError as error:
@@ -83,13 +101,46 @@ def reserve(fd: int, size: int, what: str) -> None:
         raise no_room(what, size, fd) from error
 
 
+def available_memory() -> int | None:
+    """Bytes that this process can still use, by the kernel's estimate and by the limits of its cgroups (containers).
+    None if neither is known.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        if "MemAvailable" in fields:
+            found.append(fields["MemAvailable"] + fields.get("SwapFree", 0))
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, limit, used = CGROUP_FILES[1 if controllers else 2]
+            for group in (Path(own), *Path(own).parents):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                    directory = root / group.relative_to("/")
+                    most, taken = (int((directory / name).read_text()) for name in (limit, used))
+                    found.append(most - taken + _reclaimable(directory))
+    return max(0, min(found)) if found else None
+
+
+def _reclaimable(cgroup: Path) -> int:
+    """Bytes of cached files, which the kernel drops for others."""
+    for line in (cgroup / "memory.stat").read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0
+
+
 def fill_holes(fd: int, size: int, what: str) -> None:
-    """Give a file that has its size already the memory too: ``ftruncate`` alone, as C programs may call it, gives none.
+    """Reserve the memory of a file that already has its size: ``ftruncate``, as C programs may call it, reserves none.
 
     Raises
     ------
     OutOfSharedMemory
-        There is not so much. Then none is taken: writing until it is used up would take it from everybody.
+        There is not enough. Then nothing is reserved: writing until all is used would take it from everybody.
     """
     taken = os.fstat(fd).st_blocks * 512
     missing, free = size - taken, free_bytes(fd)
@@ -104,7 +155,7 @@ def fill_holes(fd: int, size: int, what: str) -> None:
                 raise
     raise OutOfSharedMemory(
         f"{what} is sparse: of its {size} bytes {taken} are in memory, and for the rest there is no room ({free} bytes "
-        "are free there). Remove it and create it anew, smaller if need be",
+        "are free there). Remove it and create it again, smaller if necessary",
         missing,
         free,
     )
@@ -122,8 +173,8 @@ def _allocate(fd: int, size: int) -> None:
 
 
 def no_room(what: str, needed: int, where: int | Path) -> OutOfSharedMemory:
-    """The error when `what` does not fit into the file system of `where`, a path or an open file: for want of memory,
-    or of inodes, when memory may be free.
+    """The error when `what` does not fit into the file system of `where`, a path or an open file. The file system lacks
+    memory, or inodes although memory is free.
     """
     there = os.statvfs(where)
     free = there.f_bavail * there.f_frsize if there.f_blocks else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from cuframes._native.control import PASS_FD
 from cuframes._native.ring_end import Descriptor
 from cuframes.errors import ProtocolError, Timeout
+from cuframes.host.files import OUT_OF_RESOURCES
 from cuframes.host.names import check_directory, check_peer
 from cuframes.session import wire
 from cuframes.session.wire import MessageType
@@ -39,13 +40,16 @@ def ask_for_segment(path: Path) -> Descriptor | None:
             welcome = _answer(sock, descriptors)
     except (TimeoutError, BlockingIOError):  # at connecting: nobody takes connections any more
         silent = True
-    except (OSError, ProtocolError):
+    except ProtocolError:
         pass
+    except OSError as problem:
+        if problem.errno in OUT_OF_RESOURCES:
+            raise
     first = descriptors.pop(0) if welcome is not None and welcome.result == 0 and descriptors else None
     for other in descriptors:
         other.close()
     if silent:
-        raise Timeout(f"whoever listens on {path} does not answer: a publisher that is stopped, or very busy")
+        raise Timeout(f"the process that listens on {path} does not answer; it is stopped or very busy")
     return first
 
 

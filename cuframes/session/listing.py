@@ -12,7 +12,7 @@ from cuframes._native.control import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_
 from cuframes._native.ring_end import pause_at_exit
 from cuframes.errors import NotFound, ProtocolError, Timeout
 from cuframes.formats import pixel_format
-from cuframes.host.files import may_unlink
+from cuframes.host.files import OUT_OF_RESOURCES, may_unlink
 from cuframes.host.keylock import cleaning, lock_path
 from cuframes.host.names import (
     PACKETS_SUFFIX,
@@ -203,7 +203,11 @@ def _segments(wanted: str | None = None) -> Iterator[tuple[str, SegmentState]]:
     for name in sorted(_names(SEGMENT_DIR, SEGMENT_PREFIX)) if wanted is None else [wanted]:
         try:
             file = open_segment(f"/{SEGMENT_PREFIX}{name}", writable=False)
-        except (OSError, ProtocolError):
+        except ProtocolError:
+            continue
+        except OSError as problem:
+            if problem.errno in OUT_OF_RESOURCES:
+                raise
             continue
         with file:
             state = inspect(file.fileno())
@@ -211,10 +215,12 @@ def _segments(wanted: str | None = None) -> Iterator[tuple[str, SegmentState]]:
 
 
 def _names(directory: Path, prefix: str = "", suffix: str = "") -> set[str]:
-    """The names (keys) of the publishers' files in a directory; empty if it cannot be read."""
+    """The names (keys) of the publishers' files in a directory; empty if this user may not read it."""
     try:
         files = os.listdir(directory)
-    except OSError:
+    except OSError as problem:
+        if problem.errno in OUT_OF_RESOURCES:
+            raise
         return set()
     names = {
         name[len(prefix) : len(name) - len(suffix)]

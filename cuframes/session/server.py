@@ -41,6 +41,7 @@ PAUSE_SECONDS = 0.1  # how long nobody is accepted when descriptors have run out
 LOG_LINES = 100
 LOG_SECONDS = 60.0
 CLOSE_SECONDS = 2.0  # how long close() waits for the thread; it may be in a log handler that waits for us
+START_SECONDS = 1.0  # how long a thread may take to start
 
 
 class State(Enum):
@@ -76,7 +77,7 @@ class Peer:
 
 
 class Server:
-    """Listens on a publisher's socket until closed.
+    """Listens on a publisher's socket from :meth:`start` until closed.
 
     The thread fails closed. An error that concerns one peer ends that peer's connection. Any other error ends the
     publisher for all subscribers: without this thread, dead subscribers would not be detected, and publishing would
@@ -132,16 +133,14 @@ class Server:
             self._selector.register(self._listener.sock, selectors.EVENT_READ)
             self._selector.register(self._wake, selectors.EVENT_READ)
             self._thread = threading.Thread(target=self._run, name=f"cuframes:{path.stem}", daemon=True)
+            self._starting = False
             self._descriptors = descriptors
-            try:
-                self._thread.start()
-            except BaseException:
-                self._descriptors = []
-                if self._thread.ident is not None:  # it runs, and a signal handler raised while we waited for it
-                    made.pop_all()
-                    self.close()
-                raise
             made.pop_all()
+
+    def start(self) -> None:
+        """Start the thread. If this fails or is interrupted, the caller must call :meth:`close`."""
+        self._starting = True
+        self._thread.start()
 
     def share_packets(self, path: str, descriptor: Descriptor, segment: OwnedSegment) -> None:
         """Also announce a packet ring from now on. The server takes over the descriptor."""
@@ -165,10 +164,23 @@ class Server:
                 os.eventfd_write(self._wake.fileno(), 1)
         try:
             if threading.current_thread() is not self._thread:
-                self._thread.join(CLOSE_SECONDS)
+                self._join()
         finally:
             # Before the caller gives up the key, whatever the thread is busy with.
             self._listener.close()
+
+    def _join(self) -> None:
+        """Wait for the thread. If it was never started, release here what it would release."""
+        end = time.monotonic() + (START_SECONDS if self._starting else 0)
+        while True:
+            try:
+                self._thread.join(CLOSE_SECONDS)
+                return
+            except RuntimeError:  # it was not started, or start() was interrupted just now
+                if time.monotonic() >= end:
+                    break
+            time.sleep(0.001)
+        self._shut_down()
 
     def forget(self) -> None:
         """In a forked child: close the copies of the descriptors, so that peers notice when the parent dies."""

@@ -7,7 +7,6 @@ round of every scenario).
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -158,7 +157,7 @@ def _acquire(thing: Any) -> None:
 
 
 def _descriptor(thing: PacketPublisher) -> None:
-    os.close(thing.descriptor())
+    thing.descriptor().close()
 
 
 PIXELS = pattern(1).reshape(HEIGHT, WIDTH)

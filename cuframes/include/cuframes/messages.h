@@ -17,6 +17,8 @@
 
 #include "gnu.h"
 
+#include <assert.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "shm.h"
@@ -98,12 +100,49 @@ typedef struct {
 
 #pragma pack(pop)
 
-static_assert(sizeof(cf_message) == 8, "cf_message");
-static_assert(sizeof(cf_hello_head) == 8, "cf_hello_head");
-static_assert(sizeof(cf_hello_tail) == 20, "cf_hello_tail");
-static_assert(sizeof(cf_welcome_head) == 84, "cf_welcome_head");
-static_assert(sizeof(cf_welcome_tail) == 12, "cf_welcome_tail");
-static_assert(sizeof(cf_subscribed) == 28, "cf_subscribed");
-static_assert(sizeof(cf_error_head) == 8, "cf_error_head");
+/* Every field: structure, field, offset, size. */
+#define CF_MESSAGE_FIELDS(X)                      \
+    X(cf_message, type, 0, 4)                     \
+    X(cf_message, length, 4, 4)                   \
+    X(cf_hello_head, version, 0, 4)               \
+    X(cf_hello_head, name_length, 4, 4)           \
+    X(cf_hello_tail, device, 0, 4)                \
+    X(cf_hello_tail, mode, 4, 4)                  \
+    X(cf_hello_tail, features, 8, 4)              \
+    X(cf_hello_tail, reserved, 12, 8)             \
+    X(cf_welcome_head, result, 0, 4)              \
+    X(cf_welcome_head, version, 4, 4)             \
+    X(cf_welcome_head, ring_size, 8, 4)           \
+    X(cf_welcome_head, ownership, 12, 4)          \
+    X(cf_welcome_head, meta, 16, 64)              \
+    X(cf_welcome_head, path_length, 80, 4)        \
+    X(cf_welcome_tail, features, 0, 4)            \
+    X(cf_welcome_tail, packets_path_length, 4, 4) \
+    X(cf_welcome_tail, reserved, 8, 4)            \
+    X(cf_subscribed, result, 0, 4)                \
+    X(cf_subscribed, bit, 4, 4)                   \
+    X(cf_subscribed, initial_seq, 8, 8)           \
+    X(cf_subscribed, initial_frame_no, 16, 8)     \
+    X(cf_subscribed, reserved, 24, 4)             \
+    X(cf_error_head, code, 0, 4)                  \
+    X(cf_error_head, text_length, 4, 4)
+
+#define CF_MESSAGE_SIZES(X) \
+    X(cf_message, 8)        \
+    X(cf_hello_head, 8)     \
+    X(cf_hello_tail, 20)    \
+    X(cf_welcome_head, 84)  \
+    X(cf_welcome_tail, 12)  \
+    X(cf_subscribed, 28)    \
+    X(cf_error_head, 8)
+
+#define CF_ASSERT_FIELD(type, field, offset, size)                                           \
+    static_assert(offsetof(type, field) == (offset) && sizeof(((type *)0)->field) == (size), \
+                  #type "." #field " is not where it belongs");
+#define CF_ASSERT_SIZE(type, size) static_assert(sizeof(type) == (size), #type " is not " #size " bytes");
+CF_MESSAGE_FIELDS(CF_ASSERT_FIELD)
+CF_MESSAGE_SIZES(CF_ASSERT_SIZE)
+#undef CF_ASSERT_FIELD
+#undef CF_ASSERT_SIZE
 
 #endif

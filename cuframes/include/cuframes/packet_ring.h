@@ -153,6 +153,7 @@ typedef struct {
     bool counts_changes; /* the writer counts changes of the extradata */
     bool spin;
     bool scanning;     /* no keyframe was found at the start: take the first keyframe from `at` on, not `at` itself */
+    int start;         /* as given to cf_packets_start */
     bool seeking;      /* after an overrun: take the newest keyframe from `at` on */
     int fd;            /* the segment */
     int event_fd;      /* or -1 */
@@ -247,12 +248,36 @@ static inline uint64_t cf_packets_entry(const cf_packet_reader *r) {
     return key || !r->expected ? key : cf_load_acquire(&r->shared->global_seq);
 }
 
+/* Choose where to begin. CF_START_OLDEST and CF_START_KEYFRAME: at the oldest or the newest keyframe that is still
+ * whole; if there is none, at the next keyframe. CF_START_LATEST: at the newest packet. CF_START_NEXT: at the next
+ * packet. If the chosen packet is overwritten before it was read, call this again. */
+static inline void cf_packets_start(cf_packet_reader *r, int start) {
+    uint64_t newest = cf_load_acquire(&r->shared->global_seq);
+    uint64_t count = newest < r->ring_slots ? newest : r->ring_slots;
+    r->at = newest + 1;
+    if (start == CF_START_LATEST && newest) r->at = newest;
+    r->scanning = start == CF_START_KEYFRAME || start == CF_START_OLDEST;
+    r->expected = r->scanning ? 0 : r->at;
+    r->start = start;
+    r->seeking = false;
+    for (uint64_t i = 1; r->scanning && i <= count; i++) {
+        cf_packet p;
+        uint64_t seq = start == CF_START_OLDEST ? newest - count + i : newest + 1 - i;
+        int rc = cf_packets_look(r, seq, &p);
+        if (rc == CF_OVERRUN || (rc == CF_OK && !(p.flags & CF_PKT_KEY))) continue;
+        r->at = seq; /* a keyframe, or a corrupt packet, which the next read then reports */
+        r->scanning = false;
+    }
+}
+
 /* Find the next packet to read, without waiting. */
 static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
     r->seen = cf_load_acquire(&r->shared->global_seq);
     while (!r->seeking) {
         int rc = cf_packets_look(r, r->at, p);
         if (rc == CF_OK && r->scanning && !(p->flags & CF_PKT_KEY)) r->at++;
+        /* Nothing was taken yet: begin again at the packet that is the oldest keyframe by now. */
+        else if (rc == CF_OVERRUN && !r->expected && r->start == CF_START_OLDEST) cf_packets_start(r, r->start);
         else if (rc == CF_OVERRUN) r->seeking = true;
         else return rc;
     }
@@ -279,27 +304,6 @@ static inline uint64_t cf_packets_advance(cf_packet_reader *r, const cf_packet *
 
 /* The packet that was found has been overwritten while it was read. */
 static inline void cf_packets_resync(cf_packet_reader *r) { r->seeking = true; }
-
-/* Choose where to begin. CF_START_OLDEST and CF_START_KEYFRAME: at the oldest or the newest keyframe that is still
- * whole; if there is none, at the next keyframe. CF_START_LATEST: at the newest packet. CF_START_NEXT: at the next
- * packet. If the chosen packet is overwritten before it was read, call this again. */
-static inline void cf_packets_start(cf_packet_reader *r, int start) {
-    uint64_t newest = cf_load_acquire(&r->shared->global_seq);
-    uint64_t count = newest < r->ring_slots ? newest : r->ring_slots;
-    r->at = newest + 1;
-    if (start == CF_START_LATEST && newest) r->at = newest;
-    r->scanning = start == CF_START_KEYFRAME || start == CF_START_OLDEST;
-    r->expected = r->scanning ? 0 : r->at;
-    r->seeking = false;
-    for (uint64_t i = 1; r->scanning && i <= count; i++) {
-        cf_packet p;
-        uint64_t seq = start == CF_START_OLDEST ? newest - count + i : newest + 1 - i;
-        int rc = cf_packets_look(r, seq, &p);
-        if (rc == CF_OVERRUN || (rc == CF_OK && !(p.flags & CF_PKT_KEY))) continue;
-        r->at = seq; /* a keyframe, or a corrupt packet, which the next read then reports */
-        r->scanning = false;
-    }
-}
 
 /* Whether the writer is gone. Some of its packets may not have been taken yet. */
 static inline bool cf_packets_abandoned(const cf_packet_reader *r) {

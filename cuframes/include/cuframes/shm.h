@@ -200,36 +200,6 @@ typedef struct {
     uint8_t codec_extradata[CF_PKT_EXTRADATA_MAX];
 } cf_packet_header;
 
-/* ---- socket messages: packed by session/wire.py, declared here so that one file contains every size -------------- */
-
-typedef struct {
-    uint32_t msg_type;
-    uint32_t payload_length;
-} cf_msg_header;
-
-typedef struct {
-    uint32_t proto_version;
-    uint32_t consumer_name_len;
-} cf_hello_req_head;
-
-/* meta is at offset 16 and the size is 84, so this structure consists of 4-byte members only. */
-typedef struct {
-    int32_t result;
-    uint32_t proto_version_actual;
-    uint32_t ring_size;
-    uint32_t ownership_mode;
-    uint8_t meta[sizeof(cf_frame_meta)];
-    uint32_t shm_path_len;
-} cf_hello_resp_head;
-
-/* initial_seq is split into two halves, since the size of 28 bytes is not a multiple of 8. */
-typedef struct {
-    int32_t result;
-    uint32_t assigned_bit;
-    uint32_t initial_seq[2];
-    uint8_t reserved[12];
-} cf_subscribe_resp;
-
 /* ---- framecache slot ------------------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -350,20 +320,6 @@ typedef struct {
     X(cf_packet_header, write_offset, 48, 8)           \
     X(cf_packet_header, shutdown_flag, 56, 8)          \
     X(cf_packet_header, codec_extradata, 64, 4096)     \
-    X(cf_msg_header, msg_type, 0, 4)                   \
-    X(cf_msg_header, payload_length, 4, 4)             \
-    X(cf_hello_req_head, proto_version, 0, 4)          \
-    X(cf_hello_req_head, consumer_name_len, 4, 4)      \
-    X(cf_hello_resp_head, result, 0, 4)                \
-    X(cf_hello_resp_head, proto_version_actual, 4, 4)  \
-    X(cf_hello_resp_head, ring_size, 8, 4)             \
-    X(cf_hello_resp_head, ownership_mode, 12, 4)       \
-    X(cf_hello_resp_head, meta, 16, 64)                \
-    X(cf_hello_resp_head, shm_path_len, 80, 4)         \
-    X(cf_subscribe_resp, result, 0, 4)                 \
-    X(cf_subscribe_resp, assigned_bit, 4, 4)           \
-    X(cf_subscribe_resp, initial_seq, 8, 8)            \
-    X(cf_subscribe_resp, reserved, 16, 12)             \
     X(cf_cache_header, magic, 0, 4)                    \
     X(cf_cache_header, version, 4, 4)                  \
     X(cf_cache_header, width, 8, 4)                    \
@@ -393,10 +349,6 @@ typedef struct {
     X(cf_frame_header, 8448)  \
     X(cf_packet_slot, 64)     \
     X(cf_packet_header, 4160) \
-    X(cf_msg_header, 8)       \
-    X(cf_hello_req_head, 8)   \
-    X(cf_hello_resp_head, 84) \
-    X(cf_subscribe_resp, 28)  \
     X(cf_cache_header, 4096)  \
     X(cf_cache_entry, 24)     \
     X(cf_semaphore, 32)
