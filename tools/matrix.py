@@ -9,8 +9,10 @@ that end with the row. The machine's own settings of apt and pip are used, also 
     aarch64       Debian's Python on an emulated 64-bit ARM: the suite's core
     aarch64-c     the C race programs, compiled for 64-bit ARM and emulated
 
-Emulation shows wrong instructions, sizes and system calls. It does not show a missing memory barrier, except for a load
-that passes an earlier store, since the processor underneath orders everything else.
+Emulation shows wrong instructions, sizes and system calls. It shows hardly any missing memory barrier, since the
+processor underneath orders more than an ARM does. One thing it orders less: QEMU (7.2 and 11.1) lets a load-acquire
+(LDAR) pass an earlier store-release (STLR), which the architecture forbids and every handshake of ours relies on. So
+what is emulated has one processor; the C programs also run on all, with such stores compiled as exchanges.
 """
 
 import argparse
@@ -49,7 +51,8 @@ RACES = [
     ("close_steps",),
 ]
 # The baseline, and one with the atomic instructions and the weaker loads of later processors.
-ARM_FLAGS = [["-march=armv8-a"], ["-march=armv8.3-a"]]
+ARM_FLAGS = ["-march=armv8-a", "-march=armv8.3-a"]
+EXCHANGE = "-D__atomic_store_n(p,v,order)=((void)__atomic_exchange_n(p,v,__ATOMIC_SEQ_CST))"
 
 
 class Failed(Exception):
@@ -122,9 +125,10 @@ def pip_settings() -> tuple[dict[str, str], list[str]]:
 class Debian:
     """A Debian in a directory, and commands that run in it, in namespaces of their own."""
 
-    def __init__(self, root: Path, log: Path) -> None:
+    def __init__(self, root: Path, log: Path, *, emulated: bool = False) -> None:
         self.root = root
         self.log = log
+        self.emulated = emulated
         self.env, self.shared = pip_settings()
 
     def make(self, row: Row) -> None:
@@ -158,6 +162,7 @@ class Debian:
     def run(self, script: str, what: str, seconds: int) -> str:
         """Run a shell script inside; its output."""
         mounts = """set -e; root=$1; shift
+            mount --bind "$root" "$root"  # a root is a mount point: tests make namespaces of their own
             mount --rbind /dev "$root/dev"
             mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
             mount -t proc proc "$root/proc"
@@ -169,9 +174,11 @@ class Debian:
                 else mkdir -p "$(dirname "$root$path")"; [ -e "$root$path" ] || touch "$root$path"; fi
                 mount --bind "$path" "$root$path"
             done
+            if [ "$EMULATED" ]; then taskset -pc 0 $$ >/dev/null; fi
             chroot "$root" sh -ec "$SCRIPT" """
         private = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
         env = self.env | {"HOME": "/root", "LANG": "C.UTF-8", "SCRIPT": script, "DEBIAN_FRONTEND": "noninteractive"}
+        env |= {"EMULATED": "1" if self.emulated else ""}
         env |= {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         return self.call([*private, "sh", "-c", mounts, "sh", str(self.root), *self.shared], what, seconds, env)
 
@@ -215,7 +222,7 @@ def copy_tree(target: Path) -> None:
 
 
 def test_python(row: Row, directory: Path, log: Path, arguments: list[str]) -> tuple[str, str]:
-    debian = Debian(directory / "root", log)
+    debian = Debian(directory / "root", log, emulated=row.arch == "arm64" and not NATIVE_ARM)
     debian.make(row)
     copy_tree(debian.root / "src")
     version = debian.run(f"{row.python} -VV", "starting Python", 60).strip().split(" (")[0].removeprefix("Python ")
@@ -248,14 +255,22 @@ def test_races(row: Row, directory: Path, log: Path, arguments: list[str]) -> tu
     if emulator and not shutil.which(emulator[0]):
         raise Failed(f"{emulator[0]} is missing; on Debian: apt install qemu-user-static")
     runner, passed = Debian(directory, log), 0
-    for flags in ARM_FLAGS:
+    ways = (
+        [([flags], []) for flags in ARM_FLAGS]
+        if NATIVE_ARM
+        else [
+            *[([flags], ["taskset", "-c", "0", *emulator]) for flags in ARM_FLAGS],
+            *[([flags, EXCHANGE], emulator) for flags in ARM_FLAGS],
+        ]
+    )
+    for flags, prefix in ways:
         for name, *numbers in RACES:
             program = directory / name
             options = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", *flags]
             sources = [f"-I{ROOT}/cuframes/include", str(ROOT / f"tests/c/{name}.c")]
             what = " ".join(map(str, [name, *numbers, *flags]))
             runner.call([compiler, *options, *sources, "-o", str(program)], f"compiling {what}", 300)
-            runner.call([*emulator, str(program), *map(str, numbers)], what, 1200)
+            runner.call([*prefix, str(program), *map(str, numbers)], what, 1200)
             passed += 1
     version = subprocess.run([compiler, "-dumpversion"], capture_output=True, text=True).stdout.strip()
     return f"gcc {version}", f"{passed} passed"
