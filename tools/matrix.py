@@ -36,7 +36,7 @@ CORE = (
     "ring frame packets slots publisher session waiting segment endings threads layout formats properties "
     "packet_properties model race"
 )
-CORE_PACKAGES = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100"]
+CORE_PACKAGES = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "posix_ipc>=1.1"]
 
 # Programs of tests/c with their arguments. An emulated thread is about ten times slower.
 RACES = [
