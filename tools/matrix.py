@@ -164,9 +164,9 @@ class Debian:
         mounts = """set -e; root=$1; shift
             mount --bind "$root" "$root"  # a root is a mount point: tests make namespaces of their own
             mount --rbind /dev "$root/dev"
-            mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+            mount -t tmpfs -o mode=1777,size=4g tmpfs "$root/dev/shm"
             mount -t proc proc "$root/proc"
-            mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+            mount -t tmpfs -o mode=1777,size=2g tmpfs "$root/tmp"
             mount -t tmpfs tmpfs "$root/run"
             cp -L /etc/resolv.conf "$root/etc/" 2>/dev/null || true
             for path in "$@"; do
