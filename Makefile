@@ -36,7 +36,7 @@ abi3: $(VENV)/ready
 	CUFRAMES_ABI3=1 $(BIN)/python -m build --wheel --outdir dist/abi3 . >build.log 2>&1 || { cat build.log >&2; exit 1; }
 	$(BIN)/python tools/check_dist.py dist/abi3
 	rm -rf $(VENV)/abi3
-	$(PIP) --group test numpy posix_ipc
+	$(PIP) --group test numpy
 	$(PIP) --no-deps --target $(VENV)/abi3 dist/abi3/*-abi3-*.whl
 	PYTHONPATH=$(VENV)/abi3 $(BIN)/pytest -q tests/test_ring.py tests/test_frame.py tests/test_packets.py tests/test_slots.py
 
@@ -44,7 +44,7 @@ abi3: $(VENV)/ready
 debug: $(VENV)/ready
 	rm -rf build/debug/dist $(VENV)/debug
 	CUFRAMES_DEBUG=1 $(BIN)/python -m build --wheel --outdir build/debug/dist . >build.log 2>&1 || { cat build.log >&2; exit 1; }
-	$(PIP) --group test numpy posix_ipc "av>=14" rich typer
+	$(PIP) --group test numpy "av>=14" rich typer
 	$(PIP) --no-deps --group clips
 	$(PIP) --no-deps --target $(VENV)/debug build/debug/dist/*.whl
 	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/python -c "from cuframes._native import debug"
