@@ -31,11 +31,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE_ARM = platform.machine() == "aarch64"
 
-# What needs neither PyAV nor the service, the commands or a GPU.
+# What needs neither PyAV (but for one test) nor the service, the commands or a GPU.
 CORE = (
-    "ring frame packets slots publisher session waiting segment endings threads layout formats properties "
+    "ring frame packets slots publisher session waiting segment endings threads layout properties "
     "packet_properties model race"
 )
+NEEDS_PYAV = "--deselect=tests/test_packets.py::test_bad_arguments"
 CORE_PACKAGES = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "posix_ipc>=1.1"]
 
 # Programs of tests/c with their arguments. An emulated thread is about ten times slower.
@@ -230,7 +231,10 @@ def test_python(row: Row, directory: Path, log: Path, arguments: list[str]) -> t
         packages, files = "--group /src/pyproject.toml:test '/src[framecache]'", ["tests"]
     else:
         packages = "/src " + " ".join(f"'{package}'" for package in CORE_PACKAGES)
-        files = [f"tests/test_{name}.py" for name in CORE.split()]
+        files = [
+            *(f"tests/test_{name}.py" for name in CORE.split()),
+            "--deselect=tests/test_packets.py::test_bad_arguments",
+        ]
     debian.run(
         f"""rm -rf /venv; {row.python} -m venv /venv
         /venv/bin/pip install --quiet --prefer-binary {packages}
