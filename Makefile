@@ -5,9 +5,10 @@
 #   make abi3   the wheel for every CPython from 3.11: build it, test its core
 #   make debug  a build with assertions and counters of living objects: the suite's core over it; nothing may be left alive
 #   make stress minutes of crashes, stops, endings, scribbling, strange files and garbage: ARGS=10; docs/testing.md
+#   make matrix the tests on other Pythons, without the GIL, and on an emulated ARM, as root: ARGS="3.14 aarch64-c"
 #   make lint   ruff, cython-lint, mypy, stubs against the modules, clang-format, hadolint, workflows
 #
-# PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo, to pytest or to the stress program.
+# PYTHON picks the interpreter (3.11 or later), ARGS goes to the demo, to pytest, to the stress program or to the matrix.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -17,7 +18,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 # What takes less than three minutes over the debug build; ARGS=tests is all there is.
 DEBUG_TESTS := ring frame packets slots publisher session waiting segment endings fake_driver
 
-.PHONY: test stress demo abi3 debug lint build clean
+.PHONY: test stress demo abi3 debug matrix lint build clean
 
 test: build
 	$(PIP) --group test "$$(echo dist/*.whl)[framecache]"
@@ -35,7 +36,7 @@ abi3: $(VENV)/ready
 	CUFRAMES_ABI3=1 $(BIN)/python -m build --wheel --outdir dist/abi3 . >build.log 2>&1 || { cat build.log >&2; exit 1; }
 	$(BIN)/python tools/check_dist.py dist/abi3
 	rm -rf $(VENV)/abi3
-	$(PIP) --group test numpy posix_ipc
+	$(PIP) --group test numpy
 	$(PIP) --no-deps --target $(VENV)/abi3 dist/abi3/*-abi3-*.whl
 	PYTHONPATH=$(VENV)/abi3 $(BIN)/pytest -q tests/test_ring.py tests/test_frame.py tests/test_packets.py tests/test_slots.py
 
@@ -43,11 +44,14 @@ abi3: $(VENV)/ready
 debug: $(VENV)/ready
 	rm -rf build/debug/dist $(VENV)/debug
 	CUFRAMES_DEBUG=1 $(BIN)/python -m build --wheel --outdir build/debug/dist . >build.log 2>&1 || { cat build.log >&2; exit 1; }
-	$(PIP) --group test numpy posix_ipc "av>=14" rich typer
+	$(PIP) --group test numpy "av>=14" rich typer
 	$(PIP) --no-deps --group clips
 	$(PIP) --no-deps --target $(VENV)/debug build/debug/dist/*.whl
 	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/python -c "from cuframes._native import debug"
 	PYTHONPATH=$(abspath $(VENV)/debug) PYTHONSAFEPATH=1 $(BIN)/pytest -q $(or $(ARGS),$(DEBUG_TESTS:%=tests/test_%.py))
+
+matrix:
+	$(PYTHON) tools/matrix.py $(ARGS)
 
 lint: $(VENV)/ready
 	$(PIP) --group lint "numpy>=2" "av>=14" rich typer "cuda-bindings>=13,<14" fastapi uvicorn prometheus-client

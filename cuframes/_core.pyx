@@ -357,7 +357,8 @@ cdef class FrameWriter(RingEnd):
         """End the ring for everybody: subscribers take the remaining frames, and publishing raises CuframesError with
         this reason. Called by the session thread when it can no longer tell which subscribers are alive.
         """
-        self.failure = reason
+        if self.failure is None:  # set once: other threads read it without a lock
+            self.failure = reason
         if not is_inherited(self.generation):
             cf_writer_shutdown(&self.ring)
             cf_futex_wake_all(&header_of(self.header).writer_wait)

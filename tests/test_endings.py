@@ -364,6 +364,19 @@ def test_threads_that_share_a_reader_all_go_on_with_the_next_publisher(ring):
         assert isinstance(results[0], ValueError)
 
 
+def test_a_subscriber_that_is_faster_than_the_end_of_its_publisher_keeps_its_name(key):
+    """It rejoined while the ending publisher still answered, and was told that its own name was in use."""
+    publisher = Publisher(key, 64, 48, "gray8", memory="host")
+    with Subscriber(key, start="latest", reconnect=True) as subscriber:
+        publisher._writer.close()  # the first step of close()
+        with pytest.raises(cuframes.Timeout):
+            subscriber.next(0.5)
+        publisher.close()
+        with Publisher(key, 64, 48, "gray8", memory="host") as publisher:
+            publisher.publish(bytes(64 * 48))
+            assert subscriber.next(ENDS).seq == 1
+
+
 def test_what_was_received_is_counted_once_when_joining_is_interrupted_by_close(ring, monkeypatch):
     reader = ring.reader(reconnect=True)
     ring.write()

@@ -409,7 +409,7 @@ def buffer_of(exporter, flags):
     get.argtypes = [ctypes.py_object, ctypes.POINTER(PyBuffer), ctypes.c_int]
     try:
         get(exporter, buffer, flags)
-    except (BufferError, ValueError):
+    except (BufferError, ValueError, SystemError):  # Python 3.14 refuses flags of memoryviews with a SystemError
         return None
     axes = range(buffer.ndim)
     shape = tuple(buffer.shape[i] for i in axes) if buffer.shape else None

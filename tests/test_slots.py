@@ -1481,14 +1481,11 @@ def test_what_is_no_semaphore_is_refused(slots, slot_id, tmp_path):
 def test_a_slot_that_is_there_needs_no_room(slot_id, monkeypatch):
     """Creating a semaphore takes room for a moment, even where there is one already."""
     create_slot(slot_id, 64, 48, ring_depth=4)
-    semaphore = posix_ipc.Semaphore
 
-    def full(name, flags=0, **options):
-        if flags:
-            raise OSError(errno.ENOSPC, "no room")
-        return semaphore(name)
+    def full(name, mode):
+        raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(posix_ipc, "Semaphore", full)
+    monkeypatch.setattr("cuframes.framecache.slots.create_semaphore", full)
     with SlotWriter(slot_id) as writer:
         assert writer.write(numbered(0)) == 0
 

@@ -273,7 +273,9 @@ cdef class WritableFrame(FrameView):
             if exc_type is not None:
                 self.abandon()
                 return
-            pts_ns = None if self.pts_ns is None else nanoseconds_of(self.pts_ns)
+            with cython.critical_section(self):  # other threads that help to fill the frame may set it
+                pts_ns = self.pts_ns
+            pts_ns = None if pts_ns is None else nanoseconds_of(pts_ns)
             self.writer.enter()  # raises if the writer was closed during the block
         except BaseException:
             self.abandon()
@@ -304,10 +306,12 @@ cdef class WritableFrame(FrameView):
     cdef int drop_views(self) except -1:
         """Invalidate the views: one that is kept beyond the block must not reach a published frame."""
         cdef Plane plane
-        self.drop()
-        for plane in self.cached_planes or ():
+        cdef tuple planes
+        with cython.critical_section(self):
+            self.drop()
+            planes, self.cached_planes = self.cached_planes, None
+        for plane in planes or ():
             plane.drop()
-        self.cached_planes = None
         return 0
 
     cdef void abandon(self) noexcept:

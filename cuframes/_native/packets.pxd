@@ -94,7 +94,7 @@ cdef class PacketWriter(RingEnd):
     cdef Mapping mapping
     cdef bytes next_extradata
 
-    cdef int write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except -1
+    cdef uint64_t write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except? 0
 
 
 cdef class PacketRing(ReaderEnd):

@@ -93,9 +93,9 @@ cdef class PacketWriter(RingEnd):
         """Publish one packet and return its sequence number. Never waits for a reader."""
         self.enter()
         try:
-            self.write(data, pts_ns, dts_ns, flags)
+            seq = self.write(data, pts_ns, dts_ns, flags)
             cf_packet_writer_wake(&self.ring)
-            return self.ring.seq
+            return seq
         finally:
             self.leave()
 
@@ -114,43 +114,48 @@ cdef class PacketWriter(RingEnd):
                 cf_packet_writer_wake(&self.ring)
         return self.ring.seq
 
-    cdef int write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except -1:
+    cdef uint64_t write(self, object data, object pts_ns, object dts_ns, uint32_t flags) except? 0:
         cdef Py_buffer view
         cdef int64_t pts = CF_NO_TIME if pts_ns is None else nanoseconds_of(pts_ns)
         cdef int64_t dts = CF_NO_TIME if dts_ns is None else nanoseconds_of(dts_ns)
         cdef Py_ssize_t size
+        cdef uint64_t seq = 0
         cdef int status
         if flags & ~ALL_FLAGS:
             raise ValueError(f"flags {flags:#x} are unknown; combine members of cuframes.PacketFlags")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         size = view.len
-        if cf_load_seq_cst_u32(&self.ring.busy):  # before the extradata are changed
-            PyBuffer_Release(&view)
-            check(CF_BUSY, "another thread is publishing a packet; only one thread at a time may use a publisher")
-        if self.next_extradata is not None and flags & CF_PKT_KEY and size <= <Py_ssize_t>self.ring.max_packet:
-            cf_packet_writer_extradata(&self.ring, self.next_extradata, <uint32_t>len(self.next_extradata))
-            self.next_extradata = None
-        if size < LARGE:
-            status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
-        else:
-            with nogil:
-                status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
+        with cython.critical_section(self):  # without a GIL: only one thread changes the extradata
+            if cf_load_seq_cst_u32(&self.ring.busy):  # before the extradata are changed
+                status = CF_BUSY
+            else:
+                if self.next_extradata is not None and flags & CF_PKT_KEY and size <= <Py_ssize_t>self.ring.max_packet:
+                    cf_packet_writer_extradata(&self.ring, self.next_extradata, <uint32_t>len(self.next_extradata))
+                    self.next_extradata = None
+                if size < LARGE:
+                    status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
+                else:
+                    with nogil:
+                        status = cf_packet_writer_put(&self.ring, <const char*>view.buf, size, pts, dts, flags)
+                seq = self.ring.seq
         PyBuffer_Release(&view)
         check_whole(self.mapping.cut)
         if status == CF_OVERSIZED:
             check(status, f"the packet has {size} bytes, more than the ring's limit of {self.ring.max_packet}; publish "
                           "smaller packets, or give max_packet_size (and data_size)")
-        return check(status, "another thread is publishing a packet; only one thread at a time may use a publisher")
+        check(status, "another thread is publishing a packet; only one thread at a time may use a publisher")
+        return seq
 
     def set_extradata(self, bytes extradata not None):
         """Change the extradata: at once if no packet has been published yet, otherwise with the next keyframe."""
         self.enter()
         try:
-            if self.ring.seq:
-                self.next_extradata = extradata
-            else:
-                cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
-                check_whole(self.mapping.cut)
+            with cython.critical_section(self):
+                if self.ring.seq:
+                    self.next_extradata = extradata
+                else:
+                    cf_packet_writer_extradata(&self.ring, extradata, <uint32_t>len(extradata))
+            check_whole(self.mapping.cut)
         finally:
             self.leave()
 

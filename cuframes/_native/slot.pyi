@@ -23,6 +23,9 @@ START_OLDEST: int
 def slot_size(frame_size: int, depth: int) -> int:
     """Size of a slot's file in bytes."""
 
+def create_semaphore(name: str, mode: int) -> None:
+    """Create a POSIX semaphore with the value 0. Raises FileExistsError, PermissionError or another OSError."""
+
 def format_slot(
     mapping: Mapping,
     *,

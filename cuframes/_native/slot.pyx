@@ -7,7 +7,9 @@ cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_IsContiguous, PyBuffer_Release
 from cpython.buffer cimport PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.fcntl cimport O_CREAT, O_EXCL
 
 from cuframes._native.layout cimport MAX_PLANES, FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
@@ -31,6 +33,14 @@ log = logging.getLogger("cuframes")
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
+
+
+cdef extern from "<semaphore.h>":
+    ctypedef struct sem_t:
+        pass
+    sem_t* SEM_FAILED
+    sem_t* sem_open(const char* name, int flags, ...)
+    int sem_close(sem_t* semaphore)
 
 
 cdef extern from "cuframes/copy.h" nogil:
@@ -60,6 +70,14 @@ cdef int SEMAPHORES = 8  # of one slot that a writer posts: the present one, and
 def slot_size(uint32_t frame_size, uint32_t depth):
     """Size of a slot's file in bytes."""
     return cf_cache_size(frame_size, depth)
+
+
+def create_semaphore(str name not None, unsigned int mode):
+    """Create a POSIX semaphore with the value 0. Raises FileExistsError, PermissionError or another OSError."""
+    cdef sem_t* made = sem_open(os.fsencode(name), O_CREAT | O_EXCL, mode, <unsigned int>0)
+    if made == SEM_FAILED:
+        raise OSError(errno, os.strerror(errno), name)
+    sem_close(made)
 
 
 def format_slot(Mapping mapping not None, *, uint32_t width, uint32_t height, uint32_t fps_num, uint32_t fps_den,
@@ -382,10 +400,12 @@ cdef class WritableSlotFrame:
                              "(with writer.acquire() as frame)")
         # This call must now either publish the frame or give it up.
         try:
-            size = self.data.nbytes
-            self.data = None
-            pts_us = None if self.pts_us is None else microseconds_of(self.pts_us)
-            wall_us = None if self.wall_us is None else microseconds_of(self.wall_us)
+            with cython.critical_section(self):  # other threads that help to fill the frame may use its attributes
+                data, self.data = self.data, None
+                pts_us, wall_us = self.pts_us, self.wall_us
+            size = data.nbytes
+            pts_us = None if pts_us is None else microseconds_of(pts_us)
+            wall_us = None if wall_us is None else microseconds_of(wall_us)
             self.writer.enter()  # raises if the writer was closed during the block
             try:
                 self.seq = self.writer.commit(size, pts_us, wall_us)
@@ -420,8 +440,10 @@ cdef class WritableSlotFrame:
     @property
     def planes(self):
         """The planes as a tuple of writable arrays: ``frame.planes[0][...] = luma``."""
+        with cython.critical_section(self):
+            data = self.data
         self.check_begun()
-        return planes_of(self.data, self.writer.layout)
+        return planes_of(data, self.writer.layout)
 
     cdef bint end(self) noexcept:
         """Whether the frame was begun. Only the first caller gets True, and must end the frame."""
@@ -433,7 +455,8 @@ cdef class WritableSlotFrame:
 
     cdef void give_up(self) noexcept:
         if self.end():
-            self.data = None
+            with cython.critical_section(self):
+                self.data = None
             cf_cache_end(&self.writer.ring)
 
     def __dealloc__(self):
@@ -713,10 +736,12 @@ cdef class SlotFrame:
 
     cdef object as_array(self):
         """:attr:`data` as an array of the frame's shape: `out` may be any buffer of so many bytes."""
-        if self.array is None:
-            whole = self.layout is not None and <Py_ssize_t>self.found.size == self.layout.tight_bytes
-            self.array = shaped(self.data, self.layout if whole else None) if self.into else self.data
-        return self.array
+        with cython.critical_section(self):
+            if self.array is None:
+                whole = self.layout is not None and <Py_ssize_t>self.found.size == self.layout.tight_bytes
+                self.array = shaped(self.data, self.layout if whole else None) if self.into else self.data
+            array = self.array
+        return array
 
     def __enter__(self):
         return self

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import posix_ipc
-
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
 from cuframes._native.ring_end import Descriptor
@@ -26,6 +24,7 @@ from cuframes._native.slot import (
     SEMAPHORE_BYTES,
     START_NEXT,
     CacheRing,
+    create_semaphore,
     format_slot,
     measure_slot,
 )
@@ -305,10 +304,10 @@ def open_semaphore(slot_id: str, fd: int) -> Descriptor:
         # A new semaphore's mode depends on the umask, and its owner on us: the next turn checks it like an old one.
         try:
             with naming(path):
-                posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=stat.S_IMODE(like.st_mode), initial_value=0).close()
-        except posix_ipc.ExistentialError:
+                create_semaphore(name, stat.S_IMODE(like.st_mode))
+        except FileExistsError:
             continue
-        except posix_ipc.PermissionsError:
+        except PermissionError:
             raise PermissionError(
                 f"the semaphore {path} cannot be created: this user may not write to {SEGMENT_DIR}"
             ) from None

@@ -373,6 +373,10 @@ class Server:
         match message.type, peer.state:
             case MessageType.PING, _:
                 self._send(peer, wire.pack(MessageType.PONG, message.payload))
+            case MessageType.HELLO_REQ, State.HELLO if self._writer.closed:
+                # The stream has ended, but this thread has not yet. Its subscribers already look for the next
+                # publisher: they must not be told that their own names are in use.
+                self._drop(peer)
             case MessageType.HELLO_REQ, State.HELLO:
                 self._hello(peer, wire.Hello.unpack(message.payload))
             case MessageType.SUBSCRIBE_REQ, State.SUBSCRIBE:

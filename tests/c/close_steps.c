@@ -53,11 +53,11 @@ int main(void) {
     for (close_at = 0;; close_at++) {
         uint32_t bit;
         uint64_t seq, frame_no;
-        cf_taken frame;
+        cf_taken frame = {0};
         int last;
         memset(&header, 0, sizeof header);
         cf_writer_init(&writer, &header, RING, CF_POLICY_DROP_OLDEST);
-        cf_writer_join(&writer, "reader", 1, &bit, &seq, &frame_no);
+        if (cf_writer_join(&writer, "reader", 1, &bit, &seq, &frame_no) != CF_OK) return 2;
         reader = (cf_reader){.shared = &header,
                              .ring_size = RING,
                              .bit = bit,

@@ -93,7 +93,7 @@ static inline int cf_writer_claim(cf_writer *w, uint32_t k) {
     cf_slot *slot = &w->shared->slots[k];
     /* Look before the handshake: a slot that is already pinned keeps its seq, so other readers can take it without
      * interference. */
-    if (cf_load_acquire(&slot->pin_bitmap) & cf_load_acquire(&w->live)) return CF_HELD;
+    if (cf_load_seq_cst(&slot->pin_bitmap) & cf_load_acquire(&w->live)) return CF_HELD; /* PAIRS WITH: reader release */
     cf_store_seq_cst(&slot->seq, CF_SEQ_INVALID); /* W1. PAIRS WITH: reader take, R2 */
     /* W2. PAIRS WITH: reader take, R1; its acquire half PAIRS WITH: reader release (the reads of the frame are done) */
     if (cf_load_seq_cst(&slot->pin_bitmap) & cf_load_seq_cst(&w->live)) {
@@ -114,7 +114,8 @@ static inline int cf_writer_try(cf_writer *w, int wanted) {
             pthread_mutex_lock(&w->lock);
             uint64_t owed = w->owed[k];
             pthread_mutex_unlock(&w->lock);
-            if (owed & ~cf_load_acquire(&w->shared->slots[k].ack_bitmap)) return CF_HELD;
+            /* PAIRS WITH: reader release, the acknowledgement */
+            if (owed & ~cf_load_seq_cst(&w->shared->slots[k].ack_bitmap)) return CF_HELD;
         }
         if (cf_writer_claim(w, k) == CF_OK) {
             w->pending_seq = seq;
@@ -137,7 +138,8 @@ static inline int cf_writer_begin(cf_writer *w, int wanted, int64_t deadline) {
         int64_t slice_end = cf_now_ns() + CF_SLICE_NS;
         uint32_t *word = &w->shared->writer_wait;
         do {
-            /* Store ours, then read the readers'. PAIRS WITH: reader release, its last step */
+            /* Store ours, then read the readers': with sequentially consistent loads, since a load-acquire may pass an
+             * earlier store on ARM (LDAPR). PAIRS WITH: reader release, its last step */
             cf_store_seq_cst_u32(word, 1);
             rc = cf_writer_try(w, wanted);
             if (rc == CF_OK) break;
