@@ -131,7 +131,8 @@ def get_include() -> str:
     """The directory of the C headers, for programs that join a ring without Python.
 
     With this directory as ``-I``, C and C++ programs can ``#include "cuframes/frame_ring.h"`` and the other headers.
-    The headers are C11 and C++17, and need nothing else of this library.
+    The headers are C11 and C++17, for Linux with gcc or clang, and need nothing else of this library. Include them
+    before the headers of the C library, or compile with ``-D_GNU_SOURCE``.
     """
     return os.path.join(os.path.dirname(__file__), "include")
 

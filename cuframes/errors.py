@@ -94,8 +94,8 @@ class PacketOverrun(CuframesError):
 
     def __str__(self) -> str:
         return (
-            f"{self.lost} packets were overwritten before they were read; read faster, or enlarge the publisher's "
-            "ring (slots, data_size). The next packet is a keyframe"
+            f"{self.lost} packet{' was' if self.lost == 1 else 's were'} overwritten before being read; read faster, "
+            "or enlarge the publisher's ring (slots, data_size). The next packet is a keyframe"
         )
 
 

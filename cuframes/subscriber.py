@@ -360,7 +360,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
 
     def packets(
         self,
-        start: Literal["keyframe", "oldest", "next", "latest"] = "keyframe",
+        start: Literal["keyframe", "oldest", "next", "latest", "live"] = "keyframe",
         *,
         connect_timeout: float | None = 1.0,
     ) -> PacketReader:

@@ -8,7 +8,7 @@ import select
 import threading
 import time
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from cuframes._core import FrameReader
 from cuframes._native.ring_end import RingEnd
@@ -22,9 +22,10 @@ from cuframes.subscriber import Subscriber
 __all__ = ["wait_any"]
 
 Waitable: TypeAlias = Subscriber | PacketReader | SlotReader
+W = TypeVar("W", bound=Waitable)
 
 
-def wait_any(receivers: Iterable[Waitable], timeout: float | None = None) -> list[Waitable]:
+def wait_any(receivers: Iterable[W], timeout: float | None = None) -> list[W]:
     """Wait, with one thread, until at least one of several subscribers or readers is ready.
 
     A receiver is ready when its ``next(timeout=0)`` would return something or raise an error other than
@@ -73,7 +74,7 @@ def wait_any(receivers: Iterable[Waitable], timeout: float | None = None) -> lis
     return ready if ready or not found else _wait_rejoining(waiting, found, deadline)
 
 
-def _wait(receivers: list[Waitable], timeout: float | None) -> list[Waitable]:
+def _wait(receivers: list[W], timeout: float | None) -> list[W]:
     """The receivers whose ring has something to take, or has ended."""
     # An attribute rather than a method: with many receivers, asking them is what a call costs.
     rings: list[Any] = [getattr(receiver, "_ring", receiver) for receiver in receivers]
@@ -86,7 +87,7 @@ def _is_lost(receiver: Waitable) -> bool:
     return ring is not None and receiver._is_lost(ring)
 
 
-def _wait_rejoining(waiting: list[Waitable], lost: list[Waitable], deadline: float | None) -> list[Waitable]:
+def _wait_rejoining(waiting: list[W], lost: list[W], deadline: float | None) -> list[W]:
     """Like :func:`_wait`, while some receivers have no publisher: look for their next publishers in between."""
     while True:
         for receiver in lost:

@@ -144,5 +144,6 @@ cdef class WritableSlotFrame:
     cdef public object pts_us
     cdef public object wall_us
 
+    cdef int check_begun(self) except -1
     cdef bint end(self) noexcept
     cdef void give_up(self) noexcept

@@ -128,7 +128,6 @@ class WritableSlotFrame:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
-    def check_begun(self) -> None: ...
     def copy_from(self, src: Any) -> None:
         """Copy a whole frame into the slot. `src` is anything that :meth:`SlotWriter.write` accepts."""
     @property

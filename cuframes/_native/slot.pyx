@@ -433,9 +433,10 @@ cdef class WritableSlotFrame:
         source.part_from(self.pixels)
         copy_frame(self.writer.layout, source.rows, self.pixels)
 
-    def check_begun(self):
+    cdef int check_begun(self) except -1:
         if not self.begun:
             raise ValueError("a writable frame is valid inside its with block only")
+        return 0
 
     @property
     def planes(self):

@@ -330,7 +330,7 @@ cdef class Source:
             if found.at.item_bytes != layout.item_bytes and (found.at.ndim != 1 or layout.item_bytes == 1):
                 raise wrong_sample(layout, f"uint{8 * found.at.item_bytes}")
             raise ValueError(
-                f"a {layout.format} frame of {layout.shape.width}x{layout.shape.height} is an array of shape "
+                f"a frame in {layout.format} of {layout.shape.width}x{layout.shape.height} is an array of shape "
                 f"{layout.shape.array_shape}, {layout.tight_bytes} bytes, or {layout.planes} planes, "
                 f"not an array of shape {found.shape}")
         if how == SCATTERED or (found.on_gpu and how == PITCHED and found.at.step[0] < layout.plane[0].row_bytes):

@@ -57,6 +57,9 @@ cdef int64_t nanoseconds_of(object value) except? -1:
         raise TypeError(f"a time in nanoseconds must be an int, not {value}")
     try:
         return PyNumber_Index(value)
+    except TypeError:
+        raise TypeError(f"a time in nanoseconds must be an int, not {value!r}; of a PyAV frame it is "
+                        "int(frame.pts * frame.time_base * 10**9)") from None
     except OverflowError:
         raise ValueError(f"a time in nanoseconds must fit into 64 bits, which {value} does not") from None
 
@@ -65,7 +68,11 @@ cdef int64_t deadline_after(object timeout) except? -1:
     """CLOCK_MONOTONIC nanoseconds at which a wait of `timeout` seconds ends. A timeout of None never ends."""
     if timeout is None:
         return INT64_MAX
-    cdef double seconds = timeout
+    cdef double seconds
+    try:
+        seconds = timeout
+    except TypeError:
+        raise TypeError(f"timeout must be None or seconds, not {timeout!r}") from None
     if seconds == 0:
         return 0  # already over, so the clock need not be read
     if not seconds >= 0 or isinstance(timeout, bool):

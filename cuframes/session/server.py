@@ -69,6 +69,7 @@ class Peer:
         self.state = State.HELLO
         self.deadline = time.monotonic() + HANDSHAKE_SECONDS
         self.name = ""
+        self.asked = ""  # the name that it asked for
         self.features = 0
         self.bit = 0
         self.event_fd = -1
@@ -390,6 +391,7 @@ class Server:
                 raise Refused(ErrorCode.OUT_OF_ORDER, text)
 
     def _hello(self, peer: Peer, hello: wire.Hello) -> None:
+        peer.asked = hello.name
         if hello.version not in wire.VERSIONS:
             raise Refused(
                 ErrorCode.VERSION, f"protocol version {hello.version} is unknown; this publisher supports 1 to 3"
@@ -438,7 +440,7 @@ class Server:
             self._drop(peer)
 
     def _refuse(self, peer: Peer, refusal: Refused) -> None:
-        self._say(logging.WARNING, "refused %r (pid %d): %s", peer.name, peer.pid, refusal)
+        self._say(logging.WARNING, "refused %r (pid %d): %s", peer.asked, peer.pid, refusal)
         # The response that a plain version 3 peer waits for says no; the text is for those who read on.
         response = b""
         if refusal.code not in (ErrorCode.MALFORMED, ErrorCode.OUT_OF_ORDER, ErrorCode.TOO_SLOW):

@@ -1,7 +1,7 @@
 /* Shared layouts, atomics and futex of cuframes.
  *
- * Everything in this file describes bytes that several processes map at the same time. Only this file knows byte
- * offsets; the rest of the library uses the names below.
+ * Everything in this file describes bytes that several processes map at the same time. Only this file and
+ * messages.h know byte offsets; the rest of the library uses the names declared here.
  *
  * FORMAT
  *
@@ -102,7 +102,7 @@ typedef struct {
     int32_t width;
     int32_t height;
     int32_t pitch_y;  /* bytes from one row of the first plane to the next */
-    int32_t pitch_uv; /* the same, for the second and third plane */
+    int32_t pitch_uv; /* the same, for the other planes */
     uint32_t bits_per_pixel;
     uint64_t frame_size_bytes;
     /* reserved */
