@@ -276,10 +276,13 @@ static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
     while (!r->seeking) {
         int rc = cf_packets_look(r, r->at, p);
         if (rc == CF_OK && r->scanning && !(p->flags & CF_PKT_KEY)) r->at++;
-        /* Nothing was taken yet: begin again at the packet that is the oldest keyframe by now. */
-        else if (rc == CF_OVERRUN && !r->expected && r->start == CF_START_OLDEST) cf_packets_start(r, r->start);
-        else if (rc == CF_OVERRUN) r->seeking = true;
-        else return rc;
+        else if (rc == CF_OVERRUN) {
+            uint64_t before = r->at;
+            /* Nothing was taken yet: begin again at the packet that is the oldest keyframe by now. With absurd counters
+             * that may not be a later one. */
+            if (!r->expected && r->start == CF_START_OLDEST) cf_packets_start(r, r->start);
+            if (r->at <= before) r->seeking = true;
+        } else return rc;
     }
     for (uint64_t entry = cf_packets_entry(r);;) {
         if (entry < r->at) return CF_EMPTY;
