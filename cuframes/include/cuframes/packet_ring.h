@@ -281,7 +281,7 @@ static inline int cf_packets_find(cf_packet_reader *r, cf_packet *p) {
             /* Nothing was taken yet: begin again at the packet that is the oldest keyframe by now. With absurd counters
              * that may not be a later one. */
             if (!r->expected && r->start == CF_START_OLDEST) cf_packets_start(r, r->start);
-            if (r->at <= before) r->seeking = true;
+            if (r->at <= before) r->at = before, r->seeking = true;
         } else return rc;
     }
     for (uint64_t entry = cf_packets_entry(r);;) {
