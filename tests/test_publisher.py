@@ -191,7 +191,8 @@ def test_one_failing_step_of_a_close_does_not_keep_the_others(key, runtime_dir, 
 
 
 def quiet_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("cuframes:")]
+    # Python lists a thread whose start was interrupted for ever, though it never ran.
+    return [t for t in threading.enumerate() if t.name.startswith("cuframes:") and t.is_alive()]
 
 
 def test_close_against_every_other_call(key):
