@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy
 import pytest
 from harness import Worker, descriptors, eventually
-from interruption import interrupt
+from interruption import forget_unstarted_threads, interrupt
 
 import cuframes
 from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber, wait_any
@@ -319,6 +319,7 @@ def test_a_fileno_that_is_interrupted_loses_and_closes_nothing(key, slots, openi
                 eventually(lambda: gc.collect() >= 0 and descriptors() <= before, 5)
             assert descriptors() == before, (at, where)
     assert at > 10
+    forget_unstarted_threads()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # sockets: Python's own objects own them
@@ -336,6 +337,7 @@ def test_a_publisher_that_is_interrupted_while_it_starts_leaves_no_thread(key):
         assert f"cuframes:{key}" not in [t.name for t in threading.enumerate() if t.is_alive()], (at, where)
     Publisher(key, 64, 48, "gray8").close()
     assert at > 200
+    forget_unstarted_threads()
 
 
 def test_threads_that_share_a_reader_all_go_on_with_the_next_publisher(ring):
@@ -925,7 +927,7 @@ def test_a_descriptor_that_could_not_be_had_can_be_asked_for_again(key, monkeypa
             patched.setattr(*((threading.Thread, "start", refuse) if lacking == "thread" else (os, "dup", refuse)))
             with pytest.raises((RuntimeError, OSError)):
                 reader.fileno()
-        assert descriptors() == before
+        assert descriptors() <= before + 1  # the reader's own, with which the next call goes on
         fd = reader.fileno()
         with contextlib.suppress(cuframes.Timeout):
             reader.next(0)
