@@ -6,8 +6,9 @@ from typing import Any
 from cuframes._native.slot import DEFAULT_DEPTH
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError, printable
 from cuframes.formats import whole_number
-from cuframes.framecache.parameters import Rate, check_slot_id, is_slot_id, rate
+from cuframes.framecache.parameters import check_slot_id, is_slot_id
 from cuframes.framecache.slots import SlotInfo
+from cuframes.rates import Rate, rate
 
 __all__ = ["DEFAULT_URL", "Client"]
 

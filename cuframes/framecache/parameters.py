@@ -1,16 +1,12 @@
 """The parameters of a slot, and which values are valid."""
 
 import re
-from fractions import Fraction
-from numbers import Rational, Real
 from typing import NamedTuple
 
 from cuframes._native.slot import DEFAULT_DEPTH, MAX_SLOT_ID, MAX_SOURCE_TYPE, MIN_DEPTH, slot_size
 from cuframes.formats import FORMATS, FrameShape, pixel_format, whole_number
 
-__all__ = ["Rate", "SlotParameters", "check_slot_id", "rate"]
-
-Rate = Fraction | int | float | str | tuple[int, int]
+__all__ = ["SlotParameters", "check_slot_id"]
 
 # The codes of pixel formats in a slot's header. Code 0 is defined by the slot format, the others by this library. From
 # 12 on they are the codes of a publisher's segment.
@@ -51,18 +47,6 @@ def check_slot_id(slot_id: str) -> str:
     if slot_id == REGISTRY:
         raise ValueError(f"{REGISTRY!r} is reserved for the service; choose another slot_id")
     return slot_id
-
-
-def rate(fps: Rate) -> Fraction:
-    """Frames per second as a fraction: ``25``, ``59.94``, ``(60000, 1001)``, ``"60000/1001"``."""
-    # NumPy has reals that are no float, and its integers would stay what they are inside a Fraction.
-    real = isinstance(fps, Real) and not isinstance(fps, Rational)
-    try:
-        given = Fraction(*fps) if isinstance(fps, tuple) else Fraction(float(fps) if real else fps)
-        given = Fraction(int(given.numerator), int(given.denominator))
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
-        raise ValueError(f"fps must be a number or a fraction, not {fps!r}") from None
-    return given.limit_denominator(1001) if real else given
 
 
 class SlotParameters(NamedTuple):

@@ -30,10 +30,11 @@ from cuframes._native.slot import (
 )
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.formats import FrameShape, pixel_format
-from cuframes.framecache.parameters import CODES, NAMES, Rate, SlotParameters, check_slot_id, is_slot_id, rate
+from cuframes.framecache.parameters import CODES, NAMES, SlotParameters, check_slot_id, is_slot_id
 from cuframes.host.files import naming
 from cuframes.host.names import SEGMENT_DIR, check_owner, group_id
 from cuframes.host.segment import NO_ROOM, PAGE, lock_owner, no_room, reserve
+from cuframes.rates import Rate, rate
 
 __all__ = [
     "SlotInfo",

@@ -11,7 +11,7 @@ from cuframes._native.ring_end import Descriptor
 from cuframes._native.slot import SEMAPHORE_BYTES, CacheWriter, WritableSlotFrame
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, ProtocolError
 from cuframes.formats import pixel_format, whole_number
-from cuframes.framecache.parameters import Rate, SlotParameters, check_slot_id, rate
+from cuframes.framecache.parameters import SlotParameters, check_slot_id
 from cuframes.framecache.slots import (
     SlotInfo,
     attach,
@@ -30,6 +30,7 @@ from cuframes.host import lifetime
 from cuframes.host.files import is_file, lock_attempts, naming
 from cuframes.host.names import group_id
 from cuframes.host.segment import fill_holes, lock_owner
+from cuframes.rates import Rate, rate
 
 __all__ = ["SlotWriter"]
 
