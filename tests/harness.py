@@ -1,6 +1,7 @@
 """Real processes with deadlines, for tests."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -91,6 +92,26 @@ def has_stopped(pid):
 
 def descriptors():
     return len(os.listdir("/proc/self/fd"))
+
+
+def descriptors_and_targets():
+    """This process's descriptors, each with what it refers to."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of listdir
+            found[int(number)] = os.readlink(f"/proc/self/fd/{number}")
+    return found
+
+
+def no_more_descriptors_than(before, where):
+    """Wait until this process has as many descriptors as in ``descriptors_and_targets()`` before; other threads close
+    some. The error says `where`, and what the others refer to.
+    """
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: gc.collect() >= 0 and len(descriptors_and_targets()) <= len(before))
+    left = descriptors_and_targets()
+    new = {number: target for number, target in left.items() if before.get(number) != target}
+    assert len(left) == len(before), (where, new, set(before) - set(left), threading.enumerate())
 
 
 def python_path(directory):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from harness import Worker, descriptors, eventually
+from harness import Worker, descriptors, descriptors_and_targets, eventually, no_more_descriptors_than
 from interruption import forget_unstarted_threads, interrupt
 
 import cuframes
@@ -282,13 +282,11 @@ def test_a_constructor_that_is_interrupted_leaves_no_descriptor(key, slots, open
         opening(key)
         eventually(lambda: not publisher.subscribers)
         time.sleep(0.05)  # the publisher's thread hangs up
-        before, at, where = descriptors(), 1 - stride, ""
+        before, at, where = descriptors_and_targets(), 1 - stride, ""
         while where is not None:
             at += stride
             _, where = interrupt(lambda: opening(key), at)
-            with contextlib.suppress(AssertionError):
-                eventually(lambda: gc.collect() >= 0 and descriptors() <= before, 5)
-            assert descriptors() == before, (at, where)
+            no_more_descriptors_than(before, (at, where))
     assert at > 40
 
 
@@ -306,7 +304,7 @@ def test_a_fileno_that_is_interrupted_loses_and_closes_nothing(key, slots, openi
             reader.fileno()
         eventually(lambda: not publisher.subscribers and threading.active_count() <= threads)
         time.sleep(0.05)
-        before, at, where = descriptors(), 0, ""
+        before, at, where = descriptors_and_targets(), 0, ""
         while where is not None:
             at += 3
             reader = opening(key)
@@ -315,9 +313,7 @@ def test_a_fileno_that_is_interrupted_loses_and_closes_nothing(key, slots, openi
             interrupt(reader.close, 5 * at)
             reader.close()
             del reader
-            with contextlib.suppress(AssertionError):
-                eventually(lambda: gc.collect() >= 0 and descriptors() <= before, 5)
-            assert descriptors() == before, (at, where)
+            no_more_descriptors_than(before, (at, where))
     assert at > 10
     forget_unstarted_threads()
 
@@ -327,13 +323,11 @@ def test_a_fileno_that_is_interrupted_loses_and_closes_nothing(key, slots, openi
 def test_a_publisher_that_is_interrupted_while_it_starts_leaves_no_thread(key):
     Publisher(key, 64, 48, "gray8").close()
     gc.collect()
-    before, at, where = descriptors(), 0, ""
+    before, at, where = descriptors_and_targets(), 0, ""
     while where is not None:
         at += 61
         _, where = interrupt(lambda: Publisher(key, 64, 48, "gray8").close(), at)
-        with contextlib.suppress(AssertionError):
-            eventually(lambda: gc.collect() >= 0 and descriptors() <= before, 5)
-        assert descriptors() == before, (at, where)
+        no_more_descriptors_than(before, (at, where))
         assert f"cuframes:{key}" not in [t.name for t in threading.enumerate() if t.is_alive()], (at, where)
     Publisher(key, 64, 48, "gray8").close()
     assert at > 200
