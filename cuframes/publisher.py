@@ -166,6 +166,7 @@ class Publisher(lifetime.Closing):
         check_key(key)
         if policy not in POLICIES:
             raise ValueError(f"policy must be 'drop_oldest' or 'strict_wait', not {policy!r}")
+        self._policy = policy
         self._group = group_id(group)
         self.key = key
         self._layout = FrameLayout(shape)
@@ -225,7 +226,7 @@ class Publisher(lifetime.Closing):
 
     @property
     def format(self) -> str:
-        """Pixel format, by FFmpeg's name."""
+        """Name of the pixel format, as in ``cuframes.formats.FORMATS``."""
         return self._layout.shape.format.name
 
     @property
@@ -242,6 +243,16 @@ class Publisher(lifetime.Closing):
     def memory(self) -> str:
         """Where the frames are stored: ``"host"``, ``"cuda"``, ``"cuda-ipc"`` or ``"cuda-external"``."""
         return self._memory
+
+    @property
+    def ring_size(self) -> int:
+        """Number of slots."""
+        return self._slots
+
+    @property
+    def policy(self) -> str:
+        """What happens when subscribers hold the slots: ``"drop_oldest"`` or ``"strict_wait"``."""
+        return self._policy
 
     def publish(self, src: Any, *, pts_ns: int | None = None, stream: Any = None, timeout: float | None = None) -> int:
         """Copy a frame in and publish it.

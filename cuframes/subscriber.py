@@ -212,7 +212,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
 
     @property
     def format(self) -> str:
-        """Pixel format of the frames, by FFmpeg's name."""
+        """Name of the frames' pixel format, as in ``cuframes.formats.FORMATS``."""
         return self._layout.shape.format.name
 
     @property

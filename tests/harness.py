@@ -74,9 +74,10 @@ class Worker:
 
 def eventually(condition, timeout=10.0):
     """Wait for something that another process or thread is about to bring about."""
-    end = time.monotonic() + timeout
+    end, looks = time.monotonic() + timeout, 0
     while not (value := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
+        looks += 1  # a whole machine may stand still for seconds, and then those others have had no time either
+        assert time.monotonic() < end or looks < 50, "it did not happen in time"
         time.sleep(0.002)
     return value
 

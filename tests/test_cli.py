@@ -54,6 +54,13 @@ def test_help_names_every_command():
     assert run("--version").stdout.strip()
 
 
+def test_errors_name_the_options_of_the_command(key):
+    with Publisher(key, 64, 48, "gray8", memory="host"):
+        assert "start it with --packets" in run("watch", key, "--packets", expect=1).stderr
+    assert "cuframes framecache ls" in run("ls").stderr
+    assert run("watch", key, "--packets", "--wait", "predictive", expect=2).stderr.count("--wait predictive") == 1
+
+
 @pytest.mark.timeout(180)
 def test_demo_on_a_real_clip(clip, tmp_path):
     out = run("demo", "--source", clip, "--subscribers", 4, "--seconds", 4, "--json", cwd=tmp_path, timeout=120).stdout

@@ -1,5 +1,8 @@
 """What all public classes have in common."""
 
+import pytest
+
+import cuframes
 from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber
 from cuframes.framecache import Client, SlotReader, SlotWriter, remove_slot
 
@@ -33,3 +36,38 @@ def test_reprs_begin_with_the_class_and_the_key(key, slot_id):
         assert repr(reader.next(1)) == "<SlotFrame gray8 64x48, 3072 bytes, seq 0, pts 40 us>"
     remove_slot(slot_id)
     assert repr(Client("http://localhost:1", token="secret")) == "<Client http://localhost:1>"
+
+
+def test_what_is_closed_says_so(key, slot_id):
+    with Publisher(key, 64, 48, "gray8", memory="host", ring_size=4, policy="strict_wait") as publisher:
+        assert (publisher.ring_size, publisher.policy, publisher.closed) == (4, "strict_wait", False)
+        publisher.enable_packets("h264")
+        with SlotWriter(slot_id, 64, 48, "gray8", ring_depth=4) as writer:
+            ends = [publisher, Subscriber(key), PacketReader(key), writer, SlotReader(slot_id), publisher.packets]
+            assert not any(end.closed for end in ends)
+            for end in ends:
+                end.close()
+            assert all(end.closed for end in ends)
+    remove_slot(slot_id)
+
+
+def test_publishers_are_found_and_cleaned_up_by_public_names(key):
+    with pytest.raises(cuframes.NotFound):
+        cuframes.find_publisher(key)
+    with Publisher(key, 64, 48, "gray8", memory="host"):
+        assert cuframes.find_publisher(key).key == key
+        assert cuframes.collect_garbage([key]) == []
+        with pytest.raises(cuframes.AlreadyExists, match=f"a publisher of '{key}' is running"):
+            Publisher(key, 64, 48, "gray8", memory="host")
+    with PacketPublisher(key, "h264"), pytest.raises(cuframes.AlreadyExists, match=f"publisher of packets of '{key}'"):
+        PacketPublisher(key, "h264")
+
+
+def test_a_slot_takes_nanoseconds_or_microseconds(slot_id):
+    with SlotWriter(slot_id, 64, 48, "gray8", ring_depth=4) as writer, SlotReader(slot_id, start="oldest") as reader:
+        writer.write(bytes(3072), pts_ns=40_001_999)
+        writer.write(bytes(3072), pts_us=41)
+        assert [(reader.next(1).pts_ns, reader.next(1).pts_us)] == [(40_001_000, 41)]
+        with pytest.raises(ValueError, match="give one of them"):
+            writer.write(bytes(3072), pts_ns=1, pts_us=1)
+    remove_slot(slot_id)

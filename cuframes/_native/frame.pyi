@@ -10,7 +10,7 @@ class FrameView(View):
     """A whole frame in a slot of the ring: the common part of :class:`Frame` and :class:`WritableFrame`."""
     @property
     def format(self) -> str:
-        """Pixel format, FFmpeg's name."""
+        """Name of the pixel format, as in ``cuframes.formats.FORMATS``."""
     @property
     def width(self) -> int:
         """Pixels."""

@@ -40,7 +40,7 @@ cdef class FrameView(View):
 
     @property
     def format(self):
-        """Pixel format, FFmpeg's name."""
+        """Name of the pixel format, as in ``cuframes.formats.FORMATS``."""
         return self.layout.format
 
     @property

@@ -257,7 +257,7 @@ cdef class PacketRing(ReaderEnd):
             self.mapping.cut_off()
         if status == CF_CORRUPT:
             check(status, "the packet ring is damaged: it contains lengths that exceed its size; restart its publisher")
-        check(status, "no packet arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
+        check(status, "no packet arrived within the timeout" if status == CF_TIMED_OUT else "the reader is closed")
 
     cdef Packet read(self, const cf_packet* found, bint copy):
         """The packet that was found, or None if it was overwritten before the copy was complete."""

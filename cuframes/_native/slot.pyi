@@ -225,7 +225,7 @@ class SlotFrame:
         """Shape of the frame as an array."""
     @property
     def format(self) -> str | None:
-        """Pixel format, FFmpeg's name. None if it is unknown."""
+        """Name of the pixel format, as in ``cuframes.formats.FORMATS``. None if it is unknown."""
     @property
     def width(self) -> int | None:
         """Pixels. None if the format is unknown."""

@@ -556,7 +556,7 @@ cdef class CacheRing(ReaderEnd):
                           "and create it again")
         if status == CF_ENDED:
             raise Disconnected("the slot was removed, and all its frames have been read")
-        check(status, "no frame arrived in time" if status == CF_TIMED_OUT else "the reader is closed")
+        check(status, "no frame arrived within the timeout" if status == CF_TIMED_OUT else "the reader is closed")
 
     cdef SlotFrame read(self, const cf_cache_frame* found, bint copy, object out):
         """The frame that was found, or None if it was overwritten before the copy was complete."""
@@ -706,7 +706,7 @@ cdef class SlotFrame:
 
     @property
     def format(self):
-        """Pixel format, FFmpeg's name. None if it is unknown."""
+        """Name of the pixel format, as in ``cuframes.formats.FORMATS``. None if it is unknown."""
         return None if self.layout is None else self.layout.format
 
     @property

@@ -23,7 +23,7 @@ cdef int check(int status, object context=None) except -1:
     if status == CF_OK:
         return 0
     if status == CF_TIMED_OUT:
-        raise Timeout(context or "nothing arrived in time")
+        raise Timeout(context or "no frame arrived within the timeout")
     if status == CF_ENDED:
         raise Disconnected("the publisher is gone, and everything that it left has been taken")
     if status == CF_HELD:

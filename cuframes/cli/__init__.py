@@ -5,6 +5,8 @@ import signal
 import sys
 from typing import Any, NoReturn
 
+from cuframes.cli.hints import in_options
+
 __all__ = ["EXIT_ERROR", "EXIT_NOT_FOUND", "EXIT_STALE", "EXIT_USAGE", "Stopped", "main"]
 
 EXIT_ERROR = 1
@@ -34,7 +36,7 @@ def stop_on_signals() -> None:
 
 def fail(status: int, message: object) -> NoReturn:
     """End with one line on standard error."""
-    print("cuframes:", " ".join(str(message).split()), file=sys.stderr)
+    print("cuframes:", in_options(" ".join(str(message).split())), file=sys.stderr)
     sys.exit(status)
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -81,7 +81,10 @@ def demo(
     source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg can open, or testsrc.")] = "testsrc",
     subscribers: Annotated[int, typer.Option(min=1, max=30, help="Number of subscriber processes.")] = 3,
     seconds: Annotated[float, typer.Option(min=1, help="How many seconds to run.")] = 10.0,
-    memory: Annotated[str, typer.Option(help="Memory of the frames: auto, host, cuda or cuda-ipc.")] = "auto",
+    memory: Annotated[
+        Literal["auto", "host", "cuda", "cuda-ipc"],
+        typer.Option(help="Memory of the frames; auto: a GPU's if there is one."),
+    ] = "auto",
     picture: Annotated[Path, typer.Option(help="File for a picture of what a subscriber saw.")] = Path("demo.png"),
     json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of a table.")] = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 from cuframes.cli import EXIT_STALE
 from cuframes.codecs import codec_name
 from cuframes.errors import NotFound
+from cuframes.host.names import runtime_dirs
 from cuframes.session.listing import (
     PacketRingInfo,
     PublisherInfo,
@@ -64,7 +65,8 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = 
         )
         return
     if not found and not packets:
-        print("no publishers on this host")
+        places = ", ".join(map(str, runtime_dirs()))
+        print(f"no publishers in {places}; see cuframes framecache ls for slots", file=sys.stderr)
         return
     columns = ("key", "state", "pid", "video", "memory", "frames", "dropped", "subscribers", "packets")
     table = Table(*columns, box=None, pad_edge=False)
@@ -113,7 +115,13 @@ def info(
         else:
             print("  no subscribers")
     if not found.alive:
-        raise typer.Exit(EXIT_STALE)
+        _stale(found.key, json_)
+
+
+def _stale(key: str, json_: bool) -> NoReturn:
+    if not json_:
+        print(f"  its process is gone; to remove what it left: cuframes gc {key}")
+    raise typer.Exit(EXIT_STALE)
 
 
 def _packets_in_words(packets: PacketRingInfo) -> str:
@@ -130,7 +138,7 @@ def _packets_alone(packets: PacketRingInfo, json_: bool) -> None:
         print(f"{packets.key}: {_state(packets)}, pid {packets.pid}, packets only")
         print(f"  {_packets_in_words(packets)}")
     if not packets.alive:
-        raise typer.Exit(EXIT_STALE)
+        _stale(packets.key, json_)
 
 
 def gc(

@@ -137,7 +137,10 @@ def watch(
     mode: Annotated[
         Literal["newest", "ordered"], typer.Option(help="Take the newest frame, or all in order.")
     ] = "newest",
-    wait: Annotated[Literal["block", "spin"], typer.Option(help="Sleep while waiting, or use a whole core.")] = "block",
+    wait: Annotated[
+        Literal["block", "spin", "predictive"],
+        typer.Option(help="Sleep while waiting, use a whole core, or poll just before the next frame is due."),
+    ] = "block",
     name: Annotated[str | None, typer.Option(help="Name of this subscriber.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between reports.")] = 1.0,
@@ -150,6 +153,8 @@ def watch(
     """Join a publisher and print frames per second, latency, and the number of lost and skipped frames."""
     stop_on_signals()
     if packets:
+        if wait == "predictive":
+            raise ValueError("--wait predictive is for frames; with --packets use block or spin")
         with PacketReader(key, wait=wait) as reader:
             follow(reader, PacketMeter(), seconds, interval, json_)
         return

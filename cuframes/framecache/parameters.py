@@ -50,7 +50,9 @@ def check_slot_id(slot_id: str) -> str:
 
 
 class SlotParameters(NamedTuple):
-    """Parameters that a slot is created with. ``pixel_format`` is FFmpeg's name, ``ring_depth`` is in frames."""
+    """Parameters that a slot is created with. ``pixel_format`` is a name of ``cuframes.formats.FORMATS``;
+    ``ring_depth`` is in frames.
+    """
 
     slot_id: str
     width: int

@@ -79,7 +79,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
     width, height : int
         Pixels.
     format : str
-        Pixel format, FFmpeg's name.
+        Name of the pixel format, as in ``cuframes.formats.FORMATS``.
     fps : Fraction
         Nominal frames per second.
     ring_depth : int
@@ -137,7 +137,7 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
         self.fps = Fraction(slot.fps_num, slot.fps_den or 1)
         self.ring_depth = slot.ring_depth
 
-    def next(self, timeout: float | None = None, copy: bool = True, *, out: Any = None) -> SlotFrame:
+    def next(self, timeout: float | None = None, *, copy: bool = True, out: Any = None) -> SlotFrame:
         """Return the next frame. Waits without the GIL. (:meth:`read` is another name for this method.)
 
         Parameters

@@ -191,15 +191,19 @@ class SlotWriter(lifetime.Closing):
         self._unnamed = self._said = False
         log.warning("%s was removed; it is there again", path)
 
-    def write(self, src: Any, *, pts_us: int | None = None, wall_us: int | None = None) -> int:
+    def write(
+        self, src: Any, *, pts_ns: int | None = None, pts_us: int | None = None, wall_us: int | None = None
+    ) -> int:
         """Copy one frame into the slot and publish it. Never waits for readers; the copy runs without the GIL.
 
         Parameters
         ----------
         src : array-like, PyAV frame, sequence of planes, or bytes-like
             See :meth:`Publisher.publish`. Bytes of another size are written unchanged, and keep their size.
+        pts_ns : int, optional
+            Presentation time in nanoseconds, which a slot keeps in whole microseconds; default: CLOCK_MONOTONIC.
         pts_us : int, optional
-            Presentation time in microseconds; default: CLOCK_MONOTONIC.
+            The same in microseconds, in place of `pts_ns`.
         wall_us : int, optional
             Time of capture in microseconds since 1970; default: now.
 
@@ -211,13 +215,18 @@ class SlotWriter(lifetime.Closing):
         Raises
         ------
         ValueError
-            The frame is larger than the slot's frames or has another shape, or the writer is closed.
+            The frame is larger than the slot's frames or has another shape, or the writer is closed, or both
+            presentation times are given.
         TypeError, BufferError
         Disconnected
             The slot was removed.
         SegmentTruncated
             Another process truncated the slot's file. Close this writer, remove the slot and create it again.
         """
+        if pts_ns is not None:
+            if pts_us is not None:
+                raise ValueError("pts_ns and pts_us are the same time; give one of them")
+            pts_us = whole_number(pts_ns, "pts_ns", -(2**63), 2**63 - 1) // 1000
         self._look()
         return self._writer.write(src, pts_us, wall_us)
 

@@ -21,7 +21,7 @@ from cuframes._native.ring_end import Descriptor
 from cuframes.errors import AlreadyExists, ProtocolError
 from cuframes.host import lifetime
 from cuframes.host.files import INHERITED_SECONDS, is_locked, lock, open_regular, same_file, unlink_stale, unlock
-from cuframes.host.names import check_directory, make_directory
+from cuframes.host.names import check_directory, make_directory, publisher_of
 
 __all__ = ["KeyLock", "cleaning", "lock_path"]
 
@@ -178,7 +178,7 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> Descriptor:
         except PermissionError as problem:
             raise PermissionError(
                 problem.errno,
-                f"{path} belongs to another user, whose publisher of {name!r} is running or has died; use another key, "
+                f"{path} belongs to another user, whose {publisher_of(name)} is running or has died; use another key, "
                 "or run cuframes gc as that user or root",
             ) from None
         try:
@@ -186,7 +186,7 @@ def _take(path: Path, name: str, seconds: float = MOMENT_SECONDS) -> Descriptor:
             owned = is_locked(fd, *OWNER)
             if owned and time.monotonic() >= begun + min(seconds, INHERITED_SECONDS):
                 raise AlreadyExists(
-                    f"a publisher of {name!r} is running (pid {owner_pid(path) or 'unknown'}, {path} is locked); stop "
+                    f"a {publisher_of(name)} is running (pid {owner_pid(path) or 'unknown'}, {path} is locked); stop "
                     "it or use another key"
                 )
             if not owned and lock(fd, *MOMENT) and lock(fd, *OWNER) and same_file(path, fd):

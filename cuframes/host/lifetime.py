@@ -43,6 +43,11 @@ class Closing:
         """Close it. It may be called twice."""
         raise NotImplementedError
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
     def __enter__(self) -> Self:
         return self
 

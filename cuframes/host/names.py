@@ -34,6 +34,7 @@ __all__ = [
     "packets_name",
     "peer_credentials",
     "peer_groups",
+    "publisher_of",
     "runtime_dir",
     "runtime_dirs",
     "segment_name",
@@ -81,6 +82,13 @@ def segment_name(key: str) -> str:
 def packets_name(key: str) -> str:
     """POSIX name of the packet ring."""
     return segment_name(key) + PACKETS_SUFFIX
+
+
+def publisher_of(name: str) -> str:
+    """The publisher that owns a name (a key, or a key with :data:`PACKETS_SUFFIX`), for messages."""
+    if name.endswith(PACKETS_SUFFIX):
+        return f"publisher of packets of {name.removesuffix(PACKETS_SUFFIX)!r}"
+    return f"publisher of {name!r}"
 
 
 def runtime_dirs() -> list[Path]:

@@ -30,7 +30,7 @@ from cuframes.host.files import is_locked as is_owned
 from cuframes.host.files import lock as lock_owner
 from cuframes.host.files import lock_attempts, open_regular, same_file, unlink_stale
 from cuframes.host.keylock import KeyLock
-from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX, check_owner, named_owner
+from cuframes.host.names import SEGMENT_DIR, SEGMENT_PREFIX, check_owner, named_owner, publisher_of
 
 __all__ = [
     "OwnedSegment",
@@ -433,7 +433,7 @@ class OwnedSegment:
         try:
             file = open_segment(name, writable=False)
         except NotFound:
-            return AlreadyExists(f"another publisher of {key!r} has just started or ended; try again")
+            return AlreadyExists(f"another {publisher_of(key)} has just started or ended; try again")
         except ProtocolError as problem:
             return problem
         with file:
@@ -444,7 +444,7 @@ class OwnedSegment:
                 "or use another key"
             )
         pid = header["producer_pid"] if header else "unknown"
-        return AlreadyExists(f"a publisher of {key!r} is running (pid {pid}); stop it or use another key")
+        return AlreadyExists(f"a {publisher_of(key)} is running (pid {pid}); stop it or use another key")
 
     def descriptor(self, *, writable: bool) -> Descriptor:
         """A descriptor for another process. It is not a duplicate, since a duplicate would also hold the owner lock."""
