@@ -45,6 +45,10 @@ def interrupt(function, at):
         return function(), None
     except Interruption as problem:
         return None, str(problem)
+    except RuntimeError as problem:  # of Condition.__exit__, if its wait() was interrupted without its lock
+        if not isinstance(problem.__context__, Interruption):
+            raise
+        return None, str(problem.__context__)
     finally:
         sys.settrace(before)
         last.clear()

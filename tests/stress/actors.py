@@ -296,7 +296,7 @@ def slot_reader(board: Board, slot_id: str, mode: str, copy: bool) -> None:
     with SlotReader(slot_id, mode=mode, connect_timeout=None, reconnect=True) as mine:
         while not board.stop:
             with contextlib.suppress(Timeout):
-                frame = mine.read(0.2, copy)
+                frame = mine.read(0.2, copy=copy)
                 torn = is_torn(frame.data, frame.pts_us)
                 board.count(torn and frame.valid)
 
