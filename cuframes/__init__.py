@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from cuframes._native.frame import Frame, WritableFrame
     from cuframes._native.status import monotonic_ns
     from cuframes._native.views import Plane
+    from cuframes.color import Color
     from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
     from cuframes.publisher import Publisher, PublisherStats
     from cuframes.session.listing import (
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyExists",
+    "Color",
     "CuframesError",
     "DeviceError",
     "Disconnected",
@@ -106,6 +108,7 @@ _MODULES = {
     "cuframes._native.frame": ("Frame", "WritableFrame"),
     "cuframes._native.status": ("monotonic_ns",),
     "cuframes._native.views": ("Plane",),
+    "cuframes.color": ("Color",),
     "cuframes.packets": (
         "Packet",
         "PacketFlags",

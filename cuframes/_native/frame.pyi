@@ -1,10 +1,12 @@
 from collections.abc import Callable
+from fractions import Fraction
 from types import TracebackType
 from typing import Any, Self
 
 from cuframes._core import FrameReader, FrameWriter
 from cuframes._native.layout import FrameLayout
 from cuframes._native.views import Plane, View
+from cuframes.color import Color
 
 class FrameView(View):
     """A whole frame in a slot of the ring: the common part of :class:`Frame` and :class:`WritableFrame`."""
@@ -17,6 +19,18 @@ class FrameView(View):
     @property
     def height(self) -> int:
         """Pixels."""
+    @property
+    def color(self) -> Color:
+        """The samples' :class:`Color`: range, matrix, primaries and transfer, as far as the publisher has said them."""
+    @property
+    def sample_aspect_ratio(self) -> Fraction | None:
+        """Width of a sample to its height, a Fraction. None: not said, which players take for 1."""
+    @property
+    def field_order(self) -> str | None:
+        """``"progressive"``, or interlaced ``"tt"`` (top first), ``"bb"``, ``"tb"``, ``"bt"``. None: not said."""
+    @property
+    def rotation(self) -> int | None:
+        """Degrees (0, 90, 180, 270) by which the picture must be turned clockwise to be upright. None: not said."""
     @property
     def planes(self) -> tuple[Plane, ...]:
         """The planes as a tuple of :class:`Plane`, without a copy. Those of a frame that is being written are writable:

@@ -54,6 +54,26 @@ cdef class FrameView(View):
         return self.layout.shape.height
 
     @property
+    def color(self):
+        """The samples' :class:`Color`: range, matrix, primaries and transfer, as far as the publisher has said them."""
+        return self.layout.presentation.color
+
+    @property
+    def sample_aspect_ratio(self):
+        """Width of a sample to its height, a Fraction. None: not said, which players take for 1."""
+        return self.layout.presentation.sample_aspect_ratio
+
+    @property
+    def field_order(self):
+        """``"progressive"``, or interlaced ``"tt"`` (top first), ``"bb"``, ``"tb"``, ``"bt"``. None: not said."""
+        return self.layout.presentation.field_order
+
+    @property
+    def rotation(self):
+        """Degrees (0, 90, 180, 270) by which the picture must be turned clockwise to be upright. None: not said."""
+        return self.layout.presentation.rotation
+
+    @property
     def planes(self):
         """The planes as a tuple of :class:`Plane`, without a copy. Those of a frame that is being written are writable:
         ``frame.planes[0][...] = luma``.

@@ -1,3 +1,4 @@
+from fractions import Fraction
 from types import TracebackType
 from typing import Any, Self
 
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
 from cuframes._native.ring_end import Descriptor, ReaderEnd, RingEnd
+from cuframes.color import Color, Presentation
 
 MAGIC: int
 VERSION: int
@@ -99,6 +101,7 @@ class CacheWriter(RingEnd):
         """
     def drop(self, count: int) -> None:
         """Add to the count of frames that the source lost."""
+    presentation: Presentation
     @property
     def cursor(self) -> int:
         """Number that the next frame will have."""
@@ -169,6 +172,9 @@ class CacheRing(ReaderEnd):
     def check(self) -> tuple[bool, bool]:
         """(whether the slot still exists, whether a writer holds its lock)."""
     @property
+    def presentation(self) -> Presentation:
+        """What the slot says about its pictures."""
+    @property
     def abandoned(self) -> bool:
         """Whether the slot was removed. Some of its frames may not have been read yet."""
     @property
@@ -232,6 +238,18 @@ class SlotFrame:
     @property
     def height(self) -> int | None:
         """Pixels. None if the format is unknown."""
+    @property
+    def color(self) -> Color:
+        """The samples' :class:`Color`: range, matrix, primaries and transfer, as far as the writer has said them."""
+    @property
+    def sample_aspect_ratio(self) -> Fraction | None:
+        """Width of a sample to its height, a Fraction. None: not said, which players take for 1."""
+    @property
+    def field_order(self) -> str | None:
+        """``"progressive"``, or interlaced ``"tt"`` (top first), ``"bb"``, ``"tb"``, ``"bt"``. None: not said."""
+    @property
+    def rotation(self) -> int | None:
+        """Degrees (0, 90, 180, 270) by which the picture must be turned clockwise to be upright. None: not said."""
     @property
     def planes(self) -> tuple[NDArray[Any], ...]:
         """The planes of the picture as a tuple of arrays over :attr:`data`, without a copy.
