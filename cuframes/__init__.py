@@ -35,6 +35,7 @@ from cuframes.errors import (
     Timeout,
     TooManyHeld,
 )
+from cuframes.picturing import register
 
 TYPE_CHECKING = False  # as in typing, whose import would take longer than all of this
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ _MODULES = {
     "cuframes.waiting": ("wait_any",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+register(lambda: importlib.import_module("cuframes.media.pictures"))  # for frames, which are below it
 
 
 def get_include() -> str:

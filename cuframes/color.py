@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple, Self
 
-from cuframes.formats import FULL_RANGE, pixel_format, whole_number
+from cuframes.formats import ALIASES as ALIASES_OF_FORMATS
+from cuframes.formats import FULL_RANGE, whole_number
 from cuframes.rates import Rate, rate
 
 __all__ = ["Color", "ColorLike", "Presentation", "Presented", "color_of", "is_gray", "is_rgb", "presentation"]
@@ -128,7 +129,7 @@ class Color(NamedTuple):
         pixels wide, and BT.601 if it is smaller; never BT.2020.
         """
         rgb, high = is_rgb(format), height > SD_LINES or width >= HD_WIDTH
-        full = rgb or is_gray(format) or format in FULL_RANGE
+        full = rgb or is_gray(format) or format.startswith("yuvj")
         matrix = self.matrix or ("gbr" if rgb else "bt709" if high else "smpte170m")
         low = "bt470bg" if height in PAL_LINES else "smpte170m"
         return Color(
@@ -150,14 +151,14 @@ STANDARDS = {
 
 
 def is_rgb(format: str) -> bool:
-    """Whether a pixel format's samples are red, green and blue."""
-    name = pixel_format(format).name
-    return "rgb" in name or "bgr" in name or name.startswith("gbr")
+    """Whether the samples of a pixel format, by any name that this library or FFmpeg knows, are red, green and blue."""
+    name = ALIASES_OF_FORMATS.get(format, format)
+    return "rgb" in name or "bgr" in name or name.startswith("gbr") or name == "pal8"
 
 
 def is_gray(format: str) -> bool:
     """Whether a pixel format has luma only."""
-    return pixel_format(format).name.startswith("gray")
+    return ALIASES_OF_FORMATS.get(format, format).startswith(("gray", "ya", "mono"))
 
 
 def _named(value: Any, what: str) -> str | None:

@@ -1,6 +1,6 @@
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 from numpy.typing import NDArray
@@ -9,6 +9,10 @@ from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
 from cuframes._native.ring_end import Descriptor, ReaderEnd, RingEnd
 from cuframes.color import Color, Presentation
+
+if TYPE_CHECKING:
+    import av
+    import PIL.Image
 
 MAGIC: int
 VERSION: int
@@ -262,6 +266,58 @@ class SlotFrame:
     @property
     def valid(self) -> bool:
         """Whether everything read from :attr:`data` so far belongs to this frame. Always true for a copy."""
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the frame as an array."""
+    def tobytes(self) -> bytes:
+        """The frame's bytes, copied."""
+    def to_ndarray(self, format: str = "rgb24", width: int | None = None, height: int | None = None) -> NDArray[Any]:
+        """A copy of the picture as a NumPy array, in another pixel format or size.
+
+        The colours are right: the conversion uses the frame's :attr:`color`, and for what that leaves open what players
+        assume. FFmpeg converts, without the GIL. Needs PyAV.
+
+        Parameters
+        ----------
+        format : str
+            Any pixel format of ``cuframes.formats``: ``"rgb24"``, ``"bgr24"`` (OpenCV), ``"gray8"``, ``"rgbp"`` (planes
+            first), …
+        width, height : int, optional
+            Pixels; default: the frame's own. If only one is given, the other keeps the shape of the picture.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of uint8 (uint16 for more than 8 bits), shape (height, width, 3) for RGB; in general ``array_shape`` of
+            :class:`cuframes.formats.FrameShape`. It is the caller's own.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        ValueError
+            The format or the size is not possible, or the frame is not a whole picture of a known format.
+        """
+    def to_image(self) -> PIL.Image.Image:
+        """A copy of the picture as a ``PIL.Image``: RGB, RGBA if the format has alpha, L if it is gray. Neither rotated
+        nor stretched: see :attr:`rotation` and :attr:`sample_aspect_ratio`. Needs PyAV and Pillow.
+
+        Raises
+        ------
+        ImportError
+            PyAV or Pillow is not installed.
+        """
+    def to_video_frame(self) -> av.VideoFrame:
+        """A copy as PyAV's ``VideoFrame``, in the same pixel format, with pts, time base and colour, for PyAV's filters
+        and encoders.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        """
+    def _repr_png_(self) -> bytes | None:
+        """The picture for notebooks, upright and at most 960 pixels wide; None if there is none to show."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -17,7 +17,7 @@ from cuframes._native.layout cimport MAX_PLANES, FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_presentation, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_now_ns
 from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_short_frame
-from cuframes._native.source cimport plain_rows, source_of
+from cuframes._native.source cimport plain_rows, pts_of, source_of
 from cuframes._native.ring_end cimport Descriptor, ReaderEnd, RingEnd, cf_gate_is_shut
 from cuframes._native.status cimport *
 
@@ -29,6 +29,7 @@ import numpy
 
 from cuframes.color import Presentation
 from cuframes.errors import Disconnected, ProtocolError, printable, refusal
+from cuframes.picturing import functions
 
 
 log = logging.getLogger("cuframes")
@@ -303,6 +304,9 @@ cdef class CacheWriter(RingEnd):
             finally:
                 PyBuffer_Release(&buffer)
         source = source_of(self.layout, src)
+        if pts_us is None:
+            pts_ns = pts_of(src)
+            pts_us = None if pts_ns is None else max(0, pts_ns) // 1000
         return self.write_rows(source.rows, pts_us, wall_us)
 
     cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us):
@@ -796,6 +800,70 @@ cdef class SlotFrame:
     def valid(self):
         """Whether everything read from :attr:`data` so far belongs to this frame. Always true for a copy."""
         return self.ring is None or cf_cache_whole(&self.ring.ring, self.found.seq)
+
+    @property
+    def ndim(self):
+        """Number of axes of the frame as an array."""
+        return self.as_array().ndim
+
+    def tobytes(self):
+        """The frame's bytes, copied."""
+        return self.as_array().tobytes()
+
+    def to_ndarray(self, format="rgb24", width=None, height=None):
+        """A copy of the picture as a NumPy array, in another pixel format or size.
+
+        The colours are right: the conversion uses the frame's :attr:`color`, and for what that leaves open what players
+        assume. FFmpeg converts, without the GIL. Needs PyAV.
+
+        Parameters
+        ----------
+        format : str
+            Any pixel format of ``cuframes.formats``: ``"rgb24"``, ``"bgr24"`` (OpenCV), ``"gray8"``, ``"rgbp"`` (planes
+            first), …
+        width, height : int, optional
+            Pixels; default: the frame's own. If only one is given, the other keeps the shape of the picture.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of uint8 (uint16 for more than 8 bits), shape (height, width, 3) for RGB; in general ``array_shape`` of
+            :class:`cuframes.formats.FrameShape`. It is the caller's own.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        ValueError
+            The format or the size is not possible, or the frame is not a whole picture of a known format.
+        """
+        return functions().to_ndarray(self, format, width, height)
+
+    def to_image(self):
+        """A copy of the picture as a ``PIL.Image``: RGB, RGBA if the format has alpha, L if it is gray. Neither rotated
+        nor stretched: see :attr:`rotation` and :attr:`sample_aspect_ratio`. Needs PyAV and Pillow.
+
+        Raises
+        ------
+        ImportError
+            PyAV or Pillow is not installed.
+        """
+        return functions().to_image(self)
+
+    def to_video_frame(self):
+        """A copy as PyAV's ``VideoFrame``, in the same pixel format, with pts, time base and colour, for PyAV's filters
+        and encoders.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        """
+        return functions().to_video(self)
+
+    def _repr_png_(self):
+        """The picture for notebooks, upright and at most 960 pixels wide; None if there is none to show."""
+        return functions().preview(self)
 
     cdef object as_array(self):
         """:attr:`data` as an array of the frame's shape: `out` may be any buffer of so many bytes."""
