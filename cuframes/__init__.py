@@ -35,6 +35,7 @@ from cuframes.errors import (
     Timeout,
     TooManyHeld,
 )
+from cuframes.picturing import register
 
 TYPE_CHECKING = False  # as in typing, whose import would take longer than all of this
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from cuframes._native.frame import Frame, WritableFrame
     from cuframes._native.status import monotonic_ns
     from cuframes._native.views import Plane
+    from cuframes.color import Color
     from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
     from cuframes.publisher import Publisher, PublisherStats
     from cuframes.session.listing import (
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyExists",
+    "Color",
     "CuframesError",
     "DeviceError",
     "Disconnected",
@@ -110,6 +113,7 @@ _MODULES = {
     "cuframes._native.frame": ("Frame", "WritableFrame"),
     "cuframes._native.status": ("monotonic_ns",),
     "cuframes._native.views": ("Plane",),
+    "cuframes.color": ("Color",),
     "cuframes.packets": (
         "Packet",
         "PacketFlags",
@@ -131,6 +135,8 @@ _MODULES = {
     "cuframes.waiting": ("wait_any",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+register(lambda: importlib.import_module("cuframes.media.pictures"))  # for frames, which are below it
 
 
 def get_include() -> str:

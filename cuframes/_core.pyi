@@ -31,6 +31,8 @@ class FrameWriter(RingEnd):
     slots : SlotTable
     meta : tuple
         (format code, width, height, pitch_y, pitch_uv, bits per pixel, frame bytes)
+    presentation : tuple
+        What the pictures look like: ``Presentation.stored``.
     exports : tuple, optional
         For device memory: (memory handles or None, offsets, pointers to announce or None, event handles, handle of the
         ring's own event).
@@ -47,6 +49,7 @@ class FrameWriter(RingEnd):
         version: tuple[int, ...],
         pid: int,
         exports: tuple[Any, ...] | None = None,
+        presentation: tuple[int, ...] | None = None,
     ) -> Self: ...
     def join(self, name: bytes, pid: int) -> tuple[int, int, int] | None:
         """Admit a subscriber: returns (bit, newest seq, its frame_no), or None if all 31 places are taken."""

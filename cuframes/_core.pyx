@@ -18,7 +18,7 @@ from cuframes._native.cuda cimport (
     keeper_of,
     stream_of,
 )
-from cuframes._native.control cimport header_of
+from cuframes._native.control cimport header_of, store_presentation
 from cuframes._native.mapping cimport Mapping, check_whole, is_cut
 from cuframes._native.pending cimport collect, pending_of
 from cuframes._native.frame_ring cimport *
@@ -129,13 +129,16 @@ cdef class FrameWriter(RingEnd):
     slots : SlotTable
     meta : tuple
         (format code, width, height, pitch_y, pitch_uv, bits per pixel, frame bytes)
+    presentation : tuple
+        What the pictures look like: ``Presentation.stored``.
     exports : tuple, optional
         For device memory: (memory handles or None, offsets, pointers to announce or None, event handles, handle of the
         ring's own event).
     """
 
     def __cinit__(self, Mapping header not None, SlotTable slots not None, *, tuple meta, uint32_t policy,
-                  uint32_t ext_flags, uint64_t epoch, tuple version, uint64_t pid, tuple exports=None):
+                  uint32_t ext_flags, uint64_t epoch, tuple version, uint64_t pid, tuple exports=None,
+                  tuple presentation=None):
         cdef cf_frame_header* h = header_of(header)
         self.header = header
         self.slots = slots
@@ -151,6 +154,8 @@ cdef class FrameWriter(RingEnd):
         h.max_subscribers = CF_MAX_SUBSCRIBERS
         (h.meta.format, h.meta.width, h.meta.height, h.meta.pitch_y, h.meta.pitch_uv, h.meta.bits_per_pixel,
          h.meta.frame_size_bytes) = meta
+        if presentation is not None:
+            store_presentation(&h.meta.presentation, presentation)
         h.epoch = epoch
         if slots.device is not None:
             self.announce(exports)

@@ -1,7 +1,7 @@
 # The declarations of shm.h: layouts and constants. Only the C code of the rings (frame_ring.h, packet_ring.h,
 # slot_ring.h, wait_any.h) accesses shared fields. Cython code writes them before others can see the segment, or reads
 # them for a report.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "cuframes/shm.h" nogil:
@@ -29,6 +29,18 @@ cdef extern from "cuframes/shm.h" nogil:
     const uint32_t CF_FRAME_MAGIC
     const uint64_t CF_SEQ_INVALID
 
+    ctypedef struct cf_presentation:
+        uint8_t range
+        uint8_t matrix
+        uint8_t primaries
+        uint8_t transfer
+        uint8_t field_order
+        uint8_t rotation
+        uint16_t aspect_num
+        uint16_t aspect_den
+        uint16_t rate_den
+        uint32_t rate_num
+
     ctypedef struct cf_frame_meta:
         uint32_t format
         int32_t width
@@ -38,6 +50,7 @@ cdef extern from "cuframes/shm.h" nogil:
         uint32_t bits_per_pixel
         uint64_t frame_size_bytes
         uint8_t device_uuid[16]
+        cf_presentation presentation
 
     ctypedef struct cf_slot:
         uint8_t mem_handle[CF_HANDLE_BYTES]

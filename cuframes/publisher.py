@@ -5,6 +5,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple, Self
 
 from cuframes._core import FrameWriter
@@ -24,6 +25,7 @@ from cuframes._native.frame import WritableFrame, publish
 from cuframes._native.layout import FrameLayout
 from cuframes._native.ring_end import Descriptor, pause_at_exit
 from cuframes._version import __version__
+from cuframes.color import ColorLike, Presentation, Presented, presentation
 from cuframes.errors import AlreadyExists, CuframesError, NoPacketRing, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.host import lifetime
@@ -31,6 +33,7 @@ from cuframes.host.names import check_key, group_id, packets_name, runtime_dir, 
 from cuframes.host.segment import OwnedSegment
 from cuframes.memory import Pool, create_external, create_pool
 from cuframes.packets import DATA_SIZE, MAX_PACKET_SIZE, PacketPublisher
+from cuframes.rates import Rate
 from cuframes.session.listing import SubscriberInfo
 from cuframes.session.server import Server
 from cuframes.session.wire import Welcome
@@ -53,7 +56,7 @@ class PublisherStats(NamedTuple):
     subscribers: int
 
 
-class Publisher(lifetime.Closing):
+class Publisher(lifetime.Closing, Presented):
     """Share frames under a key.
 
     Parameters
@@ -82,6 +85,19 @@ class Publisher(lifetime.Closing):
         there is none. ``strict_wait`` waits until every subscriber has released the oldest frame.
     group : str or int, optional
         Members of this group may subscribe too. Default: only this process's user and root.
+    color : Color, str or mapping, optional
+        How the samples become colours: ``"bt709"``, ``"bt601"``, ``"bt2020"``, ``"srgb"``, or a :class:`Color` of
+        range, matrix, primaries and transfer. Names are FFmpeg's; its codes and PyAV's enums are accepted too. A
+        full-range name as `format` (``yuvj420p``) says that the range is ``"pc"``. What is left out is "not said", and
+        players assume the usual (:meth:`Color.assumed`).
+    sample_aspect_ratio : fraction, (int, int) or str, optional
+        Width of a sample to its height: ``(64, 45)``, ``"64:45"``.
+    field_order : {"progressive", "tt", "bb", "tb", "bt"}, optional
+        How interlaced pictures are stored and shown; ``"tff"`` and ``"bff"`` are ``"tt"`` and ``"bb"``.
+    rotation : {0, 90, 180, 270}, optional
+        Degrees by which pictures must be turned clockwise to be upright.
+    frame_rate : number, str or (int, int), optional
+        Nominal frames per second: ``25``, ``59.94``, ``(60000, 1001)``.
 
     Raises
     ------
@@ -107,10 +123,16 @@ class Publisher(lifetime.Closing):
         device: int | None = None,
         policy: Literal["drop_oldest", "strict_wait"] = "drop_oldest",
         group: str | int | None = None,
+        color: ColorLike | None = None,
+        sample_aspect_ratio: Fraction | tuple[int, int] | str | int | None = None,
+        field_order: str | int | None = None,
+        rotation: int | None = None,
+        frame_rate: Rate | None = None,
     ) -> None:
         ring_size = whole_number(ring_size, "ring_size", MIN_RING, MAX_RING)
         shape = FrameShape(pixel_format(format), width, height)
-        self._open(key, shape, policy, group, lambda: create_pool(memory, device, key, shape.nbytes, ring_size))
+        looks = presentation(color, sample_aspect_ratio, field_order, rotation, frame_rate, format=format)
+        self._open(key, shape, looks, policy, group, lambda: create_pool(memory, device, key, shape.nbytes, ring_size))
 
     @classmethod
     def external(
@@ -125,12 +147,17 @@ class Publisher(lifetime.Closing):
         device: int | None = None,
         policy: Literal["drop_oldest", "strict_wait"] = "drop_oldest",
         group: str | int | None = None,
+        color: ColorLike | None = None,
+        sample_aspect_ratio: Fraction | tuple[int, int] | str | int | None = None,
+        field_order: str | int | None = None,
+        rotation: int | None = None,
+        frame_rate: Rate | None = None,
     ) -> Self:
         """Share device buffers that the caller owns, one per slot: for example a decoder's pool.
 
         Parameters
         ----------
-        key, width, height, format, device, policy, group
+        key, width, height, format, device, policy, group, color, sample_aspect_ratio, field_order, rotation, frame_rate
             As for :class:`Publisher`.
         buffers : sequence
             2 to 16 device buffers: arrays (CUDA array interface, DLPack) or addresses. Each must have room for a frame.
@@ -156,12 +183,19 @@ class Publisher(lifetime.Closing):
         pitch = None if pitch is None else whole_number(pitch, "pitch", 1, 2**31 - 1)
         shape = FrameShape(pixel_format(format), width, height, pitch, pitch)
         publisher = cls.__new__(cls)
-        publisher._open(key, shape, policy, group, lambda: create_external(buffers, device, shape.nbytes))
+        looks = presentation(color, sample_aspect_ratio, field_order, rotation, frame_rate, format=format)
+        publisher._open(key, shape, looks, policy, group, lambda: create_external(buffers, device, shape.nbytes))
         return publisher
 
     @lifetime.settled
     def _open(
-        self, key: str, shape: FrameShape, policy: str, group: str | int | None, create: Callable[[], Pool]
+        self,
+        key: str,
+        shape: FrameShape,
+        looks: Presentation,
+        policy: str,
+        group: str | int | None,
+        create: Callable[[], Pool],
     ) -> None:
         check_key(key)
         if policy not in POLICIES:
@@ -169,7 +203,7 @@ class Publisher(lifetime.Closing):
         self._policy = policy
         self._group = group_id(group)
         self.key = key
-        self._layout = FrameLayout(shape)
+        self._layout = FrameLayout(shape, looks)
         self._pid = os.getpid()
         self._guard = threading.RLock()  # for closing and enable_packets(); a signal handler may close in between
         self._packets: PacketPublisher | None = None
@@ -199,6 +233,7 @@ class Publisher(lifetime.Closing):
                 version=_release(__version__),
                 pid=os.getpid(),
                 exports=pool.exports,
+                presentation=looks.stored,
             )
             pool.share_in_process(epoch)
             welcome = Welcome(
@@ -238,6 +273,15 @@ class Publisher(lifetime.Closing):
     def height(self) -> int:
         """Pixels."""
         return self._layout.shape.height
+
+    @property
+    def _presentation(self) -> Presentation:
+        return self._layout.presentation
+
+    @property
+    def frame_rate(self) -> Fraction | None:
+        """Nominal frames per second. None: not said."""
+        return self._presentation.frame_rate
 
     @property
     def memory(self) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import time
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 from cuframes._core import BLOCK, PREDICT, SPIN, FrameReader
@@ -26,6 +27,7 @@ from cuframes._native.control import (
 from cuframes._native.frame import Frame, take
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
+from cuframes.color import Presentation, Presented
 from cuframes.errors import DeviceError, Disconnected, ProtocolError, SegmentTruncated
 from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.host.names import check_key, peer_credentials
@@ -64,7 +66,7 @@ class SubscriberStats(NamedTuple):
         return SubscriberStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
+class Subscriber(Receiver[Frame, FrameReader, SubscriberStats], Presented):
     """Receive a publisher's frames in place.
 
     Parameters
@@ -173,7 +175,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
                 f"the publisher announces {welcome.ring_size} slots and subscriber bit {place.bit}; allowed are "
                 f"{MIN_RING} to {MAX_RING} slots and bits 1 to {MAX_SUBSCRIBERS}"
             )
-        shape, frame_bytes, uuid = _unpack_meta(welcome.meta)
+        layout, frame_bytes, uuid = _unpack_meta(welcome.meta)
         header = _open_header(connection)
         found = describe(header)
         pool = connection.descriptors[1].fileno() if len(connection.descriptors) > 1 else None
@@ -201,7 +203,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
             header,
             slots,
             connection,
-            FrameLayout(shape),
+            layout,
             ring=(place.bit, held, self.mode == "ordered", WAITS[self.wait], pins, wakes, strict),
             position=(last, known),
             stream=self._stream,
@@ -224,6 +226,15 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats]):
     def height(self) -> int:
         """Pixels."""
         return self._layout.shape.height
+
+    @property
+    def _presentation(self) -> Presentation:
+        return self._layout.presentation
+
+    @property
+    def frame_rate(self) -> Fraction | None:
+        """Nominal frames per second, as the publisher has said. None: not said."""
+        return self._presentation.frame_rate
 
     def next(self, timeout: float | None = None) -> Frame:
         """Take the next frame. Waits without the GIL.
@@ -438,16 +449,16 @@ def _warm_up(frame: Frame) -> None:
     _ = frame.pts_ns, time.monotonic_ns()
 
 
-def _unpack_meta(meta: bytes) -> tuple[FrameShape, int, bytes]:
-    """Geometry, bytes of a frame, and UUID of the GPU, from ``frame_meta``."""
-    code, width, height, pitch_y, pitch_uv, frame_bytes, uuid = describe_meta(meta)
+def _unpack_meta(meta: bytes) -> tuple[FrameLayout, int, bytes]:
+    """Geometry and looks, bytes of a frame, and UUID of the GPU, from ``frame_meta``."""
+    code, width, height, pitch_y, pitch_uv, frame_bytes, uuid, looks = describe_meta(meta)
     try:
         shape = FrameShape(pixel_format(code), width, height, pitch_y, pitch_uv)
     except ValueError as problem:
         raise ProtocolError(f"this library does not support the publisher's frames: {problem}") from None
     if shape.nbytes > frame_bytes:
         raise ProtocolError(f"the publisher's frames have {frame_bytes} bytes, but {shape} needs {shape.nbytes}")
-    return shape, frame_bytes, uuid
+    return FrameLayout(shape, Presentation.of_stored(looks)), frame_bytes, uuid
 
 
 def _open_header(connection: client.Connection) -> Mapping:

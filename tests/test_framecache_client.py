@@ -30,6 +30,13 @@ SLOT = {
     "last_frame_age_s": None,
     "writer_pid": None,
     "dropped_frames": 0,
+    "color_range": "tv",
+    "color_matrix": "bt709",
+    "color_primaries": None,
+    "color_transfer": None,
+    "sample_aspect_ratio": "64:45",
+    "field_order": None,
+    "rotation": 90,
 }
 
 
@@ -74,6 +81,13 @@ def http(body=b"", status=b"200 OK", length=None):
 
 def slots(**changes):
     return http(json.dumps([SLOT | changes]).encode())
+
+
+def test_an_older_service_does_not_say_what_pictures_look_like():
+    entry = {name: value for name, value in SLOT.items() if not name.startswith(("color", "sample", "field", "rotat"))}
+    with answering(http(json.dumps([entry]).encode())) as url:
+        (found,) = Client(url).list()
+    assert (found.color_range, found.sample_aspect_ratio, found.rotation) == (None, None, None)
 
 
 def test_a_list_as_the_service_sends_it():

@@ -17,7 +17,7 @@ PACKAGE = Path(cuframes.__file__).parent
 
 # From below. What is in one layer may import its neighbours, though not in a circle.
 LAYERS = [
-    ["_version", "errors", "formats", "rates", "codecs"],
+    ["_version", "errors", "formats", "rates", "color", "picturing", "codecs"],
     [
         "_shm",
         *(

@@ -33,7 +33,7 @@ TYPES = {
 SPLIT = {
     ("slot", "reserved_a"): ["pin_bitmap", "frame_no"],
     ("slot", "reserved_b"): ["published_ns", "base_offset", "reserved_b"],
-    ("frame_meta", "reserved"): ["device_uuid", "reserved"],
+    ("frame_meta", "reserved"): ["device_uuid", "presentation"],
     ("subscriber", "reserved"): ["received", "lost", "skipped", "held", "reserved"],
     ("frame_header", "reserved_a"): ["ext_flags"],
     ("frame_header", "reserved_b"): [
@@ -86,6 +86,16 @@ def test_additions_lie_where_other_programs_look_for_them():
     assert ROWS["cf_slot", "frame_no"] == (136, 8)
     assert ROWS["cf_slot", "published_ns"] == (144, 8)
     assert ROWS["cf_cache_header", "writer_pid"] == (152, 8)
+    assert ROWS["cf_frame_meta", "presentation"] == (48, 16)
+    assert ROWS["cf_cache_header", "presentation"] == (160, 16)
+    fields = ("range", "matrix", "primaries", "transfer", "field_order", "rotation")
+    assert [ROWS["cf_presentation", f] for f in fields] == [(at, 1) for at in range(6)]
+    assert [ROWS["cf_presentation", f] for f in ("aspect_num", "aspect_den", "rate_den", "rate_num")] == [
+        (6, 2),
+        (8, 2),
+        (10, 2),
+        (12, 4),
+    ]
     assert [ROWS["cf_subscriber", f][0] for f in ("received", "lost", "skipped", "held")] == [64, 72, 80, 88]
 
 

@@ -36,8 +36,10 @@ def describe(source: Mapping | bytes) -> dict[str, Any]:
 def meta_bytes(mapping: Mapping) -> bytes:
     """The bytes of ``frame_meta``, in the form in which the handshake sends them."""
 
-def describe_meta(meta: bytes) -> tuple[int, int, int, int, int, int, bytes]:
-    """(format, width, height, pitch_y, pitch_uv, bytes of a frame, UUID of the GPU) of ``frame_meta``, not checked."""
+def describe_meta(meta: bytes) -> tuple[int, int, int, int, int, int, bytes, tuple[int, ...]]:
+    """(format, width, height, pitch_y, pitch_uv, bytes of a frame, UUID of the GPU, values of the presentation) of
+    ``frame_meta``, not checked.
+    """
 
 def handles(mapping: Mapping, ring_size: int) -> list[tuple[bytes, int, bytes]]:
     """What a version 3 subscriber opens for each slot: (memory handle, offset in that memory, event handle).

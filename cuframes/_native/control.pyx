@@ -44,6 +44,21 @@ cdef cf_frame_header* header_of(Mapping mapping) except NULL:
     return <cf_frame_header*>mapping.address
 
 
+cdef int store_presentation(cf_presentation* to, tuple values) except -1:
+    """Store the values of a ``cuframes.color.Presentation``."""
+    cdef cf_presentation new
+    (new.range, new.matrix, new.primaries, new.transfer, new.field_order, new.rotation, new.aspect_num, new.aspect_den,
+     new.rate_den, new.rate_num) = values
+    to[0] = new
+    return 0
+
+
+cdef tuple presentation_values(const cf_presentation* found):
+    """The values that ``Presentation.of_stored`` takes. They are not checked."""
+    return (found.range, found.matrix, found.primaries, found.transfer, found.field_order, found.rotation,
+            found.aspect_num, found.aspect_den, found.rate_den, found.rate_num)
+
+
 def describe(source not None):
     """A snapshot of a control segment as a dict, for reports. Only reads the segment, and needs no place in the ring.
 
@@ -96,6 +111,7 @@ def describe(source not None):
         "pitch_y": h.meta.pitch_y,
         "pitch_uv": h.meta.pitch_uv,
         "frame_bytes": h.meta.frame_size_bytes,
+        "presentation": presentation_values(&h.meta.presentation),
         "device_uuid": bytes(h.meta.device_uuid[:sizeof(h.meta.device_uuid)]),
         "epoch": h.epoch,
         "global_seq": cf_load_acquire(&h.global_seq),
@@ -134,10 +150,13 @@ def meta_bytes(Mapping mapping not None):
 
 
 def describe_meta(bytes meta not None):
-    """(format, width, height, pitch_y, pitch_uv, bytes of a frame, UUID of the GPU) of ``frame_meta``, not checked."""
+    """(format, width, height, pitch_y, pitch_uv, bytes of a frame, UUID of the GPU, values of the presentation) of
+    ``frame_meta``, not checked.
+    """
     cdef cf_frame_meta m
     if len(meta) != sizeof(m):
         raise ProtocolError(f"frame_meta has {sizeof(m)} bytes, not {len(meta)}")
     memcpy(&m, <const char*>meta, sizeof(m))
     uuid = bytes(m.device_uuid[:sizeof(m.device_uuid)])
-    return m.format, m.width, m.height, m.pitch_y, m.pitch_uv, m.frame_size_bytes, uuid
+    looks = presentation_values(&m.presentation)
+    return m.format, m.width, m.height, m.pitch_y, m.pitch_uv, m.frame_size_bytes, uuid, looks

@@ -7,6 +7,8 @@ from cuframes._native.views cimport View
 cdef class FrameView(View):
     cdef FrameLayout layout
     cdef tuple cached_planes
+    cdef tuple full_shape(self)
+    cdef object packed(self)
 
     cdef int check_usable(self) except -1
 

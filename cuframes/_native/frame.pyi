@@ -1,10 +1,18 @@
 from collections.abc import Callable
+from fractions import Fraction
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy.typing
 
 from cuframes._core import FrameReader, FrameWriter
 from cuframes._native.layout import FrameLayout
 from cuframes._native.views import Plane, View
+from cuframes.color import Color
+
+if TYPE_CHECKING:
+    import av
+    import PIL.Image
 
 class FrameView(View):
     """A whole frame in a slot of the ring: the common part of :class:`Frame` and :class:`WritableFrame`."""
@@ -17,6 +25,18 @@ class FrameView(View):
     @property
     def height(self) -> int:
         """Pixels."""
+    @property
+    def color(self) -> Color:
+        """The samples' :class:`Color`: range, matrix, primaries and transfer, as far as the publisher has said them."""
+    @property
+    def sample_aspect_ratio(self) -> Fraction | None:
+        """Width of a sample to its height, a Fraction. None: not said, which players take for 1."""
+    @property
+    def field_order(self) -> str | None:
+        """``"progressive"``, or interlaced ``"tt"`` (top first), ``"bb"``, ``"tb"``, ``"bt"``. None: not said."""
+    @property
+    def rotation(self) -> int | None:
+        """Degrees (0, 90, 180, 270) by which the picture must be turned clockwise to be upright. None: not said."""
     @property
     def planes(self) -> tuple[Plane, ...]:
         """The planes as a tuple of :class:`Plane`, without a copy. Those of a frame that is being written are writable:
@@ -60,6 +80,55 @@ class Frame(FrameView):
         """Whether the slot still contains this frame. If the publisher honours pins, always true while the frame is
         held.
         """
+    def to_ndarray(
+        self, format: str = "rgb24", width: int | None = None, height: int | None = None
+    ) -> numpy.typing.NDArray[Any]:
+        """A copy of the picture as a NumPy array, in another pixel format or size.
+
+        The colours are right: the conversion uses the frame's :attr:`color`, and for what that leaves open what players
+        assume. FFmpeg converts, without the GIL. A frame on a GPU is copied to the host first. Needs PyAV.
+
+        Parameters
+        ----------
+        format : str
+            Any pixel format of ``cuframes.formats``: ``"rgb24"``, ``"bgr24"`` (OpenCV), ``"gray8"``, ``"rgbp"`` (planes
+            first), …
+        width, height : int, optional
+            Pixels; default: the frame's own. If only one is given, the other keeps the shape of the picture.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of uint8 (uint16 for more than 8 bits), shape (height, width, 3) for RGB; in general ``array_shape`` of
+            :class:`cuframes.formats.FrameShape`. It is the caller's own.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        ValueError
+            The format or the size is not possible, or the frame was released.
+        """
+    def to_image(self) -> PIL.Image.Image:
+        """A copy of the picture as a ``PIL.Image``: RGB, RGBA if the format has alpha, L if it is gray. Neither rotated
+        nor stretched: see :attr:`rotation` and :attr:`sample_aspect_ratio`. Needs PyAV and Pillow.
+
+        Raises
+        ------
+        ImportError
+            PyAV or Pillow is not installed.
+        """
+    def to_video_frame(self) -> av.VideoFrame:
+        """A copy as PyAV's ``VideoFrame``, in the same pixel format, with pts, time base and colour, for PyAV's filters
+        and encoders.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        """
+    def _repr_png_(self) -> bytes | None:
+        """The picture for notebooks, upright and at most 960 pixels wide; None if there is none to show."""
     def release(self, stream: Any = None) -> None:
         """Give the frame up, without blocking. Arrays made from it stay valid and keep its slot while they are alive.
 

@@ -2,19 +2,20 @@
 
 cimport cython
 from cpython.buffer cimport PyBuffer_Release
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uintptr_t
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
 from cuframes._native.cuda cimport Device, check_driver, stream_of
 from cuframes._native.frame_ring cimport cf_reader_valid
 from cuframes._native.device_source cimport device_source_of
 from cuframes._native.layout cimport MAX_PLANES, FrameLayout, Geometry
-from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, source_of
+from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, pts_of, source_of
 from cuframes._native.ring_end cimport is_inherited
 from cuframes._native.status cimport deadline_after, nanoseconds_of
 from cuframes._native.views cimport Plane, View
 
 from cuframes.errors import FrameDropped, Overwritten
+from cuframes.picturing import functions
 
 
 cdef int set_view(View view, FrameLayout layout, char* address, bint readonly, Owner owner) except -1:
@@ -54,6 +55,26 @@ cdef class FrameView(View):
         return self.layout.shape.height
 
     @property
+    def color(self):
+        """The samples' :class:`Color`: range, matrix, primaries and transfer, as far as the publisher has said them."""
+        return self.layout.presentation.color
+
+    @property
+    def sample_aspect_ratio(self):
+        """Width of a sample to its height, a Fraction. None: not said, which players take for 1."""
+        return self.layout.presentation.sample_aspect_ratio
+
+    @property
+    def field_order(self):
+        """``"progressive"``, or interlaced ``"tt"`` (top first), ``"bb"``, ``"tb"``, ``"bt"``. None: not said."""
+        return self.layout.presentation.field_order
+
+    @property
+    def rotation(self):
+        """Degrees (0, 90, 180, 270) by which the picture must be turned clockwise to be upright. None: not said."""
+        return self.layout.presentation.rotation
+
+    @property
     def planes(self):
         """The planes as a tuple of :class:`Plane`, without a copy. Those of a frame that is being written are writable:
         ``frame.planes[0][...] = luma``.
@@ -65,6 +86,23 @@ cdef class FrameView(View):
                 self.cached_planes = planes_of(self.layout, self.address, self.readonly, self.owner)
             planes = self.cached_planes
         return planes
+
+    cdef tuple full_shape(self):
+        return View.full_shape(self) if self.axes else self.layout.shape.array_shape
+
+    cdef object packed(self):
+        if self.axes:
+            return View.packed(self)
+        import numpy
+        cdef Geometry* g
+        cdef int i
+        array = numpy.empty(self.layout.shape.array_shape, self.dtype)
+        cdef uintptr_t target = array.ctypes.data
+        for i in range(self.layout.planes):
+            g = &self.layout.plane[i]
+            self.pack(<char*>target, self.address + g.offset, g.step[0], g.row_bytes, g.rows)
+            target += g.row_bytes * g.rows
+        return array
 
     cdef int check_usable(self) except -1:
         """Raise ValueError if the frame was released, or is not being written."""
@@ -124,6 +162,61 @@ cdef class Frame(FrameView):
         held.
         """
         return cf_reader_valid(&self.reader.ring, self.taken.slot, self.taken.seq)
+
+    def to_ndarray(self, format="rgb24", width=None, height=None):
+        """A copy of the picture as a NumPy array, in another pixel format or size.
+
+        The colours are right: the conversion uses the frame's :attr:`color`, and for what that leaves open what players
+        assume. FFmpeg converts, without the GIL. A frame on a GPU is copied to the host first. Needs PyAV.
+
+        Parameters
+        ----------
+        format : str
+            Any pixel format of ``cuframes.formats``: ``"rgb24"``, ``"bgr24"`` (OpenCV), ``"gray8"``, ``"rgbp"`` (planes
+            first), …
+        width, height : int, optional
+            Pixels; default: the frame's own. If only one is given, the other keeps the shape of the picture.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of uint8 (uint16 for more than 8 bits), shape (height, width, 3) for RGB; in general ``array_shape`` of
+            :class:`cuframes.formats.FrameShape`. It is the caller's own.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        ValueError
+            The format or the size is not possible, or the frame was released.
+        """
+        return functions().to_ndarray(self, format, width, height)
+
+    def to_image(self):
+        """A copy of the picture as a ``PIL.Image``: RGB, RGBA if the format has alpha, L if it is gray. Neither rotated
+        nor stretched: see :attr:`rotation` and :attr:`sample_aspect_ratio`. Needs PyAV and Pillow.
+
+        Raises
+        ------
+        ImportError
+            PyAV or Pillow is not installed.
+        """
+        return functions().to_image(self)
+
+    def to_video_frame(self):
+        """A copy as PyAV's ``VideoFrame``, in the same pixel format, with pts, time base and colour, for PyAV's filters
+        and encoders.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        """
+        return functions().to_video(self)
+
+    def _repr_png_(self):
+        """The picture for notebooks, upright and at most 960 pixels wide; None if there is none to show."""
+        return functions().preview(self)
 
     cdef int check_usable(self) except -1:
         if self.dropped:
@@ -405,6 +498,8 @@ cdef object publish_inside(FrameWriter writer, FrameLayout layout, object src, o
         return writer.commit(pts_ns, layout.nbytes, NULL)
     cdef void* handle = writer_stream(writer, stream)
     cdef Source source = find_source(writer, layout, handle, src)
+    if pts_ns is None:
+        pts_ns = pts_of(src)
     if pts_ns is not None:
         pts_ns = nanoseconds_of(pts_ns)
     writer.begin(timeout, -1, handle)

@@ -18,6 +18,7 @@ cdef struct Geometry:
 
 cdef class FrameLayout:
     cdef readonly object shape
+    cdef readonly object presentation
     cdef str format
     cdef int planes
     cdef int item_bytes

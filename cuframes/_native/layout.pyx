@@ -1,5 +1,7 @@
 """The memory layout of a frame's planes, for code that runs for every frame."""
 
+from cuframes.color import Presentation
+
 
 cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
     cdef int i
@@ -14,11 +16,14 @@ cdef int fill_geometry(Geometry* g, object plane, int item_bytes) except -1:
 
 
 cdef class FrameLayout:
-    """A :class:`cuframes.formats.FrameShape` as C fields, so that using it for every frame costs nothing."""
+    """A :class:`cuframes.formats.FrameShape` as C fields, so that using it for every frame costs nothing. With it goes
+    what the pictures look like.
+    """
 
-    def __cinit__(self, shape):
+    def __cinit__(self, shape, presentation=None):
         cdef int i
         self.shape = shape
+        self.presentation = Presentation() if presentation is None else presentation
         self.format = shape.format.name
         self.planes = len(shape.planes)
         self.item_bytes = shape.format.itemsize

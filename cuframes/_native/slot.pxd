@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from cuframes._native.layout cimport FrameLayout
 from cuframes._native.mapping cimport Mapping
 from cuframes._native.source cimport Rows
+from cuframes._shm cimport cf_presentation
 from cuframes._native.ring_end cimport Descriptor, ReaderEnd, RingEnd, cf_gate
 
 
@@ -29,6 +30,7 @@ cdef extern from "cuframes/shm.h" nogil:
         char[32] source_type
         char[64] slot_id
         uint64_t writer_pid
+        cf_presentation presentation
 
     ctypedef struct cf_semaphore:
         uint64_t data
@@ -116,7 +118,10 @@ cdef class CacheRing(ReaderEnd):
     cdef cf_cache_reader ring
     cdef Mapping mapping
     cdef FrameLayout layout
+    cdef cf_presentation seen  # from which `looks` was made
+    cdef object looks
 
+    cdef object looks_now(self)
     cdef SlotFrame take(self, int64_t deadline, bint copy, object out)
     cdef SlotFrame read(self, const cf_cache_frame* found, bint copy, object out)
     cdef int refuse(self, int status) except -1
@@ -130,6 +135,7 @@ cdef class SlotFrame:
     cdef readonly uint64_t dropped
     cdef bint newest
     cdef bint into  # data is the caller's buffer, of whatever shape
+    cdef object looks  # a Presentation
     cdef object array  # data as an array, once it was asked for
 
     cdef object as_array(self)

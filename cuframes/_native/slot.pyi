@@ -1,5 +1,6 @@
+from fractions import Fraction
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 from numpy.typing import NDArray
@@ -7,6 +8,11 @@ from numpy.typing import NDArray
 from cuframes._native.layout import FrameLayout
 from cuframes._native.mapping import Mapping
 from cuframes._native.ring_end import Descriptor, ReaderEnd, RingEnd
+from cuframes.color import Color, Presentation
+
+if TYPE_CHECKING:
+    import av
+    import PIL.Image
 
 MAGIC: int
 VERSION: int
@@ -99,6 +105,7 @@ class CacheWriter(RingEnd):
         """
     def drop(self, count: int) -> None:
         """Add to the count of frames that the source lost."""
+    presentation: Presentation
     @property
     def cursor(self) -> int:
         """Number that the next frame will have."""
@@ -169,6 +176,9 @@ class CacheRing(ReaderEnd):
     def check(self) -> tuple[bool, bool]:
         """(whether the slot still exists, whether a writer holds its lock)."""
     @property
+    def presentation(self) -> Presentation:
+        """What the slot says about its pictures."""
+    @property
     def abandoned(self) -> bool:
         """Whether the slot was removed. Some of its frames may not have been read yet."""
     @property
@@ -233,6 +243,18 @@ class SlotFrame:
     def height(self) -> int | None:
         """Pixels. None if the format is unknown."""
     @property
+    def color(self) -> Color:
+        """The samples' :class:`Color`: range, matrix, primaries and transfer, as far as the writer has said them."""
+    @property
+    def sample_aspect_ratio(self) -> Fraction | None:
+        """Width of a sample to its height, a Fraction. None: not said, which players take for 1."""
+    @property
+    def field_order(self) -> str | None:
+        """``"progressive"``, or interlaced ``"tt"`` (top first), ``"bb"``, ``"tb"``, ``"bt"``. None: not said."""
+    @property
+    def rotation(self) -> int | None:
+        """Degrees (0, 90, 180, 270) by which the picture must be turned clockwise to be upright. None: not said."""
+    @property
     def planes(self) -> tuple[NDArray[Any], ...]:
         """The planes of the picture as a tuple of arrays over :attr:`data`, without a copy.
 
@@ -244,6 +266,58 @@ class SlotFrame:
     @property
     def valid(self) -> bool:
         """Whether everything read from :attr:`data` so far belongs to this frame. Always true for a copy."""
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the frame as an array."""
+    def tobytes(self) -> bytes:
+        """The frame's bytes, copied."""
+    def to_ndarray(self, format: str = "rgb24", width: int | None = None, height: int | None = None) -> NDArray[Any]:
+        """A copy of the picture as a NumPy array, in another pixel format or size.
+
+        The colours are right: the conversion uses the frame's :attr:`color`, and for what that leaves open what players
+        assume. FFmpeg converts, without the GIL. Needs PyAV.
+
+        Parameters
+        ----------
+        format : str
+            Any pixel format of ``cuframes.formats``: ``"rgb24"``, ``"bgr24"`` (OpenCV), ``"gray8"``, ``"rgbp"`` (planes
+            first), …
+        width, height : int, optional
+            Pixels; default: the frame's own. If only one is given, the other keeps the shape of the picture.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of uint8 (uint16 for more than 8 bits), shape (height, width, 3) for RGB; in general ``array_shape`` of
+            :class:`cuframes.formats.FrameShape`. It is the caller's own.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        ValueError
+            The format or the size is not possible, or the frame is not a whole picture of a known format.
+        """
+    def to_image(self) -> PIL.Image.Image:
+        """A copy of the picture as a ``PIL.Image``: RGB, RGBA if the format has alpha, L if it is gray. Neither rotated
+        nor stretched: see :attr:`rotation` and :attr:`sample_aspect_ratio`. Needs PyAV and Pillow.
+
+        Raises
+        ------
+        ImportError
+            PyAV or Pillow is not installed.
+        """
+    def to_video_frame(self) -> av.VideoFrame:
+        """A copy as PyAV's ``VideoFrame``, in the same pixel format, with pts, time base and colour, for PyAV's filters
+        and encoders.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        """
+    def _repr_png_(self) -> bytes | None:
+        """The picture for notebooks, upright and at most 960 pixels wide; None if there is none to show."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -9,13 +9,15 @@ from cpython.buffer cimport PyObject_GetBuffer
 from cpython.number cimport PyNumber_Index
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 from posix.fcntl cimport O_CREAT, O_EXCL
 
+from cuframes._native.control cimport presentation_values, store_presentation
 from cuframes._native.layout cimport MAX_PLANES, FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
-from cuframes._shm cimport cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_now_ns
+from cuframes._shm cimport cf_presentation, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_now_ns
 from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_short_frame
-from cuframes._native.source cimport plain_rows, source_of
+from cuframes._native.source cimport plain_rows, pts_of, source_of
 from cuframes._native.ring_end cimport Descriptor, ReaderEnd, RingEnd, cf_gate_is_shut
 from cuframes._native.status cimport *
 
@@ -25,7 +27,9 @@ import time
 
 import numpy
 
+from cuframes.color import Presentation
 from cuframes.errors import Disconnected, ProtocolError, printable, refusal
+from cuframes.picturing import functions
 
 
 log = logging.getLogger("cuframes")
@@ -155,6 +159,7 @@ def describe_slot(Mapping mapping not None):
         "dropped_frames": cf_load_acquire(&(<cf_cache_header*>mapping.address).dropped_frames),
         "source_type": printable(source_type.split(b"\0")[0].decode("utf-8", "replace")),
         "writer_pid": cf_load_acquire(&(<cf_cache_header*>mapping.address).writer_pid),
+        "presentation": presentation_values(&h.presentation),
     }
 
 
@@ -299,6 +304,9 @@ cdef class CacheWriter(RingEnd):
             finally:
                 PyBuffer_Release(&buffer)
         source = source_of(self.layout, src)
+        if pts_us is None:
+            pts_ns = pts_of(src)
+            pts_us = None if pts_ns is None else max(0, pts_ns) // 1000
         return self.write_rows(source.rows, pts_us, wall_us)
 
     cdef object write_rows(self, const Rows* rows, object pts_us, object wall_us):
@@ -337,6 +345,25 @@ cdef class CacheWriter(RingEnd):
         """Add to the count of frames that the source lost."""
         self.enter()
         cf_cache_drop(&self.ring, count)
+        self.leave()
+        check_whole(self.mapping.cut)
+
+    @property
+    def presentation(self):
+        """What the slot says about its pictures. Readers see a new value with the next frame."""
+        cdef cf_presentation copy
+        self.enter()
+        cf_copy_racing(<char*>&copy, <char*>&(<cf_cache_header*>self.mapping.address).presentation, sizeof(copy))
+        self.leave()
+        check_whole(self.mapping.cut)
+        return Presentation.of_stored(presentation_values(&copy))
+
+    @presentation.setter
+    def presentation(self, looks):
+        cdef cf_presentation new
+        store_presentation(&new, looks.stored)
+        self.enter()
+        cf_copy_racing(<char*>&(<cf_cache_header*>self.mapping.address).presentation, <char*>&new, sizeof(new))
         self.leave()
         check_whole(self.mapping.cut)
 
@@ -518,6 +545,24 @@ cdef class CacheRing(ReaderEnd):
         """Set how the pixels of a whole frame lie in memory. None: frames are plain bytes."""
         self.layout = layout
 
+    cdef object looks_now(self):
+        """What the slot says about its pictures, now: the next writer may say something else."""
+        cdef cf_presentation now
+        cf_copy_racing(<char*>&now, <char*>&(<cf_cache_header*>self.mapping.address).presentation, sizeof(now))
+        if self.looks is None or memcmp(&now, &self.seen, sizeof(now)):
+            self.seen = now
+            self.looks = Presentation.of_stored(presentation_values(&now))
+        return self.looks
+
+    @property
+    def presentation(self):
+        """What the slot says about its pictures."""
+        self.enter()
+        try:
+            return self.looks_now()
+        finally:
+            self.leave()
+
     cdef SlotFrame take(self, int64_t deadline, bint copy, object out):
         """The next frame. Waits for it without the GIL."""
         cdef cf_cache_frame found
@@ -566,6 +611,7 @@ cdef class CacheRing(ReaderEnd):
         cdef bint whole
         whole_frame = self.layout is not None and size == self.layout.tight_bytes
         frame.layout = self.layout
+        frame.looks = self.looks_now()
         if not copy:
             frame.ring = self
             flat = Borrowed_make(self, found.pixels, size, True)
@@ -720,6 +766,26 @@ cdef class SlotFrame:
         return None if self.layout is None else self.layout.shape.height
 
     @property
+    def color(self):
+        """The samples' :class:`Color`: range, matrix, primaries and transfer, as far as the writer has said them."""
+        return self.looks.color
+
+    @property
+    def sample_aspect_ratio(self):
+        """Width of a sample to its height, a Fraction. None: not said, which players take for 1."""
+        return self.looks.sample_aspect_ratio
+
+    @property
+    def field_order(self):
+        """``"progressive"``, or interlaced ``"tt"`` (top first), ``"bb"``, ``"tb"``, ``"bt"``. None: not said."""
+        return self.looks.field_order
+
+    @property
+    def rotation(self):
+        """Degrees (0, 90, 180, 270) by which the picture must be turned clockwise to be upright. None: not said."""
+        return self.looks.rotation
+
+    @property
     def planes(self):
         """The planes of the picture as a tuple of arrays over :attr:`data`, without a copy.
 
@@ -734,6 +800,70 @@ cdef class SlotFrame:
     def valid(self):
         """Whether everything read from :attr:`data` so far belongs to this frame. Always true for a copy."""
         return self.ring is None or cf_cache_whole(&self.ring.ring, self.found.seq)
+
+    @property
+    def ndim(self):
+        """Number of axes of the frame as an array."""
+        return self.as_array().ndim
+
+    def tobytes(self):
+        """The frame's bytes, copied."""
+        return self.as_array().tobytes()
+
+    def to_ndarray(self, format="rgb24", width=None, height=None):
+        """A copy of the picture as a NumPy array, in another pixel format or size.
+
+        The colours are right: the conversion uses the frame's :attr:`color`, and for what that leaves open what players
+        assume. FFmpeg converts, without the GIL. Needs PyAV.
+
+        Parameters
+        ----------
+        format : str
+            Any pixel format of ``cuframes.formats``: ``"rgb24"``, ``"bgr24"`` (OpenCV), ``"gray8"``, ``"rgbp"`` (planes
+            first), …
+        width, height : int, optional
+            Pixels; default: the frame's own. If only one is given, the other keeps the shape of the picture.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of uint8 (uint16 for more than 8 bits), shape (height, width, 3) for RGB; in general ``array_shape`` of
+            :class:`cuframes.formats.FrameShape`. It is the caller's own.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        ValueError
+            The format or the size is not possible, or the frame is not a whole picture of a known format.
+        """
+        return functions().to_ndarray(self, format, width, height)
+
+    def to_image(self):
+        """A copy of the picture as a ``PIL.Image``: RGB, RGBA if the format has alpha, L if it is gray. Neither rotated
+        nor stretched: see :attr:`rotation` and :attr:`sample_aspect_ratio`. Needs PyAV and Pillow.
+
+        Raises
+        ------
+        ImportError
+            PyAV or Pillow is not installed.
+        """
+        return functions().to_image(self)
+
+    def to_video_frame(self):
+        """A copy as PyAV's ``VideoFrame``, in the same pixel format, with pts, time base and colour, for PyAV's filters
+        and encoders.
+
+        Raises
+        ------
+        ImportError
+            PyAV is not installed.
+        """
+        return functions().to_video(self)
+
+    def _repr_png_(self):
+        """The picture for notebooks, upright and at most 960 pixels wide; None if there is none to show."""
+        return functions().preview(self)
 
     cdef object as_array(self):
         """:attr:`data` as an array of the frame's shape: `out` may be any buffer of so many bytes."""
@@ -755,7 +885,7 @@ cdef class SlotFrame:
             raise refusal(self, "read it with copy=True, or copy its data and then check valid")
         shape = None if self.layout is None else self.layout.shape
         return _slot_frame, (
-            self.seq, self.pts_us, self.wall_us, self.as_array(), self.dropped, shape, self.newest)
+            self.seq, self.pts_us, self.wall_us, self.as_array(), self.dropped, shape, self.newest, self.looks)
 
     def __array__(self, dtype=None, copy=None):
         if copy is None:  # NumPy 1 does not have this argument
@@ -781,7 +911,7 @@ cdef class SlotFrame:
                 f"{f', {self.dropped} dropped before it' if self.dropped else ''}>")
 
 
-def _slot_frame(seq, pts_us, wall_us, data, dropped, shape, newest):
+def _slot_frame(seq, pts_us, wall_us, data, dropped, shape, newest, looks):
     """A frame from its parts, for unpickling."""
     cdef SlotFrame frame = SlotFrame.__new__(SlotFrame)
     frame.found.seq = seq
@@ -790,6 +920,7 @@ def _slot_frame(seq, pts_us, wall_us, data, dropped, shape, newest):
     frame.found.size = data.nbytes
     frame.data = data
     frame.newest = newest
+    frame.looks = looks
     frame.dropped = dropped
     frame.layout = None if shape is None else FrameLayout(shape)
     return frame

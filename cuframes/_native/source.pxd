@@ -66,4 +66,5 @@ cdef wrong_sample(FrameLayout layout, str found)
 cdef bint is_short_frame(object src, Py_ssize_t frame_bytes) except -1
 cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1
 cdef Source source_of(FrameLayout layout, object src)
+cdef object pts_of(object src)
 cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept

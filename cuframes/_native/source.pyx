@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uintptr_t
 from cuframes._native.layout cimport FrameLayout, Geometry, cf_copier
 from cuframes._shm cimport cf_now_ns
 
+from cuframes.codecs import nanoseconds
 from cuframes.formats import ALIASES
 
 
@@ -453,6 +454,17 @@ cdef Source source_of(FrameLayout layout, object src):
     source.layout = layout
     source.read(src)
     return source
+
+
+cdef object pts_of(object src):
+    """Presentation time in nanoseconds of a frame, one of ours or PyAV's; None if it has none."""
+    if not (hasattr(src, "planes") and hasattr(src, "format")):
+        return None
+    if hasattr(src, "pts_ns"):
+        pts_ns = src.pts_ns
+    else:
+        pts_ns = nanoseconds(getattr(src, "pts", None), getattr(src, "time_base", None))
+    return pts_ns if pts_ns is not None and -2**63 <= pts_ns < 2**63 else None
 
 
 cdef void copy_planes(FrameLayout layout, const Rows* rows, char* target) noexcept nogil:

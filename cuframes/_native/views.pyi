@@ -17,8 +17,13 @@ class View:
     def shape(self) -> tuple[int, ...]:
         """Elements along each axis: (rows, columns) or (rows, columns, components)."""
     @property
+    def ndim(self) -> int:
+        """Number of axes."""
+    @property
     def strides(self) -> tuple[int, ...]:
-        """Bytes from one element to the next along each axis. The first one is the pitch."""
+        """Bytes from one element to the next along each axis. The first one is the pitch. Empty if the frame's planes
+        do not lie in memory as one array.
+        """
     @property
     def dtype(self) -> str:
         """NumPy's name for the element type: ``"uint8"`` or ``"uint16"``."""
@@ -30,8 +35,12 @@ class View:
         """``"cpu"`` or ``"cuda:N"``, where N is the number of the GPU in this process."""
     def is_contiguous(self) -> bool:
         """Whether the rows are contiguous, without padding."""
+    def tobytes(self) -> bytes:
+        """The samples without padding, copied, in the order of :meth:`copy_to_host`."""
     def copy_to_host(self) -> numpy.typing.NDArray[Any]:
-        """A copy as a NumPy array, for host and GPU memory alike. For a frame on a GPU, waits for the copy."""
+        """A copy as a NumPy array without padding, in the frame's :attr:`shape`, for host and GPU memory alike and for
+        every width. For a frame on a GPU, waits for the copy.
+        """
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
     @property

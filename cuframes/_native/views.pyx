@@ -16,7 +16,7 @@ from libc.stdlib cimport free, malloc
 from cuframes._core cimport Owner
 from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
 from cuframes._native.dlpack cimport *
-from cuframes._native.source cimport check_unmasked
+from cuframes._native.source cimport cf_copy_rows, check_unmasked
 
 from numbers import Integral
 
@@ -87,12 +87,12 @@ cdef class View:
     any such array is alive.
     """
 
-    cdef int set(self, char* address, int ndim, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
+    cdef int set(self, char* address, int axes, const Py_ssize_t* extent, const Py_ssize_t* step, int item_bytes,
                  bint readonly, Owner owner) except -1:
         cdef int i
         self.address = address
-        self.ndim = ndim
-        for i in range(ndim):
+        self.axes = axes
+        for i in range(axes):
             self.extent[i] = extent[i]
             self.step[i] = step[i]
         self.item_bytes = item_bytes
@@ -116,9 +116,14 @@ cdef class View:
 
     cdef Owner share(self):
         """The owner, as a reference for an export. Safe against another thread that drops the view meanwhile."""
+        self.check_exportable()
+        return self.share_held()
+
+    cdef Owner share_held(self):
+        """The same, also for a frame whose planes are not one array."""
         cdef Owner owner
         with cython.critical_section(self):
-            self.check_exportable()
+            self.check_held()
             owner = self.owner
         return owner
 
@@ -131,9 +136,9 @@ cdef class View:
 
     cdef Py_ssize_t size(self) noexcept:
         """Total bytes of the elements."""
-        cdef Py_ssize_t total = self.item_bytes if self.ndim else 0
+        cdef Py_ssize_t total = self.item_bytes if self.axes else 0
         cdef int i
-        for i in range(self.ndim):
+        for i in range(self.axes):
             total *= self.extent[i]
         return total
 
@@ -141,18 +146,23 @@ cdef class View:
         """Whether the elements lie without gaps: in C order, or in Fortran order if `fortran`."""
         cdef Py_ssize_t expected = self.item_bytes
         cdef int i, axis
-        for i in range(self.ndim):
-            axis = i if fortran else self.ndim - 1 - i
+        for i in range(self.axes):
+            axis = i if fortran else self.axes - 1 - i
             if self.step[axis] != expected and self.extent[axis] != 1:
                 return False
             expected *= self.extent[axis]
         return True
 
-    cdef int check_exportable(self) except -1:
+    cdef int check_held(self) except -1:
         if self.dropped:
             raise ValueError("the frame was released; take views before the release, or keep the frame")
-        if self.ndim == 0:
-            raise BufferError("the planes of this frame do not form one array; use frame.planes")
+        return 0
+
+    cdef int check_exportable(self) except -1:
+        self.check_held()
+        if self.axes == 0:
+            raise BufferError("at this width the frame has padding between its planes, so its memory is not one array; "
+                              "use frame.planes, or a copy: frame.to_ndarray(), frame.copy_to_host()")
         return 0
 
     cdef int check_host(self, object error) except -1:
@@ -164,12 +174,19 @@ cdef class View:
     @property
     def shape(self):
         """Elements along each axis: (rows, columns) or (rows, columns, components)."""
-        return tuple([self.extent[i] for i in range(self.ndim)])
+        return self.full_shape()
+
+    @property
+    def ndim(self):
+        """Number of axes."""
+        return len(self.full_shape())
 
     @property
     def strides(self):
-        """Bytes from one element to the next along each axis. The first one is the pitch."""
-        return tuple([self.step[i] for i in range(self.ndim)])
+        """Bytes from one element to the next along each axis. The first one is the pitch. Empty if the frame's planes
+        do not lie in memory as one array.
+        """
+        return tuple([self.step[i] for i in range(self.axes)])
 
     @property
     def dtype(self):
@@ -179,7 +196,10 @@ cdef class View:
     @property
     def nbytes(self):
         """Total bytes of the elements, without the padding of rows."""
-        return self.size()
+        total = self.item_bytes
+        for extent in self.full_shape():
+            total *= extent
+        return total
 
     @property
     def device(self):
@@ -198,6 +218,8 @@ cdef class View:
     @property
     def __array_interface__(self):
         self.check_host(AttributeError)
+        if self.axes == 0 and not self.dropped:
+            raise AttributeError("the planes of this frame are not one array; numpy.asarray(frame) is a copy")
         self.lend()
         return self._interface()
 
@@ -216,12 +238,22 @@ cdef class View:
     def __array__(self, dtype=None, copy=None):
         import numpy
         self.check_host(TypeError)
-        return numpy.array(memoryview(self), dtype=dtype, copy=copy)
+        if self.axes or not self.readonly:
+            return numpy.array(memoryview(self), dtype=dtype, copy=copy)
+        if copy is False:
+            raise ValueError("at this width the frame has padding between its planes, so an array of it is a copy; "
+                             "leave copy=False out, or use frame.planes or frame.to_ndarray()")
+        return numpy.asarray(self.packed(), dtype)
 
-    def __getitem__(self, index):
+    cdef object as_array(self):
+        """As ``numpy.asarray`` makes it."""
         import numpy
         self.check_host(TypeError)
-        return numpy.asarray(memoryview(self))[index]
+        # To write to a copy would be in vain, so that what is writable is never copied.
+        return numpy.asarray(memoryview(self)) if self.axes or not self.readonly else self.packed()
+
+    def __getitem__(self, index):
+        return self.as_array()[index]
 
     def __setitem__(self, index, value):
         import numpy
@@ -234,8 +266,8 @@ cdef class View:
         return True
 
     def __len__(self):
-        self.check_exportable()
-        return self.extent[0]
+        self.check_held()
+        return self.full_shape()[0]
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         self.check_host(BufferError)
@@ -257,7 +289,7 @@ cdef class View:
         buffer.len = self.size()
         buffer.itemsize = self.item_bytes
         buffer.readonly = self.readonly
-        buffer.ndim = self.ndim if flags & PyBUF_ND else 0  # like NumPy: no dimensions without a shape
+        buffer.ndim = self.axes if flags & PyBUF_ND else 0  # like NumPy: no dimensions without a shape
         buffer.format = NULL
         if flags & PyBUF_FORMAT:
             buffer.format = FORMAT_U8 if self.item_bytes == 1 else FORMAT_U16
@@ -274,32 +306,53 @@ cdef class View:
 
     def is_contiguous(self):
         """Whether the rows are contiguous, without padding."""
-        return self.dense(False)
+        return self.axes > 0 and self.dense(False)
 
     def copy_to_host(self):
-        """A copy as a NumPy array, for host and GPU memory alike. For a frame on a GPU, waits for the copy."""
+        """A copy as a NumPy array without padding, in the frame's :attr:`shape`, for host and GPU memory alike and for
+        every width. For a frame on a GPU, waits for the copy.
+        """
+        self.check_held()
+        return self.packed()
+
+    def tobytes(self):
+        """The samples without padding, copied, in the order of :meth:`copy_to_host`."""
+        return self.copy_to_host().tobytes()
+
+    cdef tuple full_shape(self):
+        return tuple([self.extent[i] for i in range(self.axes)])
+
+    cdef object packed(self):
+        """A copy without padding, as a NumPy array in host memory."""
         import numpy
-        self.check_exportable()
         if self.gpu is None:
             return numpy.array(memoryview(self))
         cdef Py_ssize_t rows = self.extent[0], pitch = self.step[0]
-        if self.ndim == 3 and self.step[1] != self.extent[2] * self.item_bytes:
+        if self.axes == 3 and self.step[1] != self.extent[2] * self.item_bytes:
             rows, pitch = rows * self.extent[1], self.step[1]  # three planes below one another, with padded rows
-        array = numpy.empty(self.shape, self.dtype)
+        array = numpy.empty(self.full_shape(), self.dtype)
         cdef uintptr_t target = array.ctypes.data
-        cdef Py_ssize_t row_bytes = self.size() // rows
-        cdef void* stream = <void*>CF_CUDA_STREAM_LEGACY
-        cdef Owner owner = self.share()
-        cdef int result
-        owner.use(stream)
-        with nogil:  # the driver may return only when the copy is done
-            result = self.gpu.copy(<char*>target, row_bytes, False, self.address, pitch, True, row_bytes, rows, stream)
-        check_driver(result, "copying the frame to the host failed")
-        self.gpu.synchronize_stream(<uintptr_t>stream)
+        self.pack(<char*>target, self.address, pitch, self.size() // rows, rows)
         return array
 
+    cdef int pack(self, char* target, char* source, Py_ssize_t pitch, Py_ssize_t row_bytes, Py_ssize_t rows) except -1:
+        """Copy rows to host memory, without their padding."""
+        cdef void* stream = <void*>CF_CUDA_STREAM_LEGACY
+        cdef Owner owner = self.share_held()
+        cdef int result
+        if self.gpu is None:
+            with nogil:
+                cf_copy_rows(target, row_bytes, source, pitch, row_bytes, rows, False)
+            return 0
+        owner.use(stream)
+        with nogil:  # the driver may return only when the copy is done
+            result = self.gpu.copy(target, row_bytes, False, source, pitch, True, row_bytes, rows, stream)
+        check_driver(result, "copying the frame to the host failed")
+        self.gpu.synchronize_stream(<uintptr_t>stream)
+        return 0
+
     def __reduce__(self):
-        copy = "copy_to_host()" if self.gpu is not None else "numpy.array(it)" if self.ndim else "numpy.array(plane)"
+        copy = "copy_to_host()" if self.gpu is not None else "numpy.array(it)"
         raise refusal(self, f"open cuframes.Subscriber(key) in the other process, or send a copy: {copy}")
 
     def __dlpack_device__(self):
@@ -349,14 +402,14 @@ cdef class View:
         tensor.data = self.address
         tensor.device.device_type = device[0]
         tensor.device.device_id = device[1]
-        tensor.ndim = self.ndim
+        tensor.ndim = self.axes
         tensor.type_code = 1
         tensor.type_bits = 8 * self.item_bytes
         tensor.type_lanes = 1
         tensor.shape = export.shape
         tensor.strides = export.strides
         tensor.byte_offset = 0
-        for i in range(self.ndim):
+        for i in range(self.axes):
             export.shape[i] = self.extent[i]
             export.strides[i] = self.step[i] // self.item_bytes
         try:

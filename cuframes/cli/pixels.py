@@ -1,4 +1,4 @@
-"""Pixels for the commands: convert with PyAV, save a picture, stamp a number into a frame and read it back."""
+"""Pixels for the commands: save a picture, stamp a number into a frame and read it back."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from cuframes.formats import FrameShape, pixel_format
-from cuframes.media.pictures import encode, ffmpeg_format, reformat, rows, to_video
+from cuframes.media.pictures import convert, picture, rows
 from cuframes.memory.driver import upload_columns
 
 __all__ = ["check_stampable", "convert", "read_stamp", "save_picture", "stamp"]
@@ -14,18 +14,8 @@ __all__ = ["check_stampable", "convert", "read_stamp", "save_picture", "stamp"]
 STAMP_BYTES = 8
 
 
-def convert(frame: Any, width: int, height: int, format: str) -> Any:
-    """Convert a decoded frame to a size and a format that ``Publisher.publish`` takes."""
-    wanted = ffmpeg_format(format)
-    if frame.format.name == "cuda":  # the GPU decodes only when nothing needs converting
-        return frame
-    if (frame.format.name, frame.width, frame.height) != (wanted, width, height):
-        frame = reformat(frame, width, height, wanted)
-    return encode(frame, "v210") if pixel_format(format).name == "v210" else frame
-
-
 def save_picture(frame: Any, path: Path) -> None:
-    """Save a frame as PNG or JPEG, by the name's suffix.
+    """Save a frame as PNG or JPEG, upright, by the name's suffix.
 
     Raises
     ------
@@ -35,7 +25,7 @@ def save_picture(frame: Any, path: Path) -> None:
     kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"a picture must be a .png or .jpg file, not {path.name!r}")
-    path.write_bytes(encode(to_video(frame), kind))
+    path.write_bytes(picture(frame, kind))
 
 
 def check_stampable(format: str, width: int, height: int) -> None:

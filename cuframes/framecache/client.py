@@ -149,6 +149,7 @@ class Client:
         """Make a slot from an answer. Every value's type is checked here, so that no later code has to."""
         if not isinstance(entry, dict):
             raise self._stranger("a slot in its answer is not a JSON object")
+        entry = SlotInfo._field_defaults | entry  # an older service does not say what pictures look like
         for name, kinds in TYPES.items():
             value = entry.get(name, ())
             fits = isinstance(value, kinds) and not isinstance(value, bool)
@@ -189,7 +190,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(SlotInfo._fields, (int,)),
     **dict.fromkeys(("slot_id", "pixel_format", "source_type"), (str,)),
     **dict.fromkeys(("fps", "last_frame_age_s"), (int, float, type(None))),
-    "writer_pid": (int, type(None)),
+    **dict.fromkeys(SlotInfo._field_defaults, (str, type(None))),
+    **dict.fromkeys(("writer_pid", "rotation"), (int, type(None))),
 }
 
 

@@ -4,6 +4,7 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 from cuframes._native.slot import START_LATEST, START_NEXT, START_OLDEST, CacheRing, SlotFrame
+from cuframes.color import Presentation, Presented
 from cuframes.errors import ProtocolError
 from cuframes.framecache.parameters import check_slot_id
 from cuframes.framecache.slots import SlotInfo, attach, info
@@ -55,7 +56,7 @@ class SlotReaderStats(NamedTuple):
         return SlotReaderStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
+class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats], Presented):
     """Reads the frames of a slot at its own pace.
 
     Parameters
@@ -176,6 +177,10 @@ class SlotReader(WatchedReceiver[SlotFrame, CacheRing, SlotReaderStats]):
 
     def _take(self, ring: CacheRing, timeout: float | None) -> SlotFrame:
         return ring.next(timeout, True, None)
+
+    @property
+    def _presentation(self) -> Presentation:
+        return self._joined().presentation
 
     def info(self) -> SlotInfo:
         """State of the slot now: frames written, measured rate, writer."""

@@ -28,6 +28,7 @@ from cuframes._native.slot import (
     format_slot,
     measure_slot,
 )
+from cuframes.color import Presentation
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedMemory, ProtocolError
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, SlotParameters, check_slot_id, is_slot_id
@@ -91,6 +92,10 @@ class SlotInfo(NamedTuple):
         program that does not use the lock may be writing all the same: look at ``last_frame_age_s``.)
     dropped_frames : int
         Frames that the source lost, as counted by the writer.
+    color_range, color_matrix, color_primaries, color_transfer, sample_aspect_ratio, field_order : str or None
+    rotation : int or None
+        What the pictures look like, as far as a writer has said it; see :class:`SlotFrame`. The aspect ratio is like
+        ``"64:45"``.
     """
 
     slot_id: str
@@ -108,6 +113,13 @@ class SlotInfo(NamedTuple):
     last_frame_age_s: float | None
     writer_pid: int | None
     dropped_frames: int
+    color_range: str | None = None
+    color_matrix: str | None = None
+    color_primaries: str | None = None
+    color_transfer: str | None = None
+    sample_aspect_ratio: str | None = None
+    field_order: str | None = None
+    rotation: int | None = None
 
     @property
     def parameters(self) -> SlotParameters:
@@ -250,6 +262,11 @@ def info(slot_id: str, ring: CacheRing) -> SlotInfo:
     header = ring.describe() | {"slot_id": slot_id}
     code = header.pop("pixel_format")
     writer_pid = header.pop("writer_pid")
+    looks = Presentation.of_stored(header.pop("presentation"))
+    header |= {f"color_{part}": value for part, value in looks.color._asdict().items()}
+    aspect = looks.sample_aspect_ratio
+    header["sample_aspect_ratio"] = None if aspect is None else f"{aspect.numerator}:{aspect.denominator}"
+    header["field_order"], header["rotation"] = looks.field_order, looks.rotation
     header["pixel_format"] = NAMES.get(code, f"unknown ({code})")
     header["writer_pid"] = writer_pid if ring.check()[1] else None
     header["fps"], header["last_frame_age_s"] = _measured(ring, header)

@@ -4,11 +4,13 @@ import contextlib
 import logging
 import os
 import time
+from fractions import Fraction
 from typing import Any
 
 from cuframes._native.mapping import Mapping
 from cuframes._native.ring_end import Descriptor
 from cuframes._native.slot import SEMAPHORE_BYTES, CacheWriter, WritableSlotFrame
+from cuframes.color import Color, ColorLike, Presentation, Presented, presentation
 from cuframes.errors import AlreadyExists, CuframesError, NotFound, ProtocolError
 from cuframes.formats import pixel_format, whole_number
 from cuframes.framecache.parameters import SlotParameters, check_slot_id
@@ -45,7 +47,7 @@ def _map(file: Descriptor, size: int, *, populate: bool = False) -> Mapping:
         return Mapping(file.fileno(), size, writable=True, populate=populate)
 
 
-class SlotWriter(lifetime.Closing):
+class SlotWriter(lifetime.Closing, Presented):
     """Writes the frames of a slot. A slot has one writer at a time.
 
     Parameters
@@ -56,6 +58,9 @@ class SlotWriter(lifetime.Closing):
     format, fps, ring_depth, source_type, group : optional
         See :func:`create_slot`, also for the defaults. If the slot does not exist, it is created. If it exists, writing
         continues after its last frame, and the parameters given here must be those that it was created with.
+    color, sample_aspect_ratio, field_order, rotation : optional
+        What the pictures look like; see :class:`cuframes.Publisher`. Readers see it as attributes of their frames. What
+        is left out stays as the writer before has said it.
 
     Raises
     ------
@@ -92,11 +97,16 @@ class SlotWriter(lifetime.Closing):
         ring_depth: int | None = None,
         source_type: str | None = None,
         group: str | int | None = None,
+        color: ColorLike | None = None,
+        sample_aspect_ratio: Fraction | tuple[int, int] | str | int | None = None,
+        field_order: str | int | None = None,
+        rotation: int | None = None,
     ) -> None:
         self.slot_id = check_slot_id(slot_id)
         if (width is None) != (height is None):
             raise ValueError("give both width and height, or neither to write a slot that exists")
         per_second = None if fps is None else rate(fps)
+        looks = presentation(color, sample_aspect_ratio, field_order, rotation, format=format or "")
         given: dict[str, Any] = {
             "width": width,
             "height": height,
@@ -117,6 +127,9 @@ class SlotWriter(lifetime.Closing):
                 undo.enter_context(made)
                 undo.callback(discard, slot_id, made.fileno())
             self._open(given, made, undo)
+            said = {name: value for name, value in looks._asdict().items() if value not in (None, Color())}
+            if said:
+                self._writer.presentation = self._writer.presentation._replace(**said)
             self._closed = self._over = False
             undo.pop_all()
         lifetime.register(self)
@@ -240,6 +253,10 @@ class SlotWriter(lifetime.Closing):
             raise ValueError("the writer is closed")
         self._look()
         return WritableSlotFrame(self._writer)
+
+    @property
+    def _presentation(self) -> Presentation:
+        return self._writer.presentation
 
     def drop(self, count: int = 1) -> None:
         """Add `count` to the slot's ``dropped_frames``: frames that the source lost before they reached the writer."""

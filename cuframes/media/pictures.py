@@ -1,6 +1,5 @@
-"""Frames as pictures, through PyAV: FFmpeg's names of the pixel formats, PyAV's frames, PNG, JPEG and v210."""
+"""Frames as pictures, through PyAV: as arrays, images, PyAV's frames, PNG, JPEG and v210; and PyAV's as ours."""
 
-import functools
 from fractions import Fraction
 from typing import Any
 
@@ -8,52 +7,35 @@ import av
 import numpy
 from numpy.lib.stride_tricks import as_strided
 
-from cuframes.formats import FULL_RANGE, pixel_format
+from cuframes.color import Color, is_gray, presentation
+from cuframes.formats import FrameShape, pixel_format, whole_number
+from cuframes.media.scaling import color_of_video, converted, ffmpeg_format, reformat, tag
+from cuframes.rates import nearest
 
-__all__ = ["encode", "ffmpeg_format", "reformat", "rows", "to_video", "video_rows"]
+__all__ = [
+    "convert",
+    "encode",
+    "ffmpeg_format",
+    "picture",
+    "presentation_of",
+    "preview",
+    "reformat",
+    "rows",
+    "to_image",
+    "to_ndarray",
+    "to_video",
+    "upright",
+    "video_rows",
+]
 
-# FFmpeg has v210 as a codec, which takes and gives these samples.
-FFMPEG_NAMES = {
-    "i420": "yuv420p",
-    "gray8": "gray",
-    "gray16": "gray16le",
-    "p010": "p010le",
-    "rgbp": "gbrp",
-    "v210": "yuv422p10le",
-}
+NANOSECOND = Fraction(1, 10**9)
 # FFmpeg's planar RGB has its planes in the order G, B, R.
 GBR_OF_RGB = (2, 0, 1)
-VECTOR = 128  # pixels; rows of a multiple of it, and of half of it, are whole vectors of 64 bytes
 ENCODERS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p"), "v210": ("v210", "yuv422p10le")}
-
-
-def ffmpeg_format(name: str) -> str:
-    """FFmpeg's name of a pixel format's samples; the format may be given by any of its names."""
-    if name in FULL_RANGE:
-        return name
-    ours = pixel_format(name).name
-    return FFMPEG_NAMES.get(ours, ours)
-
-
-def reformat(video: Any, width: int, height: int, format: str) -> Any:
-    """A PyAV frame in another size or format: PyAV's ``reformat``, without its race.
-
-    FFmpeg writes whole vectors, also at the end of a row, where they can reach into the next one. The next row follows
-    and is then right, unless another thread began with it: its first pixels are lost. So one thread does all rows
-    unless they end with a whole vector.
-    """
-    threads = {} if width % VECTOR == 0 else _one_thread()
-    return video.reformat(width=width, height=height, format=format, **threads)
-
-
-@functools.cache
-def _one_thread() -> dict[str, int]:
-    """What makes PyAV convert in one thread; older ones do not take it, and have no other way."""
-    try:
-        av.VideoFrame(2, 2, "gray").reformat(format="rgb24", threads=1)
-    except TypeError:
-        return {}
-    return {"threads": 1}
+JPEG = Color("pc", "smpte170m")  # what every JPEG file is
+PREVIEW_WIDTH = 960
+FASTEST = 1000  # frames per second; a stream that claims more has a wrong clock
+MAX_SIDE = 32768
 
 
 def rows(plane: Any) -> Any:
@@ -69,29 +51,26 @@ def video_rows(plane: Any, row_bytes: int) -> Any:
     return numpy.frombuffer(plane, numpy.uint8).reshape(-1, plane.line_size)[:, :row_bytes]
 
 
+# ---- ours to PyAV's ------------------------------------------------------------------------------------------------
+
+
 def to_video(frame: Any) -> Any:
-    """Copy a frame's pixels into a new PyAV frame."""
+    """Copy a frame into a new PyAV frame, with its pts and what its publisher has said about its colours."""
+    if frame.format is None:
+        raise ValueError("the frame's pixel format is unknown, so no picture can be made of it")
     planes = frame.planes
     if frame.format == "v210":
-        return _unpack_v210(frame)
-    video = av.VideoFrame(frame.width, frame.height, ffmpeg_format(frame.format))
-    order = GBR_OF_RGB if frame.format == "rgbp" else range(len(planes))
-    for index, plane in zip(order, planes, strict=True):
-        source = rows(plane)
-        video_rows(video.planes[index], source.shape[1])[: len(source)] = source
+        video = _unpack_v210(frame)
+    else:
+        video = av.VideoFrame(frame.width, frame.height, ffmpeg_format(frame.format))
+        order = GBR_OF_RGB if frame.format == "rgbp" else range(len(planes))
+        for index, plane in zip(order, planes, strict=True):
+            source = rows(plane)
+            video_rows(video.planes[index], source.shape[1])[: len(source)] = source
+    tag(video, frame.color)
+    if -(2**63) < frame.pts_ns < 2**63:  # a slot's may be larger
+        video.pts, video.time_base = frame.pts_ns, NANOSECOND
     return video
-
-
-def encode(video: Any, kind: str) -> bytes:
-    """Encode a PyAV frame: ``"png"``, ``"jpeg"``, or ``"v210"``, whose bytes are a frame without padding."""
-    codec, format = ENCODERS[kind]
-    picture = reformat(video, video.width, video.height, format)
-    picture.pts = 0
-    encoder: Any = av.CodecContext.create(codec, "w")
-    encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, format
-    encoder.time_base = Fraction(1, 25)
-    packets = [*encoder.encode(picture), *encoder.encode(None)]
-    return b"".join(bytes(packet) for packet in packets)
 
 
 def _unpack_v210(frame: Any) -> Any:
@@ -105,3 +84,183 @@ def _unpack_v210(frame: Any) -> Any:
         wanted = numpy.ascontiguousarray(found[:, : plane.width]).view(numpy.uint8)
         video_rows(plane, 2 * plane.width)[: frame.height] = wanted
     return video
+
+
+def to_ndarray(frame: Any, format: str, width: int | None, height: int | None) -> Any:
+    """``Frame.to_ndarray``."""
+    name = pixel_format(format).name
+    width, height = _size(frame, width, height)
+    shape = FrameShape(pixel_format(format), width, height, align=1)
+    video = convert(to_video(frame), width, height, format)
+    if name == "v210":
+        return numpy.frombuffer(bytearray(video), numpy.uint8).reshape(shape.array_shape)
+    array = numpy.empty(shape.nbytes, numpy.uint8)
+    order = GBR_OF_RGB if name == "rgbp" else range(len(shape.planes))
+    for index, plane in zip(order, shape.planes, strict=True):
+        row_bytes = plane.strides[0]
+        into = array[plane.offset : plane.offset + plane.shape[0] * row_bytes].reshape(plane.shape[0], row_bytes)
+        into[...] = video_rows(video.planes[index], row_bytes)[: plane.shape[0]]
+    return array.view(f"u{shape.format.itemsize}").reshape(shape.array_shape)
+
+
+def _size(frame: Any, width: int | None, height: int | None) -> tuple[int, int]:
+    if frame.width is None or frame.height is None:
+        raise ValueError("the frame's pixel format is unknown, so no picture can be made of it")
+    if width is not None:
+        width = whole_number(width, "width", 1, MAX_SIDE)
+    if height is not None:
+        height = whole_number(height, "height", 1, MAX_SIDE)
+    if width is None:
+        width = frame.width if height is None else max(1, round(frame.width * height / frame.height))
+    if height is None:
+        height = max(1, round(frame.height * width / frame.width))
+    return width, height
+
+
+def to_image(frame: Any) -> Any:
+    """``Frame.to_image``."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImportError("to_image() needs Pillow, which is not installed: pip install pillow") from None
+    gray = is_gray(frame.format or "")
+    alpha = frame.format in ("rgba", "bgra", "argb", "abgr", "gbrap", "yuva444p10le", "yuva444p12le")
+    return Image.fromarray(to_ndarray(frame, "gray8" if gray else "rgba" if alpha else "rgb24", None, None))
+
+
+def upright(video: Any, rotation: int | None) -> Any:
+    """A PyAV frame, turned clockwise by so many degrees. It is RGB then."""
+    if not rotation:
+        return video
+    rgb = reformat(video, video.width, video.height, "rgb24")
+    pixels = video_rows(rgb.planes[0], 3 * rgb.width).reshape(rgb.height, -1, 3)
+    turned = numpy.rot90(pixels, -rotation // 90)
+    new = av.VideoFrame.from_ndarray(numpy.ascontiguousarray(turned), "rgb24")
+    tag(new, color_of_video(rgb))
+    return new
+
+
+def picture(frame: Any, kind: str, width: int | None = None, height: int = MAX_SIDE) -> bytes:
+    """A frame as a PNG or JPEG file, upright.
+
+    Parameters
+    ----------
+    kind : {"png", "jpeg"}
+    width, height : int, optional
+        At most so large.
+    """
+    video = to_video(frame)
+    size = video.width, video.height
+    turned = size[::-1] if frame.rotation in (90, 270) else size
+    if width is not None and (turned[0] > width or turned[1] > height):
+        wide = min(width, turned[0]) // 2 * 2 or 2
+        high = min(height, max(2, round(turned[1] * wide / turned[0] / 2) * 2))
+        size = (high, wide) if turned != size else (wide, high)
+        video = reformat(video, *size, video.format.name)
+    aspect = frame.sample_aspect_ratio
+    if aspect is not None and turned != (frame.width, frame.height):
+        aspect = 1 / aspect
+    return encode(upright(video, frame.rotation), kind, aspect)
+
+
+def preview(frame: Any) -> bytes | None:
+    """``Frame._repr_png_``."""
+    try:
+        return picture(frame, "png", PREVIEW_WIDTH)
+    except ValueError:  # released, or not a picture; a notebook shows the repr then
+        return None
+
+
+def encode(video: Any, kind: str, sample_aspect_ratio: Fraction | None = None) -> bytes:
+    """Encode a PyAV frame: ``"png"``, ``"jpeg"``, or ``"v210"``, whose bytes are a frame without padding."""
+    codec, format = ENCODERS[kind]
+    samples = reformat(video, video.width, video.height, format, JPEG if kind == "jpeg" else None)
+    if samples is not video:  # which is the caller's
+        samples.pts = 0
+    encoder: Any = av.CodecContext.create(codec, "w")
+    encoder.width, encoder.height, encoder.pix_fmt = samples.width, samples.height, format
+    encoder.time_base = Fraction(1, 25)
+    encoder.color_range = samples.color_range
+    if sample_aspect_ratio:
+        encoder.sample_aspect_ratio = sample_aspect_ratio
+    packets = [*encoder.encode(samples), *encoder.encode(None)]
+    return b"".join(bytes(packet) for packet in packets)
+
+
+# ---- PyAV's to ours ------------------------------------------------------------------------------------------------
+
+
+def convert(frame: Any, width: int, height: int, format: str, color: Color | None = None) -> Any:
+    """Convert a decoded frame to a size and a format that ``Publisher.publish`` takes.
+
+    Parameters
+    ----------
+    frame : av.VideoFrame
+        A frame on a GPU is returned as it is: the GPU decodes only when nothing needs converting.
+    format : str
+        Pixel format, by any of its names. A full-range name (``yuvj420p``) makes the range full. Otherwise range and
+        matrix stay what they are, if both formats have them.
+    color : Color, optional
+        Convert to this range and matrix: those of the publisher, when the colours of a stream change.
+    """
+    wanted = ffmpeg_format(format)
+    if frame.format.name == "cuda":
+        return frame
+    frame = reformat(frame, width, height, wanted, color)
+    return encode(frame, "v210") if pixel_format(format).name == "v210" else frame
+
+
+def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -> dict[str, Any]:
+    """What PyAV knows about the pictures of a stream, as the keyword arguments of :class:`cuframes.Publisher`.
+
+    Parameters
+    ----------
+    stream : av.VideoStream
+    frame : av.VideoFrame, optional
+        A decoded frame, as it came from the decoder. It knows more than the stream: the rotation.
+    format : str, optional
+        The pixel format that will be published, when :func:`convert` makes it from the decoder's. Default: the
+        decoder's.
+
+    Returns
+    -------
+    dict
+        ``color``, ``sample_aspect_ratio``, ``field_order``, ``rotation``, ``frame_rate``, all of the picture before any
+        scaling or turning. Values that are not known, or not possible, are None.
+    """
+    context = stream.codec_context
+    said = color_of_video(context)
+    if frame is not None:
+        of_frame = color_of_video(frame)
+        said = Color(*(one or other for one, other in zip(of_frame, said, strict=True)))
+    was = _decoded_format(context, frame)
+    width, height = (frame.width, frame.height) if frame is not None else (context.width, context.height)
+    if was is not None and was.startswith("yuvj"):
+        said = said._replace(range="pc")
+    if was is not None and format is not None and ffmpeg_format(format) != was:
+        after = converted(said, was, width, height, format)
+        said = Color(after.range, after.matrix, said.primaries, said.transfer)
+    rate = stream.average_rate or stream.guessed_rate
+    found: dict[str, Any] = {
+        "color": said,
+        "sample_aspect_ratio": stream.sample_aspect_ratio or context.sample_aspect_ratio,
+        "field_order": getattr(context, "field_order", None),
+        "rotation": -getattr(frame, "rotation", 0) % 360 or None,
+        "frame_rate": nearest(rate) if rate and 0 < rate <= FASTEST else None,
+    }
+    for name, value in found.items():
+        try:
+            found[name] = getattr(presentation(**{name: value}), name)
+        except (ValueError, TypeError):  # FFmpeg passes on what a file says, which can be anything
+            found[name] = None
+    return found
+
+
+def _decoded_format(context: Any, frame: Any) -> str | None:
+    """FFmpeg's name of the samples' format, also of a frame on a GPU."""
+    if frame is None:
+        return context.pix_fmt if isinstance(context.pix_fmt, str) else None
+    if frame.format.name == "cuda":
+        return getattr(getattr(frame, "sw_format", None), "name", None)
+    name: str = frame.format.name
+    return name

@@ -98,6 +98,9 @@ DESCRIPTIONS = {
     "last_frame_age_s": "Age of the newest frame; null: unknown",
     "writer_pid": "0: unknown; null: no process holds the slot's lock",
     "dropped_frames": "Frames that the source lost",
+    "color_range": "tv (limited) or pc (full); null: not said, like the other names of FFmpeg here",
+    "sample_aspect_ratio": "Width of a sample to its height, like 64:45",
+    "rotation": "Degrees by which the picture must be turned clockwise to be upright",
 }
 FIELDS: dict[str, Any] = {
     name: (kind, Field(description=DESCRIPTIONS.get(name))) for name, kind in get_type_hints(SlotInfo).items()

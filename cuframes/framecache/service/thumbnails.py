@@ -8,7 +8,7 @@ from av.error import FFmpegError
 from cuframes._native.slot import START_LATEST
 from cuframes.errors import CuframesError, NotFound, Timeout
 from cuframes.framecache.slots import attach
-from cuframes.media.pictures import encode, reformat, to_video
+from cuframes.media.pictures import picture
 
 __all__ = ["Thumbnails"]
 
@@ -48,10 +48,7 @@ def _picture(slot_id: str) -> tuple[int, bytes]:
     try:
         ring = attach(slot_id, start=START_LATEST, newest=True)
         frame = ring.next(0, True, None)
-        video = to_video(frame)
-        width = min(WIDTH, video.width // 2 * 2 or 2)
-        height = min(HEIGHT, max(2, round(video.height * width / video.width / 2) * 2))
-        return frame.seq, encode(reformat(video, width, height, video.format.name), "jpeg")
+        return frame.seq, picture(frame, "jpeg", WIDTH, HEIGHT)
     except NotFound:
         raise
     except Timeout:

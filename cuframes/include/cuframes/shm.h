@@ -17,6 +17,7 @@
  *
  * Fields that later versions of this library added are in bytes that protocol version 3 calls reserved. They are valid
  * only if the matching bit of ext_flags is set. A publisher that does not know these fields leaves zeros there.
+ * cf_presentation needs no bit: in each of its fields 0, and any value that is not defined, means "not said".
  *
  * MEMORY ORDER
  *
@@ -95,6 +96,25 @@ enum { CF_POLICY_DROP_OLDEST = 0, CF_POLICY_STRICT_WAIT = 1 };
 enum { CF_OWNERSHIP_LIBRARY = 0, CF_OWNERSHIP_EXTERNAL = 1 };
 enum { CF_SUB_FREE = 0, CF_SUB_CONNECTING = 1, CF_SUB_ACTIVE = 2, CF_SUB_DRAINING = 3 };
 
+/* ---- what the pictures look like -------------------------------------------------------------------------------- */
+
+#define CF_MATRIX_RGB 255u /* the matrix of RGB, whose code is 0 */
+
+/* Written once, before others see it (or in a framecache slot, by a new writer). The codes are those of ITU-T H.273 and
+ * FFmpeg. */
+typedef struct {
+    uint8_t range;  /* 1 limited ("tv"), 2 full ("pc") */
+    uint8_t matrix; /* 255 for RGB */
+    uint8_t primaries;
+    uint8_t transfer;
+    uint8_t field_order; /* 1 progressive, 2 tt, 3 bb, 4 tb, 5 bt */
+    uint8_t rotation;    /* 1 + quarter turns, clockwise, that bring the picture upright */
+    uint16_t aspect_num; /* of a sample: its width to its height */
+    uint16_t aspect_den;
+    uint16_t rate_den; /* nominal frames per second; before its numerator, so that both are aligned */
+    uint32_t rate_num;
+} cf_presentation;
+
 /* ---- frame ring ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -107,7 +127,7 @@ typedef struct {
     uint64_t frame_size_bytes;
     /* reserved */
     uint8_t device_uuid[16]; /* the GPU of the pool; zero for host memory */
-    uint8_t reserved[16];
+    cf_presentation presentation;
 } cf_frame_meta;
 
 typedef struct {
@@ -218,8 +238,9 @@ typedef struct {
     char source_type[32];
     char slot_id[64];
     /* not part of the format: the bytes up to the first entry */
-    uint64_t writer_pid; /* the process that holds the writer's lock; meaningless if the lock is free */
-    uint8_t pad[CF_CACHE_HEADER_SIZE - 160];
+    uint64_t writer_pid;          /* the process that holds the writer's lock; meaningless if the lock is free */
+    cf_presentation presentation; /* its rate is not used: fps_num and fps_den are the slot's */
+    uint8_t pad[CF_CACHE_HEADER_SIZE - 176];
 } cf_cache_header;
 
 /* Not always aligned, since entries are 24 + frame_size bytes apart. */
@@ -243,6 +264,16 @@ typedef struct {
 /* ---- every offset and size, asserted (name, type, field, offset, size) ------------------------------------------ */
 
 #define CF_LAYOUT_FIELDS(X)                            \
+    X(cf_presentation, range, 0, 1)                    \
+    X(cf_presentation, matrix, 1, 1)                   \
+    X(cf_presentation, primaries, 2, 1)                \
+    X(cf_presentation, transfer, 3, 1)                 \
+    X(cf_presentation, field_order, 4, 1)              \
+    X(cf_presentation, rotation, 5, 1)                 \
+    X(cf_presentation, aspect_num, 6, 2)               \
+    X(cf_presentation, aspect_den, 8, 2)               \
+    X(cf_presentation, rate_den, 10, 2)                \
+    X(cf_presentation, rate_num, 12, 4)                \
     X(cf_frame_meta, format, 0, 4)                     \
     X(cf_frame_meta, width, 4, 4)                      \
     X(cf_frame_meta, height, 8, 4)                     \
@@ -251,7 +282,7 @@ typedef struct {
     X(cf_frame_meta, bits_per_pixel, 20, 4)            \
     X(cf_frame_meta, frame_size_bytes, 24, 8)          \
     X(cf_frame_meta, device_uuid, 32, 16)              \
-    X(cf_frame_meta, reserved, 48, 16)                 \
+    X(cf_frame_meta, presentation, 48, 16)             \
     X(cf_slot, seq, 0, 8)                              \
     X(cf_slot, pts_ns, 8, 8)                           \
     X(cf_slot, ack_bitmap, 16, 8)                      \
@@ -335,6 +366,7 @@ typedef struct {
     X(cf_cache_header, source_type, 56, 32)            \
     X(cf_cache_header, slot_id, 88, 64)                \
     X(cf_cache_header, writer_pid, 152, 8)             \
+    X(cf_cache_header, presentation, 160, 16)          \
     X(cf_cache_entry, pts_us, 0, 8)                    \
     X(cf_cache_entry, wall_us, 8, 8)                   \
     X(cf_cache_entry, size, 16, 4)                     \
@@ -343,6 +375,7 @@ typedef struct {
     X(cf_semaphore, shared, 8, 4)
 
 #define CF_LAYOUT_SIZES(X)    \
+    X(cf_presentation, 16)    \
     X(cf_frame_meta, 64)      \
     X(cf_slot, 192)           \
     X(cf_subscriber, 128)     \
