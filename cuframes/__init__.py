@@ -32,6 +32,7 @@ from cuframes.errors import (
     PacketOversized,
     ProtocolError,
     SegmentTruncated,
+    SourceError,
     Timeout,
     TooManyHeld,
 )
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from cuframes._native.frame import Frame, WritableFrame
     from cuframes._native.status import monotonic_ns
     from cuframes._native.views import Plane
+    from cuframes.media.sources import EncodedPacket, Picture, Source, SourceState, open_source
     from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
     from cuframes.publisher import Publisher, PublisherStats
     from cuframes.session.listing import (
@@ -62,6 +64,7 @@ __all__ = [
     "CuframesError",
     "DeviceError",
     "Disconnected",
+    "EncodedPacket",
     "Frame",
     "FrameDropped",
     "NoCodecParameters",
@@ -77,12 +80,16 @@ __all__ = [
     "PacketReader",
     "PacketReaderStats",
     "PacketRingInfo",
+    "Picture",
     "Plane",
     "ProtocolError",
     "Publisher",
     "PublisherInfo",
     "PublisherStats",
     "SegmentTruncated",
+    "Source",
+    "SourceError",
+    "SourceState",
     "Subscriber",
     "SubscriberInfo",
     "SubscriberStats",
@@ -96,6 +103,7 @@ __all__ = [
     "list_packet_rings",
     "list_publishers",
     "monotonic_ns",
+    "open_source",
     "wait_any",
 ]
 
@@ -106,6 +114,7 @@ _MODULES = {
     "cuframes._native.frame": ("Frame", "WritableFrame"),
     "cuframes._native.status": ("monotonic_ns",),
     "cuframes._native.views": ("Plane",),
+    "cuframes.media.sources": ("EncodedPacket", "Picture", "Source", "SourceState", "open_source"),
     "cuframes.packets": (
         "Packet",
         "PacketFlags",
