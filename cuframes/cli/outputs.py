@@ -66,6 +66,7 @@ class Output:
     ) -> None:
         self.on_ready: Callable[[Any, Picture], object] = lambda output, picture: None
         self.key = key
+        self.group = sharing.group
         self.publisher: Publisher | None = None
         self.memory = ""
         self.published = self.dropped = self.packets = 0  # by publishers that are closed
@@ -77,10 +78,10 @@ class Output:
         self._wait_for = wait_for
         self._opened = False
         self._shared: tuple[int, bytes] | None = None  # codec and extradata of the packet ring
-        self._group: list[
+        self._kept: list[
             EncodedPacket
         ] = []  # the packets since the newest keyframe, if there is no ring to put them in
-        self._group_bytes = 0
+        self._kept_bytes = 0
         self._flags = 0
 
     # ---- items of the source
@@ -112,11 +113,11 @@ class Output:
     def _take_packet(self, packet: EncodedPacket) -> None:
         # Kept for a ring to come: the size of a stream is known with its first picture, which comes after its packets.
         if packet.keyframe:
-            self._group, self._group_bytes = [], 0
+            self._kept, self._kept_bytes = [], 0
         assert self._packet_bytes is not None
-        self._group_bytes += packet.data.size
-        if self._group_bytes <= self._packet_bytes:
-            self._group.append(packet)
+        self._kept_bytes += packet.data.size
+        if self._kept_bytes <= self._packet_bytes:
+            self._kept.append(packet)
         if self.publisher is not None and (packet.stream.codec_id, packet.stream.extradata) != self._shared:
             self._leave()
         if self.publisher is not None:
@@ -163,7 +164,7 @@ class Output:
             max_packet_size=max(1, packet_bytes // 4),
         )
         self._shared = stream.codec_id, stream.extradata
-        for packet in self._group:
+        for packet in self._kept:
             self._share(packet)
 
     def _share(self, packet: EncodedPacket) -> None:

@@ -17,10 +17,11 @@ from cuframes.cli.shapes import Fit, Rotate, Shaper, Size, parse_size
 from cuframes.errors import DeviceError, Disconnected, SourceError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.host.names import check_key
-from cuframes.media.sources import Acceleration, EncodedPacket, Picture, Source
+from cuframes.media.sources import Acceleration, EncodedPacket, Picture, Source, SourceState
 from cuframes.memory.driver import gpu, has_gpu
 from cuframes.packets import DATA_SIZE
 from cuframes.rates import rate
+from cuframes.session.status import SourceStatus, StatusFile
 
 __all__ = ["publish"]
 
@@ -207,13 +208,18 @@ class Run:
         self._json = json_
         self._checked = checked
         self._end: float | None = None
+        self._statuses: dict[str, StatusFile] = {}
         for output in outputs:
             output.on_ready = self._ready
 
     def play(self) -> None:
         """Publish what comes, until the source ends or the time is up."""
         self._set_end()
-        ready.notify(f"STATUS=opening {self._video.url}")
+        for output in self._outputs:
+            if isinstance(output, Output):
+                self._statuses[output.key] = StatusFile(output.key, output.group)
+        self._video.on_state = self._tell
+        self._tell(self._video.state)
         while (left := LOOK_SECONDS if self._end is None else self._end - time.monotonic()) > 0:
             try:
                 item = self._video.next(min(left, LOOK_SECONDS))
@@ -230,6 +236,14 @@ class Run:
         for output in self._outputs:
             output.take(item)
 
+    def _tell(self, state: SourceState) -> None:
+        """Where the source stands, for ls, info and systemd."""
+        for key, file in self._statuses.items():
+            with contextlib.suppress(OSError):  # a full disk, say; frames are more important
+                file.write(SourceStatus(key, os.getpid(), self._video.url, *state))
+        why = "" if state.error is None else f", last error: {state.error}"
+        ready.notify(f"STATUS={self._video.url}: {state.name}{why}")
+
     def _set_end(self) -> None:
         self._end = None if self._seconds is None else time.monotonic() + self._seconds
 
@@ -244,7 +258,7 @@ class Run:
             decoded = f", {stream.codec} decoded on {where}" if stream.encoded else ""
             print(f"{output} from {self._video.url}{decoded}", file=sys.stderr, flush=True)
         if output is self._outputs[0]:
-            ready.notify(f"READY=1\nSTATUS={output} from {self._video.url}")
+            ready.notify("READY=1")
             output.wait()
             self._set_end()
 
@@ -252,6 +266,8 @@ class Run:
         """Close the source and the outputs, whatever another one's closing raises."""
         ready.notify("STOPPING=1")
         with contextlib.ExitStack() as closing:
+            for file in self._statuses.values():
+                closing.callback(file.close)
             for output in self._outputs:
                 closing.callback(output.close)
             closing.callback(self._video.close)
@@ -270,6 +286,10 @@ class Run:
         for report in [found, *more]:
             name = f"{report['key']}: " if more else ""
             print(f"{name}{slots.words(report)}", file=sys.stderr)
+        if self._video.damaged:
+            print(f"{self._video.damaged} damaged packets were left out", file=sys.stderr)
+        if self._video.dropped:
+            print(f"{self._video.dropped} pictures came faster than they were published", file=sys.stderr)
 
 
 def _pace(fps: str | None, realtime: bool | None) -> tuple[Fraction | None, bool | None]:
