@@ -33,6 +33,7 @@ __all__ = ["Connection", "Ended", "Opened", "Request", "stuck"]
 # its newest picture.
 PICTURES_AHEAD = 4
 PACKETS_AHEAD = 512
+PATIENCE_SECONDS = 0.5  # how long a live source waits for a consumer that is busy, before it drops pictures
 CLOSE_SECONDS = 0.3  # how long close() waits for the thread
 AGAIN_SECONDS = 0.01
 DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT: clocks of this format may jump
@@ -113,6 +114,7 @@ class Connection:
         if again is not None:
             clock.restart(again)
         self._closed = False
+        self._patience = PATIENCE_SECONDS
         self._remuxer: Remuxer | None = None
         self._arrivals: dict[int | None, int] = {}
         self._newest_ns = 0
@@ -324,12 +326,15 @@ class Connection:
     def _deliver(self, item: Any) -> None:
         """Put an item into the queue when there is room for it. A live source drops a picture that finds none."""
         room = self._rooms[type(item)]
-        try:
-            room.get_nowait()
-        except queue.Empty:
-            if isinstance(item, Picture) and item.stream.live:
+        if isinstance(item, Picture) and item.stream.live:
+            try:
+                room.get(timeout=self._patience)
+            except queue.Empty:
+                self._patience = 0.0
                 self.dropped += 1
                 return
+            self._patience = PATIENCE_SECONDS
+        else:
             room.get()
         if not self._closed:
             self._items.put((self, item))

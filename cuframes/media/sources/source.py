@@ -275,7 +275,7 @@ class Source:
             self._state = self._state._replace(error=None)
         if self._state.name != "live":
             if self._state.name == "reconnecting":
-                log.info("%s: live again", self.url)
+                self._limiter.warning("live", f"live again after {time.time() - self._state.since:.0f} s")
             self._was_live = True
             self._become("live", self._state.error)
 
@@ -301,7 +301,8 @@ class Source:
         self._live_at = None
         self._retry_at = time.monotonic() + pause
         why = str(problem) if problem else f"{self.url}: the stream has ended"
-        self._limiter.warning("reconnecting", f"{why.removeprefix(f'{self.url}: ')}; trying again in {pause:.1f} s")
+        said = why.removeprefix(f"{self.url}: ").replace(f"cannot open {self.url!r}", "cannot open it")
+        self._limiter.warning("reconnecting", f"{said}; trying again in {pause:.1f} s")
         self._become("reconnecting" if self._was_live else "opening", why)
 
     def _comes_back(self, problem: Exception | None) -> bool:
@@ -309,8 +310,8 @@ class Source:
             return False
         if self._reconnect != "auto":
             return self._reconnect == "always"
-        if self._kind is Kind.DOWNLOAD:  # a stream if it was one; one that never opened may be either
-            return self._stream is not None and self._stream.live
+        if self._kind is Kind.DOWNLOAD:  # before it was opened once, only its name says what it is
+            return not self._request.place.is_file if self._stream is None else self._stream.live
         return self._kind is Kind.STREAM
 
     def _leave(self) -> None:

@@ -7,6 +7,7 @@ import stat
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from cuframes.errors import SourceError
 
@@ -18,6 +19,7 @@ LIVE_FORMATS = ("v4l2", "video4linux2", "x11grab", "kmsgrab", "fbdev", "dshow", 
 FILES = ("file", "concat", "concatf", "cache", "crypto", "subfile", "data", "async", "md5")
 DOWNLOADS = ("http", "https", "hls", "ftp", "sftp", "smb")
 VIA_FFMPEG = ("srt", "rist")
+FILE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mxf", ".gif", ".png", ".jpg", ".jpeg", ".webp")
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 
 
@@ -38,6 +40,11 @@ class Place(NamedTuple):
     format: str | None
     shown: str
     via: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the name is that of a file."""
+        return Path(urlsplit(self.url).path).suffix.lower() in FILE_SUFFIXES
 
 
 def find(
