@@ -32,6 +32,7 @@ from cuframes.errors import (
     PacketOversized,
     ProtocolError,
     SegmentTruncated,
+    SourceError,
     Timeout,
     TooManyHeld,
 )
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from cuframes._native.status import monotonic_ns
     from cuframes._native.views import Plane
     from cuframes.color import Color
+    from cuframes.media.sources import EncodedPacket, Picture, Source, SourceState, open_source
     from cuframes.packets import Packet, PacketFlags, PacketPublisher, PacketReader, PacketReaderStats
     from cuframes.publisher import Publisher, PublisherStats
     from cuframes.session.listing import (
@@ -67,6 +69,7 @@ __all__ = [
     "CuframesError",
     "DeviceError",
     "Disconnected",
+    "EncodedPacket",
     "Frame",
     "FrameDropped",
     "NoCodecParameters",
@@ -82,12 +85,16 @@ __all__ = [
     "PacketReader",
     "PacketReaderStats",
     "PacketRingInfo",
+    "Picture",
     "Plane",
     "ProtocolError",
     "Publisher",
     "PublisherInfo",
     "PublisherStats",
     "SegmentTruncated",
+    "Source",
+    "SourceError",
+    "SourceState",
     "Subscriber",
     "SubscriberInfo",
     "SubscriberStats",
@@ -103,6 +110,7 @@ __all__ = [
     "list_packet_rings",
     "list_publishers",
     "monotonic_ns",
+    "open_source",
     "wait_any",
 ]
 
@@ -114,6 +122,7 @@ _MODULES = {
     "cuframes._native.status": ("monotonic_ns",),
     "cuframes._native.views": ("Plane",),
     "cuframes.color": ("Color",),
+    "cuframes.media.sources": ("EncodedPacket", "Picture", "Source", "SourceState", "open_source"),
     "cuframes.packets": (
         "Packet",
         "PacketFlags",

@@ -21,6 +21,7 @@ __all__ = [
     "PacketOversized",
     "ProtocolError",
     "SegmentTruncated",
+    "SourceError",
     "Timeout",
     "TooManyHeld",
 ]
@@ -64,6 +65,10 @@ class SegmentTruncated(ProtocolError):
         "file system is full). Close this object, and restart the publisher or writer",
     ) -> None:
         super().__init__(message)
+
+
+class SourceError(CuframesError, OSError):
+    """A file, camera or stream cannot be opened, or has ended with an error."""
 
 
 class FrameDropped(CuframesError):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def published(key, clip):
     child.send_signal(signal.SIGTERM)
     _, rest = child.communicate(timeout=20)
     assert "frames published" in rest
-    assert child.returncode == 0
+    assert child.returncode == 143
 
 
 def test_help_names_every_command():
@@ -264,83 +263,10 @@ def test_pipe_refuses_a_terminal():
 
 
 def test_publish_plays_a_file_once_and_reports(key, clip):
-    report = json.loads(run("publish", key, "--source", clip, "--fps", 0, "--json").stdout)
+    ready, report = map(json.loads, run("publish", key, "--source", clip, "--fps", 0, "--json").stdout.splitlines())
+    assert (ready["event"], ready["key"], ready["width"], ready["height"]) == ("ready", key, 1280, 720)
     assert (report["published"], report["dropped"]) == (132, 0)
     assert not Path(f"/dev/shm/cuframes-{key}").exists()
-
-
-def test_loop_has_growing_timestamps(key, clip):
-    from cuframes.cli.source import Source
-
-    source = Source(clip, fps=None, loop=True)
-    stamps = []
-    for _, pts_ns in source._timed():
-        stamps.append(pts_ns)
-        if len(stamps) == 300:
-            break
-    source.close()
-    assert all(a < b for a, b in pairwise(stamps))
-    steps = {round((b - a) / 1e6) for a, b in pairwise(stamps)}
-    assert steps == {40}
-
-
-def test_a_damaged_stream_is_survived(key, clip, tmp_path, caplog):
-    """Real H.264 with a stretch of noise in the middle."""
-    from cuframes.cli.source import Source
-
-    with av.open(clip) as source, av.open(str(tmp_path / "clip.ts"), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
-    raw = bytearray((tmp_path / "clip.ts").read_bytes())
-    middle = len(raw) // 2
-    raw[middle : middle + 40_000] = os.urandom(40_000)
-    (tmp_path / "damaged.ts").write_bytes(raw)
-    source = Source(str(tmp_path / "damaged.ts"), fps=0)
-    frames = list(source.frames())
-    source.close()
-    assert 80 < len(frames) <= 132
-    stamps = [pts_ns for _, pts_ns in frames]
-    assert all(a < b for a, b in pairwise(stamps))
-
-
-def test_decoder_errors_are_logged_and_survived(clip, caplog):
-    """A packet that the decoder refuses is named in the log; the ones after it are decoded."""
-    from cuframes.cli.source import Source
-
-    source = Source(clip, fps=0)
-
-    class Refusing:
-        def __init__(self, packet):
-            self.packet = packet
-            self.size, self.dts, self.time_base = packet.size, None, packet.time_base
-
-        def decode(self):
-            raise av.error.InvalidDataError(1094995529, "Invalid data found when processing input")
-
-    original = source._container.demux
-
-    class Container:
-        def __init__(self, container):
-            self.container = container
-            self.streams = container.streams
-            self.count = 0
-
-        def demux(self, stream):
-            for packet in original(stream):
-                self.count += 1
-                yield Refusing(packet) if self.count == 60 else packet
-
-        def close(self):
-            self.container.close()
-
-    source._container = Container(source._container)
-    frames = list(source.frames())
-    source.close()
-    assert len(frames) >= 120
-    assert "going on with the next packet" in caplog.text
 
 
 def test_without_the_extra_the_command_says_how_to_get_it(tmp_path):
@@ -367,9 +293,7 @@ def test_an_interrupt_while_modules_are_imported_is_quiet(entry, key):
         _, errors = child.communicate(timeout=30)
         assert not [line for line in errors.splitlines() if not line.startswith(b"import time:")]
         statuses.append(child.returncode)
-    assert statuses[0] == 130
-    # 0: it has begun to watch, which a signal ends. -2: at the interpreter's own end, which nobody can catch.
-    assert set(statuses) <= {130, 0, -signal.SIGINT}
+    assert set(statuses) == {130}
 
 
 def test_demo_stops_on_sigint(tmp_path):
@@ -379,47 +303,5 @@ def test_demo_stops_on_sigint(tmp_path):
     eventually((tmp_path / "demo.png").exists, 60)  # frames are flowing, so everybody has begun
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=30)
-    assert child.returncode == 0
+    assert child.returncode == 130
     assert json.loads(out)["torn"] == 0
-
-
-def test_packets_of_a_failed_trial_on_the_gpu_come_once(clip, monkeypatch, caplog):
-    """Whether NVDEC can decode a stream shows after demuxing some of it; then the CPU begins again at the beginning."""
-    import contextlib
-
-    from cuframes.cli import source
-
-    real = av.open
-    real(clip).close()
-    monkeypatch.setattr(source, "current", lambda gpu: contextlib.nullcontext())
-    monkeypatch.setattr(source, "gpu", lambda ordinal: None)
-    monkeypatch.setattr("av.codec.hwaccel.HWAccel", lambda *arguments, **options: None)
-    monkeypatch.setattr(av, "open", lambda *arguments, **options: real(*arguments))  # decodes, but not on a GPU
-    video = source.Source(clip, fps=0, gpu=0)
-    assert video.decoder == "cpu"
-    assert "decoding on the CPU" in caplog.text
-    seen = []
-    video.on_packet = lambda packet: seen.append((packet.pts, packet.dts))
-    assert sum(1 for _ in video.frames()) == 132
-    video.close()
-    with real(clip) as container:
-        assert seen == [(p.pts, p.dts) for p in container.demux(video=0) if p.size]
-
-
-def test_commands_without_a_standard_output_say_so_in_a_line(published):
-    for command, status, said in (("ls", 0, ""), (f"pipe {published}", 1, "no standard output to write to")):
-        line = f"{sys.executable} -m cuframes {command} >&-"
-        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == status
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-def test_a_demo_that_is_stopped_ends_at_once(tmp_path):
-    command = [sys.executable, "-m", "cuframes", "demo", "--seconds", "60", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as demo:
-        time.sleep(1.5)
-        demo.terminate()
-        _, errors = demo.communicate(timeout=30)
-    assert "no reason given" not in errors
-    assert "Traceback" not in errors

@@ -8,6 +8,7 @@ saves one frame as a picture.
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cuframes.cli import EXIT_ERROR, Stopped, fail, stop_on_signals
+from cuframes.cli import EXIT_ERROR, EXIT_SIGNAL, Stopped, fail, stop_on_signals
 
 __all__ = ["demo"]
 
@@ -34,7 +35,11 @@ class Reporter:
         self.last: dict[str, Any] = {}
         # -P: this installation, not a source tree that happens to be the working directory.
         command = [sys.executable, "-P", "-m", "cuframes", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # In a session of its own: Ctrl-C is for us, and we tell the others.
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._told = False
         self._errors: list[str] = []
         self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
         for thread in self._threads:
@@ -52,14 +57,25 @@ class Reporter:
     @property
     def failed(self) -> bool:
         """Whether the process ended with an error."""
-        return self.process.poll() not in (None, 0)
+        told = (EXIT_SIGNAL + signal.SIGTERM, -signal.SIGTERM) if self._told else ()
+        return self.process.poll() not in (None, 0, *told)
+
+    @property
+    def reported(self) -> bool:
+        """Whether it has made its last report."""
+        return "final" in self.last or self.last.get("event") == "ended"
+
+    def terminate(self) -> None:
+        """Tell the process to end."""
+        self._told = True
+        self.process.terminate()
 
     def end(self, timeout: float) -> None:
         """Wait for the process to end; terminate it after `timeout` seconds, and kill it if that does not help."""
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self.process.terminate()
+            self.terminate()
             try:
                 self.process.wait(5)
             except subprocess.TimeoutExpired:
@@ -92,21 +108,25 @@ def demo(
     stop_on_signals()
     key = f"demo-{os.getpid()}"
     # A short clip is repeated until the time is up.
-    publisher = Reporter(
+    commands = [[
         "publish", key, "--source", source, "--loop", "--stamp", "--json", "--memory", memory,
         "--seconds", str(seconds), "--wait-for", str(subscribers),
-    )  # fmt: skip
-    # Every other subscriber takes all frames in order, the rest always the newest frame.
-    watchers = [
-        Reporter(
+    ]]  # fmt: skip
+    # Every other subscriber process takes all frames in order, the rest always the newest frame.
+    commands += [
+        [
             "watch", key, "--verify", "--json", "--interval", "0.25", "--name", f"subscriber-{i}",
             "--mode", "newest" if i % 2 else "ordered",
-        )
+        ]
         for i in range(subscribers)
     ]  # fmt: skip
-    children = [publisher, *watchers]
+    children: list[Reporter] = []
     camera = None
+    stopped = False
     try:
+        for command in commands:
+            children.append(Reporter(*command))
+        publisher, *watchers = children
         with (
             contextlib.nullcontext() if json_ else Live(console=Console(), refresh_per_second=4, transient=True) as live
         ):
@@ -117,20 +137,18 @@ def demo(
                     live.update(_table(watchers))
                 time.sleep(0.1)
     except Stopped:
-        if not all(watcher.last for watcher in watchers):  # not everybody has begun, so there is nothing to sum up
-            for child in children:
-                child.process.terminate()
-            raise
-        publisher.process.terminate()
+        stopped = True
     finally:
-        if publisher.failed or any(child.failed for child in children):
+        if stopped or any(child.failed for child in children):
             for child in children:
-                child.process.terminate()
-        for child in [publisher, *watchers, *([camera] if camera else [])]:
+                child.terminate()
+        for child in [*children, *([camera] if camera else [])]:
             child.end(timeout=10)
-    for child in [publisher, *watchers]:
+    for child in children:
         if child.failed:
             fail(EXIT_ERROR, child.complaint)
+    if len(children) < len(commands) or not all(child.reported for child in children):
+        fail(EXIT_ERROR, "stopped before anything was measured")
     _summary(source, publisher, watchers, picture if camera and not camera.failed else None, json_)
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from cuframes._native.slot import DEFAULT_DEPTH
 from cuframes.cli import EXIT_ERROR, fail, pixels, stop_on_signals
 from cuframes.cli.host import print_table
-from cuframes.cli.publish import parse_size
+from cuframes.cli.shapes import parse_size
 from cuframes.cli.watch import Meter, follow
 from cuframes.framecache import Client, SlotFrame, SlotReader, SlotReaderStats, create_slot, list_slots, remove_slot
 from cuframes.framecache.client import DEFAULT_PORT, DEFAULT_URL

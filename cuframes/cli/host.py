@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -21,6 +22,7 @@ from cuframes.session.listing import (
     list_packet_rings,
     list_publishers,
 )
+from cuframes.session.status import SourceStatus, find_status, list_statuses
 
 __all__ = ["gc", "info", "ls", "print_table"]
 
@@ -35,9 +37,27 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _as_json(info: PublisherInfo, packets: PacketRingInfo | None) -> dict[str, Any]:
+def _as_json(info: PublisherInfo, packets: PacketRingInfo | None, source: SourceStatus | None = None) -> dict[str, Any]:
     subscribers = [subscriber._asdict() for subscriber in info.subscribers]
-    return info._asdict() | {"subscribers": subscribers, "packets": packets and _packets_as_json(packets)}
+    beside = {"packets": packets and _packets_as_json(packets), "source": source and _source_as_json(source)}
+    return info._asdict() | {"subscribers": subscribers} | beside
+
+
+def _source_as_json(source: SourceStatus) -> dict[str, Any]:
+    said = source._asdict()
+    del said["key"]
+    return said
+
+
+def _source_in_words(source: SourceStatus) -> str:
+    """What a source does, since when, and why."""
+    said = f"source {source.source}: {source.state}"
+    if source.state != "live":
+        seconds = max(0.0, time.time() - source.since)
+        said += f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(source.since))} ({seconds:.0f} s)"
+    if source.state in ("opening", "reconnecting"):
+        said += f", attempt {source.attempt}"
+    return said if source.error is None else f"{said}, last error: {source.error}"
 
 
 def _packets_as_json(packets: PacketRingInfo) -> dict[str, Any]:
@@ -48,23 +68,25 @@ def _codec(packets: PacketRingInfo | None) -> str:
     return "-" if packets is None else codec_name(packets.codec_id) or f"codec {packets.codec_id}"
 
 
-def _state(info: PublisherInfo | PacketRingInfo) -> str:
+def _state(info: PublisherInfo | PacketRingInfo, source: SourceStatus | None = None) -> str:
+    """A publisher's state; one whose source is not live does what the source does."""
     if not info.alive:
         return "stale"
-    return "closing" if info.closing else "live"
+    return "closing" if info.closing else "live" if source is None else source.state
 
 
 def ls(json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False) -> None:
     """List the publishers of this host."""
     found = list_publishers()
     packets = {ring.key: ring for ring in list_packet_rings()}
+    sources = {status.key: status for status in list_statuses()}
     if json_:
-        beside = [_as_json(info, packets.pop(info.key, None)) for info in found]
-        print(
-            json.dumps(beside + [{"key": key, "packets": _packets_as_json(packets[key])} for key in packets], indent=2)
-        )
+        listed = [_as_json(info, packets.pop(info.key, None), sources.pop(info.key, None)) for info in found]
+        listed += [{"key": key, "packets": _packets_as_json(packets[key])} for key in packets]
+        listed += [{"key": key, "source": _source_as_json(sources[key])} for key in sources]
+        print(json.dumps(listed, indent=2))
         return
-    if not found and not packets:
+    if not found and not packets and not sources:
         places = ", ".join(map(str, runtime_dirs()))
         print(f"no publishers in {places}; see cuframes framecache ls for slots", file=sys.stderr)
         return
@@ -74,9 +96,12 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = 
         video = f"{info.format} {info.width}x{info.height}"
         numbers = map(str, (info.published, info.dropped, len(info.subscribers)))
         codec = _codec(packets.pop(info.key, None))
-        table.add_row(info.key, _state(info), str(info.pid), video, info.memory, *numbers, codec)
+        state = _state(info, sources.pop(info.key, None))
+        table.add_row(info.key, state, str(info.pid), video, info.memory, *numbers, codec)
     for ring in packets.values():
         table.add_row(ring.key, _state(ring), str(ring.pid), *"-----", _codec(ring))
+    for source in sources.values():  # that have not given a picture yet
+        table.add_row(source.key, source.state, str(source.pid), *"------")
     print_table(table)
 
 
@@ -84,19 +109,25 @@ def info(
     key: Annotated[str, typer.Argument(help="Key of the publisher.")],
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
-    """Show one publisher and its subscribers. The exit status is 4 if the publisher's process is gone."""
+    """Show one publisher, its source and its subscribers. The exit status is 4 if the publisher's process is gone."""
     packets = find_packet_ring(key)
+    source = find_status(key)
     try:
         found = find_publisher(key)
     except NotFound:
-        if packets is None:
+        if packets is None and source is None:
             raise
-        _packets_alone(packets, json_)
+        if packets is None and source is not None:
+            _source_alone(source, json_)
+        elif packets is not None:
+            _packets_alone(packets, json_)
         return
     if json_:
-        print(json.dumps(_as_json(found, packets), indent=2))
+        print(json.dumps(_as_json(found, packets, source), indent=2))
     else:
-        print(f"{found.key}: {_state(found)}, pid {found.pid}")
+        print(f"{found.key}: {_state(found, source)}, pid {found.pid}")
+        if source is not None:
+            print(f"  {_source_in_words(source)}")
         video = f"{found.format} {found.width}x{found.height}"
         print(f"  {video}, {found.memory} memory, {found.ring_size} slots, {found.policy}")
         print(f"  {found.published} frames published, {found.dropped} dropped, newest sequence number {found.seq}")
@@ -129,6 +160,15 @@ def _packets_in_words(packets: PacketRingInfo) -> str:
         f"{packets.seq} packets of {_codec(packets)} published, {packets.bytes} bytes, newest keyframe "
         f"{packets.keyframe}; room for {packets.slots} packets and {packets.data_size} bytes"
     )
+
+
+def _source_alone(source: SourceStatus, json_: bool) -> None:
+    """A source that has not given a picture yet."""
+    if json_:
+        print(json.dumps({"key": source.key, "source": _source_as_json(source)}, indent=2))
+    else:
+        print(f"{source.key}: {source.state}, pid {source.pid}, no frames yet")
+        print(f"  {_source_in_words(source)}")
 
 
 def _packets_alone(packets: PacketRingInfo, json_: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from cuframes.cli import EXIT_STALE, Stopped, fail, stop_on_signals
+from cuframes.cli import EXIT_STALE, fail, stop_on_signals
 from cuframes.errors import Disconnected, Timeout
 from cuframes.formats import FORMATS
 from cuframes.framecache import SlotReader
@@ -53,10 +53,9 @@ def pipe(
     fps: Annotated[float | None, typer.Option(min=0.1, help="Rate for the y4m header; default: measured.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
 ) -> None:
-    """Write frames to standard output until the publisher ends or the reader closes the pipe.
+    """Write frames to standard output until the publisher ends, the reader closes the pipe, or a signal arrives.
 
-    With --slot, until the slot is removed (exit status 4), the reader closes the pipe (exit status 0), or a signal
-    arrives (exit status 128 plus the signal's number: 143 for SIGTERM).
+    With --slot, until the slot is removed (exit status 4).
     """
     if format not in ("y4m", "raw"):
         raise ValueError(f"--format must be y4m or raw, not {format!r}")
@@ -71,7 +70,7 @@ def pipe(
         if slot:
             _pipe_slot(key, out, format, rate, frames)
             return
-        with Subscriber(key, mode="ordered", start="latest") as joined, contextlib.suppress(Stopped, Disconnected):
+        with Subscriber(key, mode="ordered", start="latest") as joined, contextlib.suppress(Disconnected):
             _copy(joined, joined.next, out, format, rate, frames)
     except BrokenPipeError:  # the reader has closed it; the interpreter's own flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
@@ -88,8 +87,6 @@ def _pipe_slot(slot_id: str, out: BinaryIO, format: str, rate: Fraction | None, 
             _copy(reader, reader.read, out, format, rate or reader.fps, frames)
         except Disconnected:
             fail(EXIT_STALE, f"the slot {slot_id!r} was removed")
-        except Stopped as stopped:
-            raise typer.Exit(128 + stopped.number) from None
 
 
 def _copy(

@@ -3,59 +3,100 @@
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
-from typing import Annotated, Any, Literal
+from fractions import Fraction
+from typing import Annotated, Literal
 
-import av
 import typer
 
-from cuframes.cli import Stopped, pixels, slots, stop_on_signals
-from cuframes.cli.source import Source
-from cuframes.codecs import nanoseconds, parameter_sets_filter
-from cuframes.errors import FrameDropped, PacketOversized
+from cuframes.cli import Stopped, ready, slots, stop_on_signals
+from cuframes.cli.outputs import Output, Sharing
+from cuframes.cli.shapes import Fit, Rotate, Shaper, Size, parse_size
+from cuframes.errors import DeviceError, Disconnected, SourceError, Timeout
+from cuframes.formats import pixel_format
+from cuframes.host.names import check_key
+from cuframes.media.sources import Acceleration, EncodedPacket, Picture, Source, SourceState
 from cuframes.memory.driver import gpu, has_gpu
-from cuframes.packets import DATA_SIZE, PacketFlags
-from cuframes.publisher import Publisher
+from cuframes.packets import DATA_SIZE
+from cuframes.rates import rate
+from cuframes.session.status import SourceStatus, StatusFile
 
-__all__ = ["parse_size", "publish"]
+__all__ = ["publish"]
 
 log = logging.getLogger("cuframes")
 
-MAX_SLOTS = 1024  # of the packet ring; the slots are small
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """``"1280x720"`` as (1280, 720)."""
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ValueError(f"--size must be WIDTHxHEIGHT, not {text!r}")
-    return int(width), int(height)
+LOOK_SECONDS = 0.5  # while nothing comes, look this often whether the time is up
+HELP_ALSO = (
+    "Publish a further size, rate or format: KEY[:WIDTHxHEIGHT][@FPS][:FORMAT], as in cam0-small:640x-2@5:bgr24."
+)
 
 
 def publish(
     key: Annotated[str, typer.Argument(help="Key to publish under, or with --slot the name of a framecache slot.")],
-    source: Annotated[str, typer.Option(help="File, URL or camera that FFmpeg can open, or testsrc.")],
+    source: Annotated[
+        str, typer.Option(help="File, URL or camera that FFmpeg can open, - for standard input, or testsrc.")
+    ],
     slot: Annotated[
         bool,
         typer.Option("--slot", help="Write to a framecache slot instead of publishing; create the slot if necessary."),
     ] = False,
-    size: Annotated[str | None, typer.Option(help="Scale to WIDTHxHEIGHT.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Scale to WIDTHxHEIGHT; 640x-2 keeps the shape, in multiples of 2.")
+    ] = None,
+    fit: Annotated[
+        Fit, typer.Option(help="A picture of another shape gets bars, is cropped or distorted.")
+    ] = "letterbox",
+    rotate: Annotated[Rotate, typer.Option(help="Turn pictures that say that they lie on their side.")] = "auto",
     fps: Annotated[
-        float | None, typer.Option(min=0, help="Play at this rate; 0: as fast as the source can be decoded.")
+        str | None,
+        typer.Option(help="Live: take only so many frames per second. File: play at this rate; 0: at full speed."),
+    ] = None,
+    realtime: Annotated[
+        bool | None,
+        typer.Option(
+            "--realtime/--no-realtime", help="Play a file at its own pace, or at full speed.", show_default="realtime"
+        ),
     ] = None,
     format: Annotated[
         str | None,
         typer.Option(help="Pixel format, by its FFmpeg, GStreamer or V4L2 name; default: nv12, or uyvy422 for a slot."),
     ] = None,
+    also: Annotated[list[str] | None, typer.Option(help=HELP_ALSO)] = None,
     packets: Annotated[
         bool, typer.Option("--packets", help="Also publish the encoded packets, with the frames' timestamps.")
     ] = False,
     packet_bytes: Annotated[int, typer.Option(min=1, help="Number of bytes of packets to keep.")] = DATA_SIZE,
     loop: Annotated[bool, typer.Option(help="Repeat a file; its timestamps keep increasing.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
+    reconnect: Annotated[
+        Literal["auto", "always", "never"],
+        typer.Option(help="Open the source again when it fails or ends; auto: live sources."),
+    ] = "auto",
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that opening may take, and that the source may be silent.")
+    ] = 10.0,
+    rtsp_transport: Annotated[
+        Literal["udp", "tcp", "http", "https", "udp_multicast"] | None,
+        typer.Option(help="How an RTSP server sends; default: UDP, or TCP where UDP does not come through."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="FFmpeg's own option, as NAME=VALUE; can be repeated.")
+    ] = None,
+    format_name: Annotated[
+        str | None, typer.Option(help="FFmpeg's demuxer, if it cannot be found out: v4l2, mjpeg, h264, …")
+    ] = None,
+    video_stream: Annotated[int, typer.Option(min=0, help="Which of several video streams.")] = 0,
+    via: Annotated[
+        Literal["ffmpeg"] | None,
+        typer.Option(help="Read the source with the ffmpeg command; default: where PyAV cannot (srt, rist)."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, max=64, help="Threads of the decoder; 0: all cores.")] = 0,
+    hwaccel: Annotated[
+        Literal["auto", "none", "cuda"],
+        typer.Option(help="Decode on the GPU; auto: if the frames stay there as they are."),
+    ] = "auto",
     memory: Annotated[
         Literal["auto", "host", "cuda", "cuda-ipc"],
         typer.Option(help="Memory of the frames; auto: a GPU's if there is one."),
@@ -71,111 +112,232 @@ def publish(
     group: Annotated[str | None, typer.Option(help="Members of this group may subscribe too.")] = None,
     stamp: Annotated[bool, typer.Option(help="Write each frame's pts into its pixels, for watch --verify.")] = False,
     wait_for: Annotated[int, typer.Option(min=0, help="Wait until this many subscribers have joined.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Report as JSON: a line when it is ready, and one at the end.")
+    ] = False,
 ) -> None:
-    """Decode a source with FFmpeg and publish its frames until the source ends or SIGTERM arrives."""
+    """Decode a source with FFmpeg and publish its frames until it ends or SIGTERM arrives.
+
+    A live source that fails is opened again. Example: cuframes publish cam0 --source rtsp://camera/stream --packets
+    """
     stop_on_signals()
+    wanted = parse_size(size, relative=True)
+    speed, realtime = _pace(fps, realtime)
     if slot:
-        if packets or wait_for or (memory, policy, ring_size) != ("auto", "drop_oldest", 8):
+        if packets or wait_for or also or (memory, policy, ring_size) != ("auto", "drop_oldest", 8):
             raise ValueError(
-                "--packets, --wait-for, --memory, --policy and --ring-size cannot be used with --slot; leave them out"
+                "--packets, --also, --wait-for, --memory, --policy and --ring-size cannot be used with --slot; "
+                "leave them out"
             )
-        wanted, format = slots.geometry(key, parse_size(size), format)
-        with contextlib.closing(Source(source, size=wanted, fps=fps, format=format, loop=loop)) as video:
-            written = slots.publish(key, video, ring_depth=ring_depth, group=group, seconds=seconds, stamp=stamp)
-        print(json.dumps(written)) if json_ else print(f"{written['written']} frames written", file=sys.stderr)
-        return
-    format = format or "nv12"
-    if packets and fps:
-        raise ValueError(
-            "with --fps, frames get other timestamps than their packets; leave it out, or use 0 for full speed"
-        )
-    wanted = parse_size(size)
-    video = Source(source, size=wanted, fps=fps, format=format, loop=loop, gpu=_decoder_gpu(memory))
-    with contextlib.closing(video):
-        if stamp:
-            pixels.check_stampable(format, video.width, video.height)
-        publisher = Publisher(
-            key, video.width, video.height, format, memory=memory, policy=policy, ring_size=ring_size, group=group
-        )
-        with publisher:
-            if packets:
-                PacketRelay(publisher, video, packet_bytes)
-            if not json_:
-                where = "the GPU" if video.decoder == "nvdec" else "the CPU"
-                print(f"publishing {publisher} from {source}, decoded on {where}", file=sys.stderr)
-            with contextlib.suppress(Stopped):
-                while len(publisher.subscribers) < wait_for:
-                    time.sleep(0.01)
-                end = None if seconds is None else time.monotonic() + seconds
-                for frame, pts_ns in video.frames():
-                    if end is not None and time.monotonic() >= end:
-                        break
-                    with contextlib.suppress(FrameDropped):  # counted by the publisher
-                        _publish(publisher, frame, pts_ns, stamp)
-            stats = publisher.stats()
-            passed_on = publisher.packets.packets_published if publisher.packets else 0
-    if json_:
-        report = {"key": key, "memory": publisher.memory, "decoder": video.decoder, **stats._asdict()}
-        print(json.dumps(report | ({"packets": passed_on} if packets else {})))
+        wanted, format = slots.geometry(key, wanted, format)
     else:
-        beside = f" and {passed_on} packets" if packets else ""
-        print(f"{stats.published} frames{beside} published, {stats.dropped} dropped", file=sys.stderr)
-
-
-class PacketRelay:
-    """Publishes a source's packets as they arrive, before they are decoded."""
-
-    def __init__(self, publisher: Publisher, video: Source, data_size: int) -> None:
-        context = video.stream.codec_context
-        if context.name in ("rawvideo", "wrapped_avframe"):
-            raise ValueError(f"{video.url} is not encoded, so there are no packets to share; leave --packets out")
-        publisher.enable_packets(
-            context.codec.id,
-            extradata=context.extradata,
-            slots=MAX_SLOTS,
-            data_size=data_size,
-            max_packet_size=data_size // 4,
-        )
-        self._publisher = publisher
-        self._parameter_sets = parameter_sets_filter(video.stream)
-        self._flags = 0
-        video.on_packet = self.pass_on
-
-    def pass_on(self, packet: Any) -> None:
-        """Publish one of PyAV's packets."""
-        data = packet
-        if self._parameter_sets is not None:
-            data = av.Packet(bytes(packet))  # a copy: the filter takes its packet over, and the decoder needs it too
-            data.is_keyframe = packet.is_keyframe
-            (data,) = self._parameter_sets.filter(data)
-        flags = self._flags | (PacketFlags.CORRUPT if packet.is_corrupt else 0)
+        check_key(key)
+    format = format or "nv12"
+    pixel_format(format)
+    others = [_parse_also(text, fit, rotate) for text in also or ()]
+    if len({key, *(name for name, *_ in others)}) <= len(others):
+        raise ValueError("each --also needs a key of its own")
+    acceleration = None if slot else _acceleration(hwaccel, source, memory, format, bool(wanted or others))
+    options = dict(_parse_option(text) for text in option or ())
+    if rtsp_transport is not None:
+        options["rtsp_transport"] = rtsp_transport
+    video = Source(
+        source,
+        packets=packets,
+        timeout=timeout,
+        reconnect=reconnect,
+        fps=speed,
+        realtime=realtime,
+        loop=loop,
+        threads=threads,
+        format=format_name,
+        options=options,
+        video_stream=video_stream,
+        acceleration=acceleration,
+        via=via,
+        size=wanted if wanted and min(wanted) > 0 else (1280, 720),
+    )
+    shaper = Shaper(format, wanted, fit, rotate, key)
+    outputs: list[Output | slots.SlotOutput]
+    if slot:
+        outputs = [slots.SlotOutput(key, shaper, source=source, ring_depth=ring_depth, group=group, stamp=stamp)]
+    else:
+        sharing = Sharing(memory, policy, ring_size, group, stamp)
+        share = packet_bytes if packets else None
+        outputs = [Output(key, shaper, sharing, packet_bytes=share, wait_for=wait_for)]
+        outputs += [Output(name, other, sharing._replace(stamp=False), fps=fps) for name, other, fps in others]
+    run = Run(video, outputs, seconds, json_, checked=bool(packets and speed))
+    problem = None
+    with contextlib.suppress(Stopped):
         try:
-            self._publisher.publish_packet(
-                data,
-                pts_ns=nanoseconds(packet.pts, packet.time_base),
-                dts_ns=nanoseconds(packet.dts, packet.time_base),
-                keyframe=packet.is_keyframe,
-                flags=flags,
-            )
-            self._flags = 0
-        except PacketOversized as problem:
-            log.warning("a packet was not published: %s (raise --packet-bytes)", problem)
-            self._flags = PacketFlags.DISCONTINUITY
+            with contextlib.closing(run):
+                run.play()
+        except (Disconnected, SourceError) as ended:
+            problem = ended if isinstance(ended, SourceError) else None
+    run.report()
+    if problem is not None:
+        raise problem
 
 
-def _decoder_gpu(memory: str) -> int | None:
+class Run:
+    """A source and its outputs, from the start to the report.
+
+    Parameters
+    ----------
+    video : Source
+    outputs : list
+    seconds : float, optional
+        Stop so long after the first picture, or after the start if none comes.
+    json_ : bool
+    checked : bool
+        Refuse a file, whose frames would get other timestamps than its packets.
+    """
+
+    def __init__(
+        self,
+        video: Source,
+        outputs: "list[Output | slots.SlotOutput]",
+        seconds: float | None,
+        json_: bool,
+        *,
+        checked: bool,
+    ) -> None:
+        self._video = video
+        self._outputs = outputs
+        self._seconds = seconds
+        self._json = json_
+        self._checked = checked
+        self._end: float | None = None
+        self._statuses: dict[str, StatusFile] = {}
+        for output in outputs:
+            output.on_ready = self._ready
+
+    def play(self) -> None:
+        """Publish what comes, until the source ends or the time is up."""
+        self._set_end()
+        for output in self._outputs:
+            if isinstance(output, Output):
+                self._statuses[output.key] = StatusFile(output.key, output.group)
+        self._video.on_state = self._tell
+        self._tell(self._video.state)
+        while (left := LOOK_SECONDS if self._end is None else self._end - time.monotonic()) > 0:
+            try:
+                item = self._video.next(min(left, LOOK_SECONDS))
+            except Timeout:
+                continue
+            if self._checked and not item.stream.live:
+                raise ValueError(
+                    "with --fps, frames of a file get other timestamps than their packets; leave it out, or use 0 for "
+                    "full speed"
+                )
+            self._take(item)
+
+    def _take(self, item: Picture | EncodedPacket) -> None:
+        for output in self._outputs:
+            output.take(item)
+
+    def _tell(self, state: SourceState) -> None:
+        """Where the source stands, for ls, info and systemd."""
+        for key, file in self._statuses.items():
+            with contextlib.suppress(OSError):  # a full disk, say; frames are more important
+                file.write(SourceStatus(key, os.getpid(), self._video.url, *state))
+        why = "" if state.error is None else f", last error: {state.error}"
+        ready.notify(f"STATUS={self._video.url}: {state.name}{why}")
+
+    def _set_end(self) -> None:
+        self._end = None if self._seconds is None else time.monotonic() + self._seconds
+
+    def _ready(self, output: "Output | slots.SlotOutput", picture: Picture) -> None:
+        """An output has opened for the first time: say so."""
+        stream = picture.stream
+        where = "the GPU" if stream.decoder == "nvdec" else "the CPU"
+        if self._json:
+            about = {"event": "ready", "pid": os.getpid(), "source": self._video.url, "decoder": stream.decoder}
+            print(json.dumps(about | output.describe()), flush=True)
+        else:
+            decoded = f", {stream.codec} decoded on {where}" if stream.encoded else ""
+            print(f"{output} from {self._video.url}{decoded}", file=sys.stderr, flush=True)
+        if output is self._outputs[0]:
+            ready.notify("READY=1")
+            output.wait()
+            self._set_end()
+
+    def close(self) -> None:
+        """Close the source and the outputs, whatever another one's closing raises."""
+        ready.notify("STOPPING=1")
+        with contextlib.ExitStack() as closing:
+            for file in self._statuses.values():
+                closing.callback(file.close)
+            for output in self._outputs:
+                closing.callback(output.close)
+            closing.callback(self._video.close)
+
+    def report(self) -> None:
+        """Print the figures."""
+        main = self._outputs[0]
+        stream = self._video.stream
+        found = main.report()
+        more = [output.report() for output in self._outputs[1:]]
+        if self._json:
+            about = {"event": "ended", "decoder": stream.decoder if stream else "cpu"}
+            counts = {"damaged": self._video.damaged, "not_taken": self._video.dropped, "also": more}
+            print(json.dumps(found | about | counts), flush=True)
+            return
+        for report in [found, *more]:
+            name = f"{report['key']}: " if more else ""
+            print(f"{name}{slots.words(report)}", file=sys.stderr)
+        if self._video.damaged:
+            print(f"{self._video.damaged} damaged packets were left out", file=sys.stderr)
+        if self._video.dropped:
+            print(f"{self._video.dropped} pictures came faster than they were published", file=sys.stderr)
+
+
+def _pace(fps: str | None, realtime: bool | None) -> tuple[Fraction | None, bool | None]:
+    """--fps and --realtime; a rate of 0 means full speed."""
+    if fps is None:
+        return None, realtime
+    try:
+        if float(fps) == 0:
+            return None, False
+    except ValueError:
+        pass
+    return rate(fps), realtime
+
+
+def _parse_option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--option must be NAME=VALUE, not {text!r}")
+    return name, value
+
+
+def _parse_also(text: str, fit: Fit, rotate: Rotate) -> tuple[str, Shaper, Fraction | None]:
+    """``KEY:640x-2@5:bgr24``, of which only the key has to be there."""
+    key, *parts = text.split(":")
+    key, _, fps = key.partition("@")
+    size: Size | None = None
+    format = "nv12"
+    for part in parts:
+        what, at, speed = part.partition("@")
+        fps = speed if at else fps
+        if what[:1].isdigit() or what[:1] == "-":
+            size = parse_size(what, "the size of --also", relative=True)
+        elif what:
+            format = what
+    pixel_format(format)
+    return check_key(key), Shaper(format, size, fit, rotate, key), rate(fps) if fps else None
+
+
+def _acceleration(wish: str, source: str, memory: str, format: str, converts: bool) -> Acceleration | None:
     """The GPU to decode on: that of the published frames. None: decode on the CPU."""
-    if memory == "host" or (memory == "auto" and not has_gpu()):
+    if wish == "none" or source == "testsrc":
         return None
-    return gpu().ordinal
-
-
-def _publish(publisher: Publisher, frame: Any, pts_ns: int, stamp: bool) -> None:
-    if not stamp:
-        publisher.publish(frame, pts_ns=pts_ns)
-        return
-    with publisher.acquire() as slot:
-        slot.copy_from(frame)
-        pixels.stamp(slot.planes, pts_ns)
-        slot.pts_ns = pts_ns
+    on_gpu = memory in ("cuda", "cuda-ipc") or (memory == "auto" and has_gpu())
+    stays = on_gpu and not converts and pixel_format(format).name in ("nv12", "p010")
+    if wish == "cuda":
+        if not has_gpu():
+            raise DeviceError("--hwaccel cuda needs an NVIDIA GPU, and there is none; use auto or none")
+        return Acceleration(gpu().ordinal, format if stays else None, required=True)
+    if on_gpu and not stays:
+        log.warning("%s: decoding on the CPU, because it converts the frames to %s", source, format)
+    return Acceleration(gpu().ordinal, format) if stays else None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cuframes.cli import pixels
+from cuframes.cli import pixels, stop_on_signals
 from cuframes.subscriber import Subscriber
 
 __all__ = ["snapshot"]
@@ -19,6 +19,7 @@ def snapshot(
     json_: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Save the newest frame as a picture."""
+    stop_on_signals()
     with Subscriber(key, start="latest", connect_timeout=timeout) as subscriber, subscriber.next(timeout) as frame:
         pixels.save_picture(frame, out)
         report = {

@@ -77,10 +77,13 @@ class Meter:
 
 
 class PacketMeter:
-    """Counts packets, and measures their latency: from publishing until the packet is taken."""
+    """Counts packets, and measures their latency: from publishing until the packet is taken.
+
+    Packets that were in the ring before are counted as backlog: they say nothing about rates and latency.
+    """
 
     def __init__(self) -> None:
-        self.received = self.keyframes = self.bytes = 0
+        self.received = self.keyframes = self.bytes = self.backlog = 0
         self._latencies: deque[int] = deque(maxlen=LATENCIES_KEPT)
         self._began = self._mark = time.monotonic()
         self._at_mark = (0, 0)
@@ -92,25 +95,28 @@ class PacketMeter:
 
     def take(self, packet: Any) -> None:
         """Count one packet."""
-        # The latency of a packet that was in the ring before this reader joined means nothing.
-        if packet.published_ns > self._began * 1e9:
-            self._latencies.append(monotonic_ns() - packet.published_ns)
         self.received += 1
         self.keyframes += packet.keyframe
+        if packet.published_ns <= self._began * 1e9:
+            self.backlog += 1
+            return
+        self._latencies.append(monotonic_ns() - packet.published_ns)
         self.bytes += len(packet.data)
 
     def report(self, reader: PacketReader, *, final: bool = False) -> dict[str, Any]:
         """Figures so far. Rates are measured since the last report, and over the whole time in the final report."""
         now = time.monotonic()
         since, count, size = (self._began, 0, 0) if final else (self._mark, *self._at_mark)
-        self._mark, self._at_mark = now, (self.received, self.bytes)
+        new = self.received - self.backlog
+        self._mark, self._at_mark = now, (new, self.bytes)
         p50, p99 = percentiles(self._latencies)
         elapsed = max(now - since, 1e-9)
         return {
             "codec": reader.codec,
-            "packets_per_s": round((self.received - count) / elapsed, 2),
+            "packets_per_s": round((new - count) / elapsed, 2),
             "mbit_per_s": round((self.bytes - size) * 8e-6 / elapsed, 3),
             "received": self.received,
+            "backlog": self.backlog,
             "keyframes": self.keyframes,
             "lost": reader.stats().lost,
             "latency_p50_us": p50,
@@ -121,7 +127,8 @@ class PacketMeter:
     def words(report: dict[str, Any]) -> tuple[str, str]:
         """A report's rates and counts, for people."""
         rate = f"{report['packets_per_s']:.1f} packets/s, {report['mbit_per_s']:.2f} Mbit/s"
-        return rate, f"received {report['received']} ({report['keyframes']} keyframes), lost {report['lost']}"
+        of_these = f"{report['keyframes']} keyframes, {report['backlog']} from before"
+        return rate, f"received {report['received']} ({of_these}), lost {report['lost']}"
 
 
 def percentiles(latencies: deque[int]) -> tuple[float | None, float | None]:

@@ -13,6 +13,7 @@ from cuframes.media.scaling import color_of_video, converted, ffmpeg_format, ref
 from cuframes.rates import nearest
 
 __all__ = [
+    "color_as",
     "convert",
     "encode",
     "ffmpeg_format",
@@ -20,6 +21,7 @@ __all__ = [
     "presentation_of",
     "preview",
     "reformat",
+    "rotation_of",
     "rows",
     "to_image",
     "to_ndarray",
@@ -229,23 +231,12 @@ def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -
         scaling or turning. Values that are not known, or not possible, are None.
     """
     context = stream.codec_context
-    said = color_of_video(context)
-    if frame is not None:
-        of_frame = color_of_video(frame)
-        said = Color(*(one or other for one, other in zip(of_frame, said, strict=True)))
-    was = _decoded_format(context, frame)
-    width, height = (frame.width, frame.height) if frame is not None else (context.width, context.height)
-    if was is not None and was.startswith("yuvj"):
-        said = said._replace(range="pc")
-    if was is not None and format is not None and ffmpeg_format(format) != was:
-        after = converted(said, was, width, height, format)
-        said = Color(after.range, after.matrix, said.primaries, said.transfer)
     rate = stream.average_rate or stream.guessed_rate
     found: dict[str, Any] = {
-        "color": said,
+        "color": color_as(color_of_video(context), frame or context, format),
         "sample_aspect_ratio": stream.sample_aspect_ratio or context.sample_aspect_ratio,
         "field_order": getattr(context, "field_order", None),
-        "rotation": -getattr(frame, "rotation", 0) % 360 or None,
+        "rotation": rotation_of(frame) or None,
         "frame_rate": nearest(rate) if rate and 0 < rate <= FASTEST else None,
     }
     for name, value in found.items():
@@ -256,11 +247,39 @@ def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -
     return found
 
 
-def _decoded_format(context: Any, frame: Any) -> str | None:
+def color_as(said: Color, video: Any, format: str | None) -> Color:
+    """The colours of a stream's pictures once :func:`convert` has given them a pixel format.
+
+    Parameters
+    ----------
+    said : Color
+        What the stream says. A frame's own word counts more.
+    video : av.VideoFrame or av.VideoCodecContext
+        One of its frames, or the decoder.
+    format : str or None
+        The pixel format; None: the decoder's.
+    """
+    said = Color(*(one or other for one, other in zip(color_of_video(video), said, strict=True)))
+    was = _decoded_format(video)
+    if was is not None and was.startswith("yuvj"):
+        said = said._replace(range="pc")
+    if was is not None and format is not None and ffmpeg_format(format) != was:
+        after = converted(said, was, video.width, video.height, format)
+        said = Color(after.range, after.matrix, said.primaries, said.transfer)
+    return said
+
+
+def rotation_of(frame: Any) -> int:
+    """Degrees (0, 90, 180, 270) by which a PyAV frame must be turned clockwise to be upright; PyAV counts the other way
+    round.
+    """
+    return round(-getattr(frame, "rotation", 0) / 90) * 90 % 360
+
+
+def _decoded_format(video: Any) -> str | None:
     """FFmpeg's name of the samples' format, also of a frame on a GPU."""
-    if frame is None:
-        return context.pix_fmt if isinstance(context.pix_fmt, str) else None
-    if frame.format.name == "cuda":
-        return getattr(getattr(frame, "sw_format", None), "name", None)
-    name: str = frame.format.name
+    format = getattr(video, "format", None)
+    name = getattr(format, "name", None)
+    if name == "cuda":
+        name = getattr(getattr(video, "sw_format", None), "name", None)
     return name

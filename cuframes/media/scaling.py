@@ -5,6 +5,7 @@ changes only if the target asks for it: a full-range format (``yuvj420p``), RGB,
 """
 
 import functools
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -157,7 +158,10 @@ def _filtered(
     """The same by FFmpeg's filter, for versions of PyAV whose own conversion does not do as it is told."""
     graph = av.filter.Graph()
     begin = graph.add_buffer(
-        width=video.width, height=video.height, format=av.VideoFormat(video.format.name), time_base=video.time_base or 1
+        width=video.width,
+        height=video.height,
+        format=av.VideoFormat(video.format.name),
+        time_base=video.time_base or Fraction(1),
     )
     colors = ":".join(
         f"{side}_color_matrix={FILTER[matrix]}:{side}_range={range_}"

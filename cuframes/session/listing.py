@@ -28,6 +28,8 @@ from cuframes.host.names import (
 from cuframes.host.segment import SegmentState, inspect, open_segment, remove_dead
 from cuframes.session.asking import ask_for_segment
 from cuframes.session.listener import is_abandoned, is_socket
+from cuframes.session.status import SUFFIX as STATUS_SUFFIX
+from cuframes.session.status import is_dead_status
 
 __all__ = [
     "PacketRingInfo",
@@ -294,7 +296,8 @@ def collect_garbage(keys: Iterable[str] | None = None, *, dry_run: bool = False)
     directories = [directory for directory in runtime_dirs() if _is_ours(directory)]
     names = _names(SEGMENT_DIR, SEGMENT_PREFIX)
     for directory in directories:
-        names |= _names(directory, suffix=".lock") | _names(directory, suffix=".sock")
+        for suffix in (".lock", ".sock", STATUS_SUFFIX):
+            names |= _names(directory, suffix=suffix)
     if keys is not None:
         names &= {name for key in keys for name in (check_key(key), key + PACKETS_SUFFIX)}
     return [path for name in sorted(names) for path in _collect(name, directories, dry_run)]
@@ -334,11 +337,14 @@ def _collect(name: str, directories: list[Path], dry_run: bool) -> list[Path]:
 
 
 def _dead(name: str, directories: list[Path]) -> Iterator[Path]:
-    """The segment and the sockets of a name whose owners are dead. The caller must hold the lock of the name."""
+    """The segment, sockets and status files of a name whose owners are dead. The caller must hold the name's lock."""
     for _, state in _segments(name):
         if state.state == "dead":
             yield SEGMENT_DIR / f"{SEGMENT_PREFIX}{name}"
     for directory in directories:
         path = directory / f"{name}.sock"
         if is_socket(path) and is_abandoned(path):
+            yield path
+        path = directory / f"{name}{STATUS_SUFFIX}"
+        if is_dead_status(path):
             yield path
