@@ -93,7 +93,7 @@ class Shaper:
         return wide, high
 
     def presentation(self, picture: Picture, width: int, height: int) -> Presentation:
-        """What to say about pictures of this size. From now on pictures get these colours, also if the source's change."""
+        """What to say about pictures of this size. They keep these colours, also if the source's change."""
         said, frame = picture.stream.presentation, picture.frame
         self._color = color_as(said.color, frame, self.format)
         turn, lies = self._turn(frame), rotation_of(frame)
