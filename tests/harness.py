@@ -1,9 +1,11 @@
 """Real processes with deadlines, for tests."""
 
+import _socket
 import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from cuframes.host import lifetime
 
 WORKERS = Path(__file__).parent / "workers"
 PROGRAMS = Path(__file__).parent / "c"
@@ -91,6 +95,16 @@ def has_stopped(pid):
 
 def descriptors():
     return len(os.listdir("/proc/self/fd"))
+
+
+def patch_sockets(patch, **methods):
+    """Give the sockets that the library makes from now on these methods."""
+    make, kind = lifetime.open_socket, type("Socket", (_socket.socket,), methods)
+
+    def open_socket():
+        return kind(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, make().detach())
+
+    patch.setattr(lifetime, "open_socket", open_socket)
 
 
 def python_path(directory):

@@ -78,7 +78,7 @@ class Connection:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.SocketType,
         parser: wire.Parser,
         welcome: wire.Welcome,
         place: wire.Subscribed,
@@ -277,14 +277,13 @@ def default_name() -> str:
     return f"{program}-{os.getpid()}-{os.urandom(2).hex()}"
 
 
-def _open(key: str, deadline: float, sockets: list[socket.socket]) -> Steps[socket.socket]:
+def _open(key: str, deadline: float, sockets: list[socket.SocketType]) -> Steps[socket.SocketType]:
     """A connected socket. Those that are made are appended to `sockets`, for the caller to close."""
     paths = [socket_path(directory, key) for directory in runtime_dirs()]
     refused = None
     for path in paths:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        sock = lifetime.open_socket()
         sockets.append(sock)
-        lifetime.own(sock)
         try:
             check_directory(path.parent)
             while True:
@@ -322,7 +321,7 @@ def _unanswered(key: str) -> Timeout:
 
 def _say_hello(
     key: str,
-    sock: socket.socket,
+    sock: socket.SocketType,
     parser: wire.Parser,
     hello: wire.Hello,
     deadline: float,
@@ -340,16 +339,16 @@ def _say_hello(
     return welcome
 
 
-def _send(sock: socket.socket, data: bytes) -> None:
+def _send(sock: socket.SocketType, data: bytes) -> None:
     """Send a few bytes. There is always room, since the publisher has read everything sent before."""
     if sock.send(data, socket.MSG_NOSIGNAL) != len(data):
         raise ProtocolError("the publisher does not read its messages")
 
 
 @contextlib.contextmanager
-def _ending(descriptors: list[Descriptor]) -> Iterator[list[socket.socket]]:
+def _ending(descriptors: list[Descriptor]) -> Iterator[list[socket.SocketType]]:
     """Close everything if the handshake fails or is abandoned: the descriptors, and the sockets in the list."""
-    sockets: list[socket.socket] = []
+    sockets: list[socket.SocketType] = []
     try:
         yield sockets
     except BaseException as problem:
@@ -363,7 +362,7 @@ def _ending(descriptors: list[Descriptor]) -> Iterator[list[socket.socket]]:
 
 def _receive(
     key: str,
-    sock: socket.socket,
+    sock: socket.SocketType,
     parser: wire.Parser,
     kind: MessageType,
     deadline: float,
@@ -397,7 +396,7 @@ def _receive(
         parser.feed(data)
 
 
-def _refused(key: str, sock: socket.socket, parser: wire.Parser, result: int, deadline: float) -> Steps[None]:
+def _refused(key: str, sock: socket.SocketType, parser: wire.Parser, result: int, deadline: float) -> Steps[None]:
     """Raise the error that the publisher sends after a refusal."""
     descriptors: list[Descriptor] = []
     try:

@@ -63,7 +63,7 @@ class Refused(Exception):
 class Peer:
     """One connection."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.SocketType) -> None:
         self.sock = sock
         self.parser = wire.Parser()
         self.state = State.HELLO
@@ -299,8 +299,7 @@ class Server:
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listener.sock.accept()
-            lifetime.own(sock)
+            sock = lifetime.accept(self._listener.sock)
         except BlockingIOError:
             return
         except OSError as problem:
@@ -308,7 +307,6 @@ class Server:
             return
         self._short = False
         try:
-            sock.setblocking(False)
             peer = Peer(sock)
             self._selector.register(sock, selectors.EVENT_READ, peer)
             self._peers.add(peer)
@@ -329,9 +327,7 @@ class Server:
         if problem.errno in (errno.EMFILE, errno.ENFILE) and not self._spare.closed:
             self._spare.close()
             with contextlib.suppress(OSError):
-                sock, _ = self._listener.sock.accept()
-                lifetime.own(sock)
-                _turn_away(sock)
+                _turn_away(lifetime.accept(self._listener.sock))
         # Whoever waits would otherwise be announced again and again.
         with contextlib.suppress(KeyError):
             self._selector.unregister(self._listener.sock)
@@ -480,10 +476,9 @@ class Server:
         lifetime.close_owned(peer.sock)
 
 
-def _turn_away(sock: socket.socket) -> None:
+def _turn_away(sock: socket.SocketType) -> None:
     """Tell the peer that it may try again later, and hang up."""
     text = "the publisher is out of descriptors; try again"
     with contextlib.suppress(OSError):
-        sock.setblocking(False)
         wire.send(sock, wire.Welcome(-ErrorCode.RESOURCES).pack() + wire.error(ErrorCode.RESOURCES, text))
     lifetime.close_owned(sock)
