@@ -45,6 +45,11 @@ def interrupt(function, at):
         return function(), None
     except Interruption as problem:
         return None, str(problem)
+    except RuntimeError as problem:
+        # Python's own condition variables then release a lock that they do not have.
+        if not isinstance(problem.__context__, Interruption):
+            raise
+        return None, str(problem.__context__)
     finally:
         sys.settrace(before)
         last.clear()

@@ -56,6 +56,7 @@ log = logging.getLogger("cuframes")
 FEATURES = PINS | FUTEX | HOST_MEMORY | VMM_MEMORY | OWNER_LOCK | PASS_FD
 HANDSHAKE_SECONDS = 2.0
 MESSAGES_AT_ONCE = 64
+ASK_SECONDS = 0.1  # how often to ask again for an eventfd for which this process had no descriptor
 
 
 _ERRORS: dict[int, type[CuframesError]] = {
@@ -92,6 +93,8 @@ class Connection:
         self._event: Descriptor | None = None
         self._gone = False
         self._asked = False
+        self._ask_after = 0.0
+        self._said = False  # that descriptors were lost
         self._arrived: Callable[[int], None] | None = None
         # One thread reads the socket at a time: two would take each other's answers.
         self._reading = threading.Lock()
@@ -123,7 +126,8 @@ class Connection:
         descriptors: list[Descriptor] = []
         try:
             data, lost = wire.receive(self.sock, wire.MAX_PAYLOAD, descriptors)
-            if lost:
+            if lost and not self._said:
+                self._said = True
                 log.warning("%s", _out_of_descriptors())
             if not data:
                 self._gone = True
@@ -159,11 +163,13 @@ class Connection:
         """Ask for an eventfd to which the publisher adds 1 at every frame. Does not wait for it: see ``event_fd``.
 
         `arrived` is called with the descriptor, perhaps twice: at once if the descriptor has already come, otherwise on
-        the thread that reads the answer. It is never called if the publisher does not answer.
+        the thread that reads the answer. It is never called if the publisher does not answer. If the descriptor was
+        lost, since this process had no room for it, a later call asks again.
         """
         self._arrived = arrived or self._arrived
-        if not self._asked:
+        if not self._asked and time.monotonic() >= self._ask_after:
             self._asked = True
+            self._ask_after = time.monotonic() + ASK_SECONDS
             with contextlib.suppress(OSError):  # gone, as the next look at the socket will find
                 self.sock.send(wire.pack(MessageType.EVENT_FD), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         if self._arrived is not None and self.event_fd >= 0:

@@ -73,6 +73,7 @@ class Peer:
         self.features = 0
         self.bit = 0
         self.event_fd = -1
+        self.lacks_event = False  # it has asked for one, and there was no descriptor for it
         self.blocked = False  # it has made its event one that the writer would wait for
         self.pid, self.uid, _ = peer_credentials(sock)
 
@@ -272,6 +273,8 @@ class Server:
         self._unblock()
         for peer in [peer for peer in self._peers if peer.blocked]:
             self._refuse(peer, Refused(ErrorCode.MALFORMED, "the event is the publisher's to fill, and not to block"))
+        for peer in [peer for peer in self._peers if peer.lacks_event]:
+            self._event(peer)
         # The lock first: a socket is bound by whoever holds it.
         held = [segment.look() for segment in self._segments]
         if held and held[0] and (old := self._listener.look()) is not None:
@@ -418,9 +421,17 @@ class Server:
         self._send(peer, wire.Subscribed(0, peer.bit, seq, frame_no if peer.features & PINS else 0).pack())
 
     def _event(self, peer: Peer) -> None:
+        """Send a subscriber its eventfd: later, if there is no descriptor for it now. It keeps its place meanwhile."""
         if peer.event_fd < 0:
             self._unblock()
-            peer.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                peer.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError as problem:
+                if not peer.lacks_event:
+                    self._say(logging.WARNING, "subscriber %r has to wait for its eventfd: %s", peer.name, problem)
+                peer.lacks_event = True
+                return
+            peer.lacks_event = False
             self._writer.feed(peer.bit, peer.event_fd)
         self._send(peer, wire.pack(MessageType.EVENT_FD), [peer.event_fd])
 
