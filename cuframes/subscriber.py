@@ -283,7 +283,8 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats], Presented):
 
         The descriptor stays readable until ``next(timeout=0)`` has raised :class:`Timeout`. :meth:`close` closes it.
         From the first call on, the publisher makes one system call per frame for this subscriber. The first call waits
-        up to 0.2 s for the publisher's answer; the descriptor is valid even if no answer comes.
+        up to 0.2 s for the publisher's answer; the descriptor is valid even if no answer comes. If the answer was lost,
+        because this process has too many files open (the log says so), another call asks again.
 
         Raises
         ------
@@ -295,7 +296,7 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats], Presented):
         fd = self._pollable()
         ring = self._joined()
         deadline = time.monotonic() + ANSWER_SECONDS
-        while ring.connection.event_fd < 0:
+        while self._must_look():
             if ring.read_messages():
                 raise Disconnected("the publisher is gone")
             left = deadline - time.monotonic()
@@ -334,6 +335,14 @@ class Subscriber(Receiver[Frame, FrameReader, SubscriberStats], Presented):
 
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile
             ring.inside(ask)
+
+    def _must_look(self) -> bool:
+        ring = self._ring
+        if ring is None or ring.connection.event_fd >= 0:
+            return False
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            ring.inside(ring.connection.request_event)  # again, if its answer was lost
+        return bool(ring.connection.event_fd < 0)
 
     def _leave(self, ring: FrameReader) -> None:
         # Unregister before closing: if another process has the file open too, closing would leave it in the epoll.

@@ -77,7 +77,7 @@ def wait_any(receivers: Iterable[W], timeout: float | None = None) -> list[W]:
 def _wait(receivers: list[W], timeout: float | None) -> list[W]:
     """The receivers whose ring has something to take, or has ended."""
     # An attribute rather than a method: with many receivers, asking them is what a call costs.
-    rings: list[Any] = [getattr(receiver, "_ring", receiver) for receiver in receivers]
+    rings: list[Any] = [getattr(receiver, "_ring", False) for receiver in receivers]
     return wait_rings(receivers, rings, timeout, _poller)
 
 

@@ -1,10 +1,12 @@
 """Real processes with deadlines, for tests."""
 
+import _socket
 import contextlib
 import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,6 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from cuframes.host import lifetime
 
 WORKERS = Path(__file__).parent / "workers"
 PROGRAMS = Path(__file__).parent / "c"
@@ -113,6 +117,16 @@ def no_more_descriptors_than(before, where):
     left = descriptors_and_targets()
     new = {number: target for number, target in left.items() if before.get(number) != target}
     assert len(left) == len(before), (where, new, set(before) - set(left), threading.enumerate())
+
+
+def patch_sockets(patch, **methods):
+    """Give the sockets that the library makes from now on these methods."""
+    make, kind = lifetime.open_socket, type("Socket", (_socket.socket,), methods)
+
+    def open_socket():
+        return kind(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, make().detach())
+
+    patch.setattr(lifetime, "open_socket", open_socket)
 
 
 def python_path(directory):

@@ -45,7 +45,8 @@ def interrupt(function, at):
         return function(), None
     except Interruption as problem:
         return None, str(problem)
-    except RuntimeError as problem:  # of Condition.__exit__, if its wait() was interrupted without its lock
+    except RuntimeError as problem:
+        # Python's own condition variables then release a lock that they do not have.
         if not isinstance(problem.__context__, Interruption):
             raise
         return None, str(problem.__context__)

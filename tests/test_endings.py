@@ -988,3 +988,66 @@ def test_publishers_that_a_daemon_thread_opens_at_exit_leave_nothing(key, runtim
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert not [path for path in (*runtime_dir.iterdir(), *Path("/dev/shm").iterdir()) if key in path.name]
+
+
+def consumed(subscriber, wanted):
+    """Take this many frames in an event loop, and wait for each in it."""
+
+    async def main():
+        count = 0
+        async for frame in subscriber:
+            frame.release()
+            count += 1
+            if count == wanted:
+                return
+
+    asyncio.run(asyncio.wait_for(main(), ENDS))
+
+
+def test_a_publisher_without_descriptors_keeps_the_subscribers_that_wait_for_one(key, monkeypatch):
+    """It used to hang up, so that their loops ended although it went on publishing."""
+    make, lacking = os.eventfd, True
+
+    def eventfd(*arguments):
+        if lacking and threading.current_thread().name == f"cuframes:{key}":
+            raise OSError(errno.EMFILE, "no more")
+        return make(*arguments)
+
+    monkeypatch.setattr(os, "eventfd", eventfd)
+    with Publisher(key, 64, 48, "gray8", policy="strict_wait") as publisher:
+        with Subscriber(key, mode="ordered") as subscriber:
+            thread, results = in_thread(lambda: consumed(subscriber, 3))
+            for _ in range(3):
+                publisher.publish(FRAME, timeout=ENDS)
+            joined(thread)
+            assert results == [None]
+            assert len(publisher.subscribers) == 1
+            assert subscriber._event_fd < 0
+            lacking = False
+            eventually(lambda: subscriber.fileno() >= 0 and subscriber._event_fd >= 0)
+
+
+def test_an_event_loop_asks_again_for_a_descriptor_that_was_lost(key, monkeypatch):
+    """This process had no room for it. The loop then waited for ever, while frames came."""
+    receive, losses = wire.receive, []
+
+    def lossy(sock, limit, arrived):
+        before = len(arrived)
+        data, lost = receive(sock, limit, arrived)
+        if len(arrived) > before and len(losses) < 2:
+            losses.append(len(arrived))
+            del arrived[before:]
+            lost = True
+        return data, lost
+
+    with Publisher(key, 64, 48, "gray8", policy="strict_wait") as publisher:
+        with Subscriber(key, mode="ordered") as subscriber:
+            monkeypatch.setattr(wire, "receive", lossy)
+            thread, results = in_thread(lambda: consumed(subscriber, 3))
+            eventually(lambda: losses)
+            for _ in range(3):
+                publisher.publish(FRAME, timeout=ENDS)
+            joined(thread)
+            assert results == [None]
+            eventually(lambda: subscriber.fileno() >= 0 and subscriber._event_fd >= 0)
+            assert len(losses) == 2

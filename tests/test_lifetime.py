@@ -245,3 +245,67 @@ for thing in (*readers, writer, publisher):
     thing.close()
 """
     assert run(script.replace("FORK", fork), key) == ["[]", "1"]
+
+
+FORKED_MEANWHILE = """
+import os, sys, threading, warnings
+import cuframes
+warnings.simplefilter("ignore", DeprecationWarning)  # that this process has threads is the point
+key, over = sys.argv[1], False
+publisher = cuframes.Publisher(key, 64, 48, "gray8", ring_size=2)
+subscriber = cuframes.Subscriber(key)
+
+def open_and_close():
+    while not over:
+        OPENING.close()
+
+thread = threading.Thread(target=open_and_close)
+thread.start()
+kept = 0
+for _ in range(300):
+    pid = os.fork()
+    if pid == 0:
+        names = []
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                names.append(os.readlink(f"/proc/self/fd/{number}"))
+            except OSError:  # of the directory itself
+                pass
+        os._exit(any(name.startswith("socket:") or ".lock" in name for name in names))
+    kept += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+over = True
+thread.join()
+print(kept)
+"""
+
+
+@pytest.mark.parametrize(
+    "opening", ["cuframes.Publisher(key + 'x', 64, 48, 'gray8', ring_size=2)", "cuframes.Subscriber(key)"]
+)
+def test_a_child_forked_while_another_thread_opens_keeps_no_sign_of_life(key, opening):
+    """Lock files, and both ends of connections. One that was open, and not yet noted as to be closed, was kept."""
+    assert run(FORKED_MEANWHILE.replace("OPENING", opening), key) == ["0"]
+
+
+def test_a_program_whose_main_thread_has_ended_can_begin_and_list(key, slots):
+    """Threads go on after the end of the main thread, and may be the first to use this library."""
+    script = """
+        import sys, threading
+
+        def work():
+            threading.main_thread().join()
+            import cuframes
+            from cuframes.framecache import SlotReader, SlotWriter
+            from cuframes.session.listing import list_publishers
+
+            publisher = cuframes.Publisher(sys.argv[1], 64, 48, "gray8")
+            subscriber = cuframes.Subscriber(sys.argv[1])
+            publisher.publish(bytes(64 * 48))
+            print(subscriber.next(10).seq)
+            with SlotWriter(sys.argv[1], 64, 48, ring_depth=3), SlotReader(sys.argv[1]) as reader:
+                print(reader.fileno() >= 0)
+            print(sys.argv[1] in [found.key for found in list_publishers()])
+
+        threading.Thread(target=work).start()
+        """
+    assert run(script, key) == ["1", "True", "True"]

@@ -1,5 +1,6 @@
 """What others put beside a publisher's files, other users, containers, and cleaners."""
 
+import _socket
 import contextlib
 import errno
 import fcntl
@@ -18,11 +19,12 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Worker, eventually
+from harness import Worker, eventually, patch_sockets
 
 import cuframes
 from cuframes import PacketPublisher, PacketReader, Publisher, Subscriber
 from cuframes._native import messages
+from cuframes.framecache import SlotReader, SlotWriter, remove_slot
 from cuframes.host import lifetime
 from cuframes.host import names as cuframes_names
 from cuframes.host.files import lock
@@ -727,6 +729,42 @@ def test_a_publisher_that_does_not_answer_is_not_said_to_be_absent(key, runtime_
         assert len([text for text in caplog.messages if text.startswith(key) and "does not answer" in text]) == 8
 
 
+def test_publishers_are_asked_also_if_no_thread_can_be_started(key, runtime_dir, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    with contextlib.ExitStack() as there:
+        for number in range(2):
+            there.enter_context(silent(runtime_dir / f"{key}-{number}.sock"))
+        there.enter_context(Publisher(key, 64, 48, "gray8"))
+        (SHM / f"cuframes-{key}").unlink()  # so that it is found by its socket
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert key in [found.key for found in list_publishers()]
+
+
+def test_a_program_may_go_elsewhere_although_its_directories_are_relative(key, tmp_path, monkeypatch, caplog):
+    """As daemons do. The files were thought to be lost, and were made again where the program was by then."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", f"run-{key}")
+    monkeypatch.setenv("CUFRAMES_FRAMECACHE_DIR", f"slots-{key}")
+    monkeypatch.chdir(tmp_path)
+    with Publisher(key, 64, 48, "gray8") as publisher, SlotWriter(key, 64, 48, "gray8", ring_depth=3) as writer:
+        monkeypatch.chdir(elsewhere)
+        with Subscriber(key, reconnect=True) as subscriber, SlotReader(key) as reader:
+            assert publisher._segment.look()
+            assert publisher._server._listener.look() is None
+            publisher.publish(bytes(64 * 48))
+            writer.write(bytes(64 * 48))
+            assert subscriber.next(10).seq == 1
+            assert reader.next(10).seq == 0
+            assert writer.info().write_cursor == 1
+    remove_slot(key)
+    assert not list(elsewhere.iterdir())
+    assert not list((tmp_path / f"run-{key}").iterdir())
+    assert not caplog.messages
+
+
 @as_root
 @pytest.mark.parametrize("left", ["socket", "lock"])
 def test_what_another_user_has_left_in_a_sticky_directory_is_named(key, open_to_all, left):
@@ -758,15 +796,14 @@ def test_what_replaces_a_new_socket_is_not_touched(key, runtime_dir, tmp_path, m
     secret = tmp_path / "secret"
     secret.write_text("")
     secret.chmod(0o400)
-    bind = socket.socket.bind
 
     def swapped(sock, path):
-        bind(sock, path)
+        _socket.socket.bind(sock, path)
         if os.fsdecode(path).endswith(".sock"):
             os.unlink(path)
             os.symlink(secret, path)
 
-    monkeypatch.setattr(socket.socket, "bind", swapped)
+    patch_sockets(monkeypatch, bind=swapped)
     with pytest.raises(FileExistsError, match="was replaced while it was made"):
         Publisher(key, 64, 48, "gray8", group=os.getgid())
     assert stat.S_IMODE(secret.stat().st_mode) == 0o400

@@ -1,5 +1,6 @@
 """How a publisher begins and ends: every step of its start failing, its thread failing, closing from anywhere."""
 
+import _socket
 import contextlib
 import errno
 import gc
@@ -13,10 +14,11 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
-from harness import descriptors, eventually
+from harness import descriptors, eventually, patch_sockets
 
 import cuframes
 import cuframes.publisher
@@ -56,8 +58,10 @@ class Saboteur:
         (cuframes.host.segment, "Mapping"),
         (cuframes.publisher, "FrameWriter", "Welcome", "FrameLayout"),
         (cuframes.packets, "PacketWriter"),
-        (cuframes.session.listener.socket, "socket"),
-        (cuframes.session.listener.socket.socket, "bind", "listen", "setblocking"),
+        (cuframes.host.keylock, "Descriptor"),
+        (cuframes.host.segment, "Descriptor"),
+        (cuframes.host.files, "Descriptor"),
+        (cuframes.host.lifetime, "open_socket"),
         (cuframes.session.server.selectors.EpollSelector, "__init__", "register"),
         (threading.Thread, "start"),
         (cuframes.host.lifetime, "register"),
@@ -71,10 +75,17 @@ class Saboteur:
         self.failed = None
         self._problem = problem
         self._thread = threading.get_ident()
+        patch_sockets(patch, **{name: self._wrap(name, getattr(_socket.socket, name)) for name in ("bind", "listen")})
         for place, *names in self.CALLS:
             for name in names:
                 if name not in self.SPARED:
-                    patch.setattr(place, name, self._wrap(name, getattr(place, name)))
+                    patch.setattr(place, name, self._wrapped(name, getattr(place, name)))
+
+    def _wrapped(self, name, real):
+        if name == "Descriptor":
+            names = ("open", "dup", "memfd", "eventfd")
+            return SimpleNamespace(**{name: self._wrap(name, getattr(real, name)) for name in names})
+        return self._wrap(name, real)
 
     def _wrap(self, name, real):
         def call(*arguments, **keywords):

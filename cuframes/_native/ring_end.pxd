@@ -13,7 +13,7 @@ cdef extern from "cuframes/gate.h" nogil:
 
 cpdef int pause_at_exit() except -1
 cpdef int own(int fd) except? -1
-cpdef bint disown(int fd) except? False
+cpdef bint disown(int fd) noexcept nogil
 
 cdef int current_generation() noexcept nogil
 cdef bint is_inherited(int generation) noexcept nogil
@@ -27,6 +27,7 @@ cdef class Descriptor:
     cpdef int fileno(self) except -1
     cdef int release(self) noexcept
     cpdef close(self)
+    cdef void shut(self) noexcept
 
 
 cdef class RingEnd:

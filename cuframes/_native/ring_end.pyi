@@ -2,7 +2,11 @@ import os
 import socket
 
 def own(fd: int) -> int:
-    """Have this descriptor closed in every forked child, also after a fork() in C code. Returns the descriptor."""
+    """Have this descriptor closed in every forked child, also after a fork() in C code. Returns the descriptor.
+
+    A child that is forked between the opening and this call keeps it. What other threads could fork meanwhile is opened
+    owned: :meth:`Descriptor.open`, :func:`open_socket`, :func:`accept`.
+    """
 
 def disown(fd: int) -> bool:
     """Undo :func:`own`, before the descriptor is closed. False: this is a forked child, where it is closed already."""
@@ -21,7 +25,13 @@ def is_exiting() -> bool:
 def is_forked() -> bool:
     """Whether this process was forked from one that had loaded this library."""
 
-def close_socket(sock: socket.socket) -> None:
+def open_socket() -> socket.SocketType:
+    """A Unix stream socket, non-blocking, closed on exec, and owned (:func:`own`). :func:`close_socket` closes it."""
+
+def accept(sock: socket.SocketType) -> socket.SocketType:
+    """The next connection to a listening socket, as from :func:`open_socket`. Does not wait: raises BlockingIOError."""
+
+def close_socket(sock: socket.SocketType) -> None:
     """Close a socket whose descriptor is owned: one call, as with :class:`Descriptor`. In a forked child that has
     happened, and the number may be another's by now.
     """
@@ -49,11 +59,9 @@ class Descriptor:
         """An eventfd, closed on exec, non-blocking."""
     @staticmethod
     def receive(
-        socket: socket.socket, limit: int, space: int, flags: int, arrived: list[Descriptor]
+        socket: socket.SocketType, limit: int, space: int, flags: int, arrived: list[Descriptor]
     ) -> tuple[bytes, int]:
         """As ``socket.recvmsg``: (data, flags). Descriptors that come along are appended to `arrived`."""
-    def own(self) -> None:
-        """Have it closed in every forked child; see :func:`own`."""
     def fileno(self) -> int:
         """Its number, for as long as this object is not closed."""
     @property

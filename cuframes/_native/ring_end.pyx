@@ -1,7 +1,9 @@
 """One end of a ring: counting the calls that use it, closing it, and its state in a forked child."""
 
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
+from posix.fcntl cimport O_CLOEXEC
 from posix.unistd cimport close as c_close
 
 import _socket
@@ -14,17 +16,35 @@ from cuframes._shm cimport cf_sleep_ns, cf_store_release_u32
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
+    int PyErr_CheckSignals() except -1
 
 
-cdef extern from "<sys/socket.h>":
+cdef extern from "<fcntl.h>" nogil:
     enum:
-        SOL_SOCKET
+        AT_FDCWD
+    int openat(int directory, const char* path, int flags, ...)
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        AF_UNIX
         SCM_RIGHTS
+        SOCK_CLOEXEC
+        SOCK_NONBLOCK
+        SOCK_STREAM
+        SOL_SOCKET
+    int c_socket "socket"(int family, int kind, int protocol)
+    int accept4(int fd, void* address, void* length, int flags)
 
 
 cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
     ctypedef void (*fork_handler)() noexcept nogil
     int pthread_atfork(fork_handler prepare, fork_handler parent, fork_handler child)
+    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 
 # ---- forks ----------------------------------------------------------------------------------------------------------
@@ -39,10 +59,25 @@ cdef int fork_generation = 0
 cdef int OWNED = 1 << 20
 cdef uint64_t[16384] owned
 
+# Another thread may fork at any moment, also between the opening of a descriptor and the setting of its bit. So both
+# are done under this lock, which a fork takes as well. Whoever holds it must not wait for the GIL: the thread that
+# forks may have it.
+cdef pthread_mutex_t forking
+pthread_mutex_init(&forking, NULL)
+
+
+cdef void before_fork() noexcept nogil:
+    pthread_mutex_lock(&forking)
+
+
+cdef void after_fork() noexcept nogil:
+    pthread_mutex_unlock(&forking)
+
 
 cdef void in_forked_child() noexcept nogil:
     global fork_generation
     cdef int word, bit
+    after_fork()
     fork_generation += 1
     for word in range(OWNED // 64):
         if owned[word]:
@@ -53,28 +88,100 @@ cdef void in_forked_child() noexcept nogil:
 
 
 cpdef int own(int fd) except? -1:
-    """Have this descriptor closed in every forked child, also after a fork() in C code. Returns the descriptor."""
+    """Have this descriptor closed in every forked child, also after a fork() in C code. Returns the descriptor.
+
+    A child that is forked between the opening and this call keeps it. What other threads could fork meanwhile is opened
+    owned: :meth:`Descriptor.open`, :func:`open_socket`, :func:`accept`.
+    """
     if 0 <= fd < OWNED:
         cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
     return fd
 
 
-cpdef bint disown(int fd) except? False:
+cpdef bint disown(int fd) noexcept nogil:
     """Undo :func:`own`, before the descriptor is closed. False: this is a forked child, where it is closed already."""
     if not 0 <= fd < OWNED:
         return fd >= 0
     return bool(cf_fetch_and(&owned[fd // 64], ~(<uint64_t>1 << (fd % 64))) >> (fd % 64) & 1)
 
 
+cdef int open_owned(int directory, const char* path, int flags, int mode) noexcept nogil:
+    """openat(2), owned. Returns the descriptor, or an errno, negative."""
+    cdef int fd
+    pthread_mutex_lock(&forking)
+    fd = openat(directory, path, flags | O_CLOEXEC, mode)
+    if fd < 0:
+        fd = -errno
+    elif fd < OWNED:
+        cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
+    pthread_mutex_unlock(&forking)
+    return fd
+
+
+cdef int socket_owned(int listening) noexcept nogil:
+    """The same for a new socket, or, if `listening` is not -1, a connection to that one."""
+    cdef int fd
+    pthread_mutex_lock(&forking)
+    if listening < 0:
+        fd = c_socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
+    else:
+        fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+    if fd < 0:
+        fd = -errno
+    elif fd < OWNED:
+        cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
+    pthread_mutex_unlock(&forking)
+    return fd
+
+
+cdef void close_owned(int fd) noexcept nogil:
+    """Close an owned descriptor, unless it is closed: by a fork, or by another thread."""
+    pthread_mutex_lock(&forking)
+    if disown(fd):
+        c_close(fd)
+    pthread_mutex_unlock(&forking)
+
+
+cdef object socket_of(int fd):
+    """An owned descriptor as a non-blocking socket object."""
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
+    try:
+        # Not socket.socket, whose constructor is Python code, where a signal handler can raise.
+        return _socket.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fd)
+    except BaseException:
+        close_owned(fd)
+        raise
+
+
+def open_socket():
+    """A Unix stream socket, non-blocking, closed on exec, and owned (:func:`own`). :func:`close_socket` closes it."""
+    cdef int fd
+    with nogil:
+        fd = socket_owned(-1)
+    return socket_of(fd)
+
+
+def accept(sock):
+    """The next connection to a listening socket, as from :func:`open_socket`. Does not wait: raises BlockingIOError."""
+    cdef int fd = -EINTR, listening = sock.fileno()
+    if listening < 0:
+        raise ValueError("the socket is closed")
+    while fd == -EINTR:
+        PyErr_CheckSignals()
+        with nogil:
+            fd = socket_owned(listening)
+    return socket_of(fd)
+
+
 def close_socket(sock):
     """Close a socket whose descriptor is owned: one call, as with :class:`Descriptor`. In a forked child that has
     happened, and the number may be another's by now.
     """
-    cdef int fd = sock.fileno()
-    if fd < 0 or disown(fd):
-        _socket.socket.close(sock)  # the method of socket.socket is Python code
-    elif fork_generation:
-        sock.detach()  # otherwise another thread is closing it
+    cdef int fd = _socket.socket.detach(sock)  # the method of socket.socket is Python code
+    if fd >= 0:
+        with nogil:
+            close_owned(fd)
 
 
 cdef class Descriptor:
@@ -92,10 +199,24 @@ cdef class Descriptor:
     def open(path, int flags, int mode=0o777, *, dir_fd=None, bint owned=False):
         """As ``os.open``. `owned`: see :func:`own`."""
         cdef Descriptor made = Descriptor.__new__(Descriptor)
-        where = {} if dir_fd is None else {"dir_fd": dir_fd}
-        made.fd = os.open(path, flags | os.O_CLOEXEC, mode, **where)
-        if owned:
-            made.own()
+        cdef bytes raw
+        cdef const char* name
+        cdef int directory = AT_FDCWD if dir_fd is None else dir_fd, fd = -EINTR
+        if not owned:
+            where = {} if dir_fd is None else {"dir_fd": dir_fd}
+            made.fd = os.open(path, flags | os.O_CLOEXEC, mode, **where)
+            return made
+        raw = os.fsencode(path)
+        if b"\0" in raw:
+            raise ValueError("embedded null byte")
+        name = raw
+        while fd == -EINTR:
+            PyErr_CheckSignals()
+            with nogil:
+                fd = open_owned(directory, name, flags, mode)
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd), os.fspath(path))
+        made.fd, made.owned = fd, True
         return made
 
     @staticmethod
@@ -132,11 +253,6 @@ cdef class Descriptor:
                     arrived.append(made)
         return data, answer
 
-    def own(self):
-        """Have it closed in every forked child; see :func:`own`."""
-        own(self.fileno())
-        self.owned = True
-
     cpdef int fileno(self) except -1:
         """Its number, for as long as this object is not closed."""
         if self.fd < 0:
@@ -156,8 +272,14 @@ cdef class Descriptor:
 
     cpdef close(self):
         """Close it. Closing twice is fine."""
-        cdef int fd = self.release()
-        if fd >= 0:
+        self.shut()
+
+    cdef void shut(self) noexcept:
+        cdef int fd = self.fd
+        self.fd = -1
+        if fd >= 0 and self.owned:
+            close_owned(fd)
+        elif fd >= 0:
             c_close(fd)
 
     def __enter__(self):
@@ -167,12 +289,10 @@ cdef class Descriptor:
         self.close()
 
     def __dealloc__(self):
-        cdef int fd = self.release()
-        if fd >= 0:
-            c_close(fd)
+        self.shut()
 
 
-pthread_atfork(NULL, NULL, in_forked_child)
+pthread_atfork(before_fork, after_fork, in_forked_child)
 
 
 def is_forked():

@@ -33,7 +33,7 @@ from cuframes.errors import AlreadyExists, CuframesError, NotFound, OutOfSharedM
 from cuframes.formats import FrameShape, pixel_format
 from cuframes.framecache.parameters import CODES, NAMES, SlotParameters, check_slot_id, is_slot_id
 from cuframes.host.files import naming
-from cuframes.host.names import SEGMENT_DIR, check_owner, group_id
+from cuframes.host.names import SEGMENT_DIR, check_owner, group_id, named_directory
 from cuframes.host.segment import NO_ROOM, PAGE, lock_owner, no_room, reserve
 from cuframes.rates import Rate, rate
 
@@ -57,7 +57,8 @@ NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 def slots_dir() -> Path:
     """Directory of the slots: ``CUFRAMES_FRAMECACHE_DIR`` if it is set, else ``/dev/shm/framecache``."""
-    return Path(os.environ.get("CUFRAMES_FRAMECACHE_DIR") or SEGMENT_DIR / "framecache")
+    named = os.environ.get("CUFRAMES_FRAMECACHE_DIR")
+    return named_directory(named) if named else SEGMENT_DIR / "framecache"
 
 
 def semaphore_name(slot_id: str) -> str:

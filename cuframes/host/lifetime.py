@@ -15,7 +15,18 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar, cast
 from cuframes._native import ring_end
 from cuframes.errors import refusal
 
-__all__ = ["Closing", "Ending", "close_owned", "make_all", "own", "register", "settled", "unregister"]
+__all__ = [
+    "Closing",
+    "Ending",
+    "accept",
+    "close_owned",
+    "make_all",
+    "open_socket",
+    "own",
+    "register",
+    "settled",
+    "unregister",
+]
 
 
 CLOSE_SECONDS = 5.0  # how long a second close() waits for the first
@@ -146,16 +157,26 @@ def make_all(steps: list[Callable[[], object]]) -> None:
         del problem  # which refers to this frame
 
 
-def own(sock: socket.socket) -> None:
-    """Have a socket closed in every forked child, also one of a fork() in C.
+# Sockets tell others that this process lives, as owner locks do (Descriptor). A child that kept them would make its
+# dead parent look alive. So they are owned: closed in every forked child, also one of a fork() in C.
 
-    For what tells others that this process lives: both ends of connections, as owner locks (Descriptor). A child that
-    kept them would make its dead parent look alive. :func:`close_owned` closes it.
-    """
+
+def open_socket() -> socket.SocketType:
+    """A new Unix socket, non-blocking and owned. :func:`close_owned` closes it."""
+    return ring_end.open_socket()
+
+
+def accept(sock: socket.SocketType) -> socket.SocketType:
+    """The next connection to a listening socket, non-blocking and owned. Raises BlockingIOError if there is none."""
+    return ring_end.accept(sock)
+
+
+def own(sock: socket.SocketType) -> None:
+    """Have a socket owned that exists already. A child that another thread has forked meanwhile keeps it."""
     ring_end.own(sock.fileno())
 
 
-def close_owned(sock: socket.socket) -> None:
+def close_owned(sock: socket.SocketType) -> None:
     """Close a socket that was owned. In a forked child that has happened, and the number may be another's by now."""
     ring_end.close_socket(sock)
 

@@ -9,6 +9,7 @@ opens by name (:func:`check_owner`). Owner, group and mode of a directory that c
 
 import contextlib
 import errno
+import functools
 import grp
 import logging
 import operator
@@ -30,6 +31,7 @@ __all__ = [
     "group_id",
     "is_name",
     "make_directory",
+    "named_directory",
     "named_owner",
     "packets_name",
     "peer_credentials",
@@ -104,10 +106,18 @@ def _own_dirs() -> list[Path]:
     """Directories where a publisher may create its socket."""
     explicit = os.environ.get("CUFRAMES_RUNTIME_DIR")
     if explicit:
-        return [Path(explicit)]
+        return [named_directory(explicit)]
     session = os.environ.get("XDG_RUNTIME_DIR")
     private = Path(f"/tmp/cuframes-{os.getuid()}")
-    return [Path("/run/cuframes"), *([Path(session) / "cuframes"] if session else []), private]
+    return [Path("/run/cuframes"), *([named_directory(session) / "cuframes"] if session else []), private]
+
+
+@functools.cache
+def named_directory(path: str) -> Path:
+    """A directory that an environment variable names, as an absolute path. A relative one begins in the directory in
+    which this process was when it first asked: a program may go elsewhere (as daemons do), its files may not.
+    """
+    return Path(path).absolute()
 
 
 def runtime_dir(gid: int | None = None) -> Path:
@@ -228,7 +238,7 @@ def check_directory(path: Path) -> None:
         raise PermissionError(errno.EPERM, f"{path} belongs to another user; its publisher can share it with group=")
 
 
-def check_peer(sock: socket.socket, path: Path) -> None:
+def check_peer(sock: socket.SocketType, path: Path) -> None:
     """Refuse a listener of an untrusted user: every user who can create a socket there can pose as a publisher.
 
     Trusted are this process's user, root, the directory's owner, a member of its group if the group may write there,
@@ -277,19 +287,20 @@ def named_owner() -> set[int]:
     explicit = os.environ.get("CUFRAMES_RUNTIME_DIR")
     if explicit:
         with contextlib.suppress(OSError):
-            check_directory(Path(explicit))
-            return {os.stat(explicit).st_uid}
+            path = named_directory(explicit)
+            check_directory(path)
+            return {path.stat().st_uid}
     return set()
 
 
-def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+def peer_credentials(sock: socket.SocketType) -> tuple[int, int, int]:
     """(pid, uid, gid) of the process at the other end; for a listener, those at the time when it began to listen."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("iII", raw)
     return pid, uid, gid
 
 
-def peer_groups(sock: socket.socket) -> set[int]:
+def peer_groups(sock: socket.SocketType) -> set[int]:
     """The peer's groups, including supplementary groups unless there are more than 256 (Python reads 1 KiB)."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)

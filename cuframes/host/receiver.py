@@ -109,6 +109,10 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
     def _leave(self, ring: R) -> None:
         """Stop polling this ring, since another one follows."""
 
+    def _must_look(self) -> bool:
+        """Whether the descriptor does not signal new items yet, so that they must be looked for."""
+        return False
+
     def _unwatch(self) -> None:
         """After close(): wake the threads that poll, and close the descriptor that they poll."""
 
@@ -321,12 +325,15 @@ class Receiver(lifetime.Closing, Generic[T, R, C]):
             return  # closed, as the next turn will find
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
+        look = loop.call_later(POLL_SECONDS, _resolve, ready) if self._must_look() else None
         with file:
             try:
                 loop.add_reader(file.fileno(), _resolve, ready)
                 await ready
             finally:
                 loop.remove_reader(file.fileno())
+                if look is not None:
+                    look.cancel()
 
     async def _rejoined(self, ended: R) -> None:
         """Wait in the event loop for the next publisher, or close()."""

@@ -56,6 +56,7 @@ log = logging.getLogger("cuframes")
 FEATURES = PINS | FUTEX | HOST_MEMORY | VMM_MEMORY | OWNER_LOCK | PASS_FD
 HANDSHAKE_SECONDS = 2.0
 MESSAGES_AT_ONCE = 64
+ASK_SECONDS = 0.1  # how often to ask again for an eventfd for which this process had no descriptor
 
 
 _ERRORS: dict[int, type[CuframesError]] = {
@@ -78,7 +79,7 @@ class Connection:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.SocketType,
         parser: wire.Parser,
         welcome: wire.Welcome,
         place: wire.Subscribed,
@@ -92,6 +93,8 @@ class Connection:
         self._event: Descriptor | None = None
         self._gone = False
         self._asked = False
+        self._ask_after = 0.0
+        self._said = False  # that descriptors were lost
         self._arrived: Callable[[int], None] | None = None
         # One thread reads the socket at a time: two would take each other's answers.
         self._reading = threading.Lock()
@@ -123,7 +126,8 @@ class Connection:
         descriptors: list[Descriptor] = []
         try:
             data, lost = wire.receive(self.sock, wire.MAX_PAYLOAD, descriptors)
-            if lost:
+            if lost and not self._said:
+                self._said = True
                 log.warning("%s", _out_of_descriptors())
             if not data:
                 self._gone = True
@@ -159,11 +163,13 @@ class Connection:
         """Ask for an eventfd to which the publisher adds 1 at every frame. Does not wait for it: see ``event_fd``.
 
         `arrived` is called with the descriptor, perhaps twice: at once if the descriptor has already come, otherwise on
-        the thread that reads the answer. It is never called if the publisher does not answer.
+        the thread that reads the answer. It is never called if the publisher does not answer. If the descriptor was
+        lost, since this process had no room for it, a later call asks again.
         """
         self._arrived = arrived or self._arrived
-        if not self._asked:
+        if not self._asked and time.monotonic() >= self._ask_after:
             self._asked = True
+            self._ask_after = time.monotonic() + ASK_SECONDS
             with contextlib.suppress(OSError):  # gone, as the next look at the socket will find
                 self.sock.send(wire.pack(MessageType.EVENT_FD), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         if self._arrived is not None and self.event_fd >= 0:
@@ -277,14 +283,13 @@ def default_name() -> str:
     return f"{program}-{os.getpid()}-{os.urandom(2).hex()}"
 
 
-def _open(key: str, deadline: float, sockets: list[socket.socket]) -> Steps[socket.socket]:
+def _open(key: str, deadline: float, sockets: list[socket.SocketType]) -> Steps[socket.SocketType]:
     """A connected socket. Those that are made are appended to `sockets`, for the caller to close."""
     paths = [socket_path(directory, key) for directory in runtime_dirs()]
     refused = None
     for path in paths:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        sock = lifetime.open_socket()
         sockets.append(sock)
-        lifetime.own(sock)
         try:
             check_directory(path.parent)
             while True:
@@ -322,7 +327,7 @@ def _unanswered(key: str) -> Timeout:
 
 def _say_hello(
     key: str,
-    sock: socket.socket,
+    sock: socket.SocketType,
     parser: wire.Parser,
     hello: wire.Hello,
     deadline: float,
@@ -340,16 +345,16 @@ def _say_hello(
     return welcome
 
 
-def _send(sock: socket.socket, data: bytes) -> None:
+def _send(sock: socket.SocketType, data: bytes) -> None:
     """Send a few bytes. There is always room, since the publisher has read everything sent before."""
     if sock.send(data, socket.MSG_NOSIGNAL) != len(data):
         raise ProtocolError("the publisher does not read its messages")
 
 
 @contextlib.contextmanager
-def _ending(descriptors: list[Descriptor]) -> Iterator[list[socket.socket]]:
+def _ending(descriptors: list[Descriptor]) -> Iterator[list[socket.SocketType]]:
     """Close everything if the handshake fails or is abandoned: the descriptors, and the sockets in the list."""
-    sockets: list[socket.socket] = []
+    sockets: list[socket.SocketType] = []
     try:
         yield sockets
     except BaseException as problem:
@@ -363,7 +368,7 @@ def _ending(descriptors: list[Descriptor]) -> Iterator[list[socket.socket]]:
 
 def _receive(
     key: str,
-    sock: socket.socket,
+    sock: socket.SocketType,
     parser: wire.Parser,
     kind: MessageType,
     deadline: float,
@@ -397,7 +402,7 @@ def _receive(
         parser.feed(data)
 
 
-def _refused(key: str, sock: socket.socket, parser: wire.Parser, result: int, deadline: float) -> Steps[None]:
+def _refused(key: str, sock: socket.SocketType, parser: wire.Parser, result: int, deadline: float) -> Steps[None]:
     """Raise the error that the publisher sends after a refusal."""
     descriptors: list[Descriptor] = []
     try:

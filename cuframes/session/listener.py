@@ -11,7 +11,7 @@ from pathlib import Path
 from cuframes._native.ring_end import Descriptor
 from cuframes.errors import AlreadyExists
 from cuframes.host import lifetime
-from cuframes.host.files import same_file, unlink_stale
+from cuframes.host.files import naming, same_file, unlink_stale
 
 __all__ = ["Listener", "is_abandoned", "is_socket"]
 
@@ -51,13 +51,13 @@ class Listener:
             unlink_stale(path)
         self.sock, self._file = self._bind()
 
-    def _bind(self) -> tuple[socket.socket, Descriptor]:
+    def _bind(self) -> tuple[socket.SocketType, Descriptor]:
         """The socket, and its file. The file is held open so that its inode number is not reused."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        lifetime.own(sock)
+        sock = lifetime.open_socket()
         bound, file = False, None
         try:
-            sock.bind(os.fsencode(self.path))
+            with naming(self.path):
+                sock.bind(os.fsencode(self.path))
             bound = True
             file = Descriptor.open(self.path, os.O_PATH | os.O_NOFOLLOW)
             # Through the open file: others who may write to the directory can put something else under the name.
@@ -69,7 +69,6 @@ class Listener:
                 os.chown(made, -1, self._gid)
             os.chmod(made, 0o600 if self._gid is None else 0o660)
             sock.listen(BACKLOG)  # nobody can connect before
-            sock.setblocking(False)
         except BaseException:
             lifetime.close_owned(sock)
             if file is not None:
@@ -79,7 +78,7 @@ class Listener:
             raise
         return sock, file
 
-    def look(self) -> socket.socket | None:
+    def look(self) -> socket.SocketType | None:
         """Bind again if the file is gone. Returns the replaced socket, which the caller must close."""
         with self._guard:  # not held while logging: a log handler may wait for a thread that closes
             if self._file.closed or same_file(self.path, self._file.fileno()):

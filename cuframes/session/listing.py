@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,13 +114,7 @@ def list_publishers() -> list[PublisherInfo]:
     found = {name: _info(name, state) for name, state in _segments() if state.kind == "frames"}
     alive = {name for name, info in found.items() if info.alive}  # a dead one may live on in another container
     asked = set().union(*(_names(directory, suffix=".sock") for directory in runtime_dirs())) - alive
-    if asked:
-        try:
-            with ThreadPoolExecutor(ASKING_THREADS) as threads:  # many may be silent, each for half a second
-                found |= {info.key: info for info in threads.map(_ask_or_say, sorted(asked)) if info is not None}
-        except RuntimeError:  # no threads any more: the interpreter ends
-            pause_at_exit()
-            raise
+    found |= {info.key: info for info in _ask_all(asked)}
     return [found[key] for key in sorted(found)]
 
 
@@ -187,6 +181,50 @@ def _ask(key: str) -> PublisherInfo | None:
     if silent is not None:
         raise silent
     return None
+
+
+def _ask_all(keys: Iterable[str]) -> list[PublisherInfo]:
+    """Ask the publishers of these keys, many at a time, since each may be silent for half a second.
+
+    In plain threads: a ThreadPoolExecutor cannot be used, nor imported, once the main thread has ended, while other
+    threads of the program go on. If no thread can be started, the caller asks them all.
+    """
+    left = sorted(keys, reverse=True)
+    found: list[PublisherInfo] = []
+    problems: list[Exception] = []
+
+    def ask() -> None:
+        while left and not problems:
+            try:
+                key = left.pop()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                info = _ask_or_say(key)
+            except Exception as problem:
+                problems.append(problem)
+                return
+            if info is not None:
+                found.append(info)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(min(len(left), ASKING_THREADS) - 1)]
+    begun = []
+    try:
+        for thread in threads:
+            try:
+                thread.start()
+            except RuntimeError:  # there are too many, or the interpreter ends
+                pause_at_exit()
+                break
+            begun.append(thread)
+        ask()
+        for thread in begun:
+            thread.join()
+    finally:
+        left.clear()  # if this was interrupted
+    if problems:
+        raise problems[0]
+    return found
 
 
 def _ask_or_say(key: str) -> PublisherInfo | None:

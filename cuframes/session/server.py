@@ -63,7 +63,7 @@ class Refused(Exception):
 class Peer:
     """One connection."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.SocketType) -> None:
         self.sock = sock
         self.parser = wire.Parser()
         self.state = State.HELLO
@@ -73,6 +73,7 @@ class Peer:
         self.features = 0
         self.bit = 0
         self.event_fd = -1
+        self.lacks_event = False  # it has asked for one, and there was no descriptor for it
         self.blocked = False  # it has made its event one that the writer would wait for
         self.pid, self.uid, _ = peer_credentials(sock)
 
@@ -272,6 +273,8 @@ class Server:
         self._unblock()
         for peer in [peer for peer in self._peers if peer.blocked]:
             self._refuse(peer, Refused(ErrorCode.MALFORMED, "the event is the publisher's to fill, and not to block"))
+        for peer in [peer for peer in self._peers if peer.lacks_event]:
+            self._event(peer)
         # The lock first: a socket is bound by whoever holds it.
         held = [segment.look() for segment in self._segments]
         if held and held[0] and (old := self._listener.look()) is not None:
@@ -299,8 +302,7 @@ class Server:
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listener.sock.accept()
-            lifetime.own(sock)
+            sock = lifetime.accept(self._listener.sock)
         except BlockingIOError:
             return
         except OSError as problem:
@@ -308,7 +310,6 @@ class Server:
             return
         self._short = False
         try:
-            sock.setblocking(False)
             peer = Peer(sock)
             self._selector.register(sock, selectors.EVENT_READ, peer)
             self._peers.add(peer)
@@ -329,9 +330,7 @@ class Server:
         if problem.errno in (errno.EMFILE, errno.ENFILE) and not self._spare.closed:
             self._spare.close()
             with contextlib.suppress(OSError):
-                sock, _ = self._listener.sock.accept()
-                lifetime.own(sock)
-                _turn_away(sock)
+                _turn_away(lifetime.accept(self._listener.sock))
         # Whoever waits would otherwise be announced again and again.
         with contextlib.suppress(KeyError):
             self._selector.unregister(self._listener.sock)
@@ -422,9 +421,17 @@ class Server:
         self._send(peer, wire.Subscribed(0, peer.bit, seq, frame_no if peer.features & PINS else 0).pack())
 
     def _event(self, peer: Peer) -> None:
+        """Send a subscriber its eventfd: later, if there is no descriptor for it now. It keeps its place meanwhile."""
         if peer.event_fd < 0:
             self._unblock()
-            peer.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                peer.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError as problem:
+                if not peer.lacks_event:
+                    self._say(logging.WARNING, "subscriber %r has to wait for its eventfd: %s", peer.name, problem)
+                peer.lacks_event = True
+                return
+            peer.lacks_event = False
             self._writer.feed(peer.bit, peer.event_fd)
         self._send(peer, wire.pack(MessageType.EVENT_FD), [peer.event_fd])
 
@@ -480,10 +487,9 @@ class Server:
         lifetime.close_owned(peer.sock)
 
 
-def _turn_away(sock: socket.socket) -> None:
+def _turn_away(sock: socket.SocketType) -> None:
     """Tell the peer that it may try again later, and hang up."""
     text = "the publisher is out of descriptors; try again"
     with contextlib.suppress(OSError):
-        sock.setblocking(False)
         wire.send(sock, wire.Welcome(-ErrorCode.RESOURCES).pack() + wire.error(ErrorCode.RESOURCES, text))
     lifetime.close_owned(sock)

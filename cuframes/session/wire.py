@@ -87,13 +87,13 @@ def error_text(payload: bytes) -> tuple[int, str]:
 # socket.send_fds and recv_fds would be the obvious choice, but Python 3.11 drops the flags that they are given.
 
 
-def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
+def send(sock: socket.SocketType, data: bytes, descriptors: Sequence[int] = ()) -> int:
     """Send bytes, with descriptors beside them. Returns the number of bytes sent. Never raises SIGPIPE."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket, limit: int, arrived: list[Descriptor]) -> tuple[bytes, bool]:
+def receive(sock: socket.SocketType, limit: int, arrived: list[Descriptor]) -> tuple[bytes, bool]:
     """Receive up to `limit` bytes. Descriptors sent with them are appended; they are close-on-exec from the start.
 
     The second value says whether descriptors were lost, because there were too many or this process has no room for
