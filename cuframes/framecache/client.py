@@ -16,6 +16,9 @@ DEFAULT_PORT = 7435
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
+SlotInfos = list[SlotInfo]  # in the class, `list` is its method
+
+
 class Client:
     """Create, list and remove slots through the service.
 
@@ -80,7 +83,7 @@ class Client:
         }
         return self._slot(self._call("POST", "/slots", (200, 201), body))
 
-    def list(self) -> list[SlotInfo]:
+    def list(self) -> SlotInfos:
         """All slots."""
         found = self._call("GET", "/slots", (200,))
         if not isinstance(found, list):
