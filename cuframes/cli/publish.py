@@ -14,6 +14,7 @@ from cuframes.cli import Stopped, pixels, slots, stop_on_signals
 from cuframes.cli.source import Source
 from cuframes.codecs import nanoseconds, parameter_sets_filter
 from cuframes.errors import FrameDropped, PacketOversized
+from cuframes.media.pictures import presentation_of
 from cuframes.memory.driver import gpu, has_gpu
 from cuframes.packets import DATA_SIZE, PacketFlags
 from cuframes.publisher import Publisher
@@ -96,8 +97,9 @@ def publish(
         if stamp:
             pixels.check_stampable(format, video.width, video.height)
         publisher = Publisher(
-            key, video.width, video.height, format, memory=memory, policy=policy, ring_size=ring_size, group=group
-        )
+            key, video.width, video.height, format, memory=memory, policy=policy, ring_size=ring_size, group=group,
+            **presentation_of(video.stream, format=format, size=(video.width, video.height)),
+        )  # fmt: skip
         with publisher:
             if packets:
                 PacketRelay(publisher, video, packet_bytes)

@@ -10,6 +10,7 @@ from cuframes.cli import EXIT_STALE, Stopped, fail, pixels
 from cuframes.cli.source import Source
 from cuframes.errors import Disconnected, NotFound
 from cuframes.framecache import SlotWriter, find_slot
+from cuframes.media.pictures import presentation_of
 
 __all__ = ["geometry", "publish"]
 
@@ -37,9 +38,11 @@ def publish(
 
 def _open_writer(slot_id: str, video: Source, ring_depth: int | None, group: str | None) -> SlotWriter:
     """Open a writer of the slot. A slot that does not exist is created with the source's rate."""
+    looks = presentation_of(video.stream, format=video.format, size=(video.width, video.height))
+    del looks["frame_rate"]  # the slot's is fps
     with contextlib.suppress(NotFound):
         find_slot(slot_id)
-        return SlotWriter(slot_id, video.width, video.height, video.format, ring_depth=ring_depth, group=group)
+        return SlotWriter(slot_id, video.width, video.height, video.format, ring_depth=ring_depth, group=group, **looks)
     kind = video.url.partition("://")[0] if "://" in video.url else "testsrc" if video.url == "testsrc" else "file"
     return SlotWriter(
         slot_id,
@@ -50,6 +53,7 @@ def _open_writer(slot_id: str, video: Source, ring_depth: int | None, group: str
         ring_depth=ring_depth,
         source_type=kind[:MAX_SOURCE_TYPE],
         group=group,
+        **looks,
     )
 
 

@@ -7,13 +7,14 @@ import av
 import numpy
 from numpy.lib.stride_tricks import as_strided
 
-from cuframes.color import Color, is_gray, presentation
+from cuframes.color import Color, is_gray, is_rgb, presentation
 from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.media.scaling import color_of_video, converted, ffmpeg_format, reformat, tag
 from cuframes.rates import nearest
 
 __all__ = [
     "convert",
+    "converted",
     "encode",
     "ffmpeg_format",
     "picture",
@@ -210,7 +211,9 @@ def convert(frame: Any, width: int, height: int, format: str, color: Color | Non
     return encode(frame, "v210") if pixel_format(format).name == "v210" else frame
 
 
-def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -> dict[str, Any]:
+def presentation_of(
+    stream: Any, frame: Any = None, format: str | None = None, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """What PyAV knows about the pictures of a stream, as the keyword arguments of :class:`cuframes.Publisher`.
 
     Parameters
@@ -221,6 +224,9 @@ def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -
     format : str, optional
         The pixel format that will be published, when :func:`convert` makes it from the decoder's. Default: the
         decoder's.
+    size : (int, int), optional
+        Width and height that will be published. A matrix that is not said and that players would take for another one
+        at this size is then said.
 
     Returns
     -------
@@ -240,6 +246,10 @@ def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -
     if was is not None and format is not None and ffmpeg_format(format) != was:
         after = converted(said, was, width, height, format)
         said = Color(after.range, after.matrix, said.primaries, said.transfer)
+    if said.matrix is None and size is not None:
+        assumed = Color().assumed(width, height).matrix
+        if assumed != Color().assumed(*size).matrix and not is_rgb(format or was or ""):
+            said = said._replace(matrix=assumed)
     rate = stream.average_rate or stream.guessed_rate
     found: dict[str, Any] = {
         "color": said,
@@ -258,9 +268,5 @@ def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -
 
 def _decoded_format(context: Any, frame: Any) -> str | None:
     """FFmpeg's name of the samples' format, also of a frame on a GPU."""
-    if frame is None:
-        return context.pix_fmt if isinstance(context.pix_fmt, str) else None
-    if frame.format.name == "cuda":
-        return getattr(getattr(frame, "sw_format", None), "name", None)
-    name: str = frame.format.name
-    return name
+    name: str | None = context.pix_fmt if frame is None else frame.format.name
+    return getattr(getattr(frame, "sw_format", None), "name", None) if name == "cuda" else name

@@ -5,6 +5,7 @@ changes only if the target asks for it: a full-range format (``yuvj420p``), RGB,
 """
 
 import functools
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -36,6 +37,8 @@ SCALER = {
 }
 FILTER = {1: "bt709", 4: "fcc", 5: "smpte170m", 7: "smpte240m", 9: "bt2020"}  # the same, for FFmpeg's filter
 UNSPECIFIED = 2
+BILINEAR = 2
+EXACT = BILINEAR | 0x40000 | 0x2000 | 0x4000  # with SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT and SWS_FULL_CHR_H_INP
 ATTRIBUTES = {"range": "color_range", "matrix": "colorspace", "primaries": "color_primaries", "transfer": "color_trc"}
 
 
@@ -147,6 +150,8 @@ def _scaled(
         dst_colorspace=target,
         src_color_range=CODES["range"][ranges[0] or "tv"],
         dst_color_range=CODES["range"][ranges[1] or "tv"],
+        # From matrix to matrix FFmpeg goes by way of RGB, and rounding adds up.
+        interpolation=BILINEAR if source == target else EXACT,
         **threads,
     )
 
@@ -157,13 +162,17 @@ def _filtered(
     """The same by FFmpeg's filter, for versions of PyAV whose own conversion does not do as it is told."""
     graph = av.filter.Graph()
     begin = graph.add_buffer(
-        width=video.width, height=video.height, format=av.VideoFormat(video.format.name), time_base=video.time_base or 1
+        width=video.width,
+        height=video.height,
+        format=av.VideoFormat(video.format.name),
+        time_base=video.time_base or Fraction(1),
     )
     colors = ":".join(
         f"{side}_color_matrix={FILTER[matrix]}:{side}_range={range_}"
         for side, matrix, range_ in zip(("in", "out"), matrices, ranges, strict=True)
     )
-    scale = graph.add("scale", f"{shape[0]}:{shape[1]}:flags=bilinear:{colors}")
+    flags = "bilinear" if matrices[0] == matrices[1] else "bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
+    scale = graph.add("scale", f"{shape[0]}:{shape[1]}:flags={flags}:{colors}")
     pixels = graph.add("format", f"pix_fmts={shape[2]}")
     end = graph.add("buffersink")
     for one, next_one in ((begin, scale), (scale, pixels), (pixels, end)):
