@@ -409,7 +409,7 @@ def test_pictures_of_frames(key, tmp_path, video):
             copy = pictures.to_video(frame)
             pixels.save_picture(frame, tmp_path / "now.png")
             assert pictures.encode(copy, "jpeg").startswith(b"\xff\xd8")
-            pipe._copy(subscriber, lambda _: frame, y4m, "y4m", Fraction(25), 1)
+            pipe.Copier(y4m, "y4m", Fraction(25), None, 1).copy(subscriber, lambda _: frame, None)
     assert ffmpeg_bytes(copy, video.name) == video.data
     with av.open(str(tmp_path / "now.png")) as container:
         saved = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
