@@ -102,8 +102,14 @@ def first(path):
         return frame, stream, colors(frame.to_ndarray(format="rgb24"))
 
 
-def check(found, expected):
-    assert abs(found - expected).max() <= NEAR, f"{found} is not {expected}"
+def check(found, expected, true=None):
+    """With `true`, each colour may be near that instead: for pictures that were converted twice, since what FFmpeg makes
+    of the file is itself up to 2 beside the true colour.
+    """
+    off = abs(found - expected)
+    if true is not None:
+        off = numpy.minimum(off, abs(found - true))
+    assert off.max() <= NEAR, f"{found} is not {expected}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -124,7 +130,7 @@ def test_from_the_ring(key, bars, case, format):
             check(colors_of_file(io.BytesIO(frame._repr_png_())), expected)
             pipe.Copier(y4m, "y4m", Fraction(25), None, 1).copy(subscriber, lambda _: frame, None)
     y4m.seek(0)
-    check(colors_of_file(y4m), expected)
+    check(colors_of_file(y4m), expected, BARS)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
