@@ -95,11 +95,12 @@ def colors_of_file(data):
         return colors(next(container.decode(video=0)).to_ndarray(format="rgb24"))
 
 
-def first(path):
+def first(path, format):
+    """The first frame of a clip, what a publisher in this format says about it, and its colours by PyAV."""
     with av.open(path) as container:
-        stream = container.streams.video[0]
         frame = next(container.decode(video=0))
-        return frame, stream, colors(frame.to_ndarray(format="rgb24"))
+        looks = presentation_of(container.streams.video[0], frame, format)
+        return frame, looks, colors(frame.to_ndarray(format="rgb24"))
 
 
 def check(found, expected, true=None):
@@ -115,9 +116,8 @@ def check(found, expected, true=None):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("format", ["nv12", "p010", "i420", "yuv422p", "v210", "uyvy422", "rgb24", "bgra", "gbrp10le"])
 def test_from_the_ring(key, bars, case, format):
-    decoded, stream, expected = first(bars(*case))
+    decoded, looks, expected = first(bars(*case), format)
     check(expected, BARS)
-    looks = presentation_of(stream, decoded, format)
     assert looks["color"].primaries == STANDARDS[case[0]][2]
     y4m = io.BytesIO()
     with Publisher(key, WIDTH, HEIGHT, format, memory="host", **looks) as publisher, Subscriber(key) as subscriber:
@@ -135,8 +135,8 @@ def test_from_the_ring(key, bars, case, format):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_jpeg_and_png_files(key, bars, case, tmp_path):
-    decoded, stream, expected = first(bars(*case))
-    with Publisher(key, WIDTH, HEIGHT, **presentation_of(stream, decoded, "nv12")) as publisher:
+    decoded, looks, expected = first(bars(*case), "nv12")
+    with Publisher(key, WIDTH, HEIGHT, memory="host", **looks) as publisher:
         with Subscriber(key) as subscriber:
             publisher.publish(convert(decoded, WIDTH, HEIGHT, "nv12"))
             with subscriber.next(5) as frame:
@@ -147,8 +147,7 @@ def test_jpeg_and_png_files(key, bars, case, tmp_path):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_from_a_slot(slot_id, bars, case):
-    decoded, stream, expected = first(bars(*case))
-    looks = presentation_of(stream, decoded, "uyvy422")
+    decoded, looks, expected = first(bars(*case), "uyvy422")
     del looks["frame_rate"]
     with SlotWriter(slot_id, WIDTH, HEIGHT, ring_depth=4, **looks) as writer, SlotReader(slot_id) as reader:
         writer.write(convert(decoded, WIDTH, HEIGHT, "uyvy422"))
@@ -163,7 +162,7 @@ def test_from_a_slot(slot_id, bars, case):
 @pytest.mark.parametrize("format", ["nv12", "rgb24"])
 def test_the_commands(key, bars, case, format, tmp_path):
     path = bars(*case)
-    expected = first(path)[2]
+    expected = first(path, format)[2]
     publish = command("publish", key, "--source", path, "--loop", "--memory", "host", "--format", format)
     with subprocess.Popen(publish, stderr=subprocess.DEVNULL) as publisher:
         try:
