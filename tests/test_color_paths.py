@@ -104,7 +104,7 @@ def first(path, format):
 
 
 def check(found, expected, true=None):
-    """With `true`, each colour may be near that instead: for pictures that were converted twice, since what FFmpeg makes
+    """With `true`, each colour may be near that instead: for pictures that were converted twice. What FFmpeg makes
     of the file is itself up to 2 beside the true colour.
     """
     off = abs(found - expected)
