@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import select
 import sys
@@ -26,7 +27,7 @@ __all__ = ["pipe"]
 
 SECOND_NS = 1_000_000_000
 MEASURED_FRAMES = 5  # at least, and over at least a second
-MEASURED_SECONDS = 10  # at most; after that the timestamps say nothing
+MEASURED_SECONDS = 10  # for timestamps that stand still
 UNKNOWN_RATE = Fraction(25)
 LOOK_SECONDS = 0.2  # while no frame comes, look this often whether the reader has gone
 # Formats that YUV4MPEG2 has: the colour space in its header, FFmpeg's name of the planar format, and ours that are
@@ -211,10 +212,23 @@ def _measure(take: Callable[[], Any]) -> Fraction:
         enough = len(seen) >= MEASURED_FRAMES
         if enough and seen[-1][1] - seen[0][1] >= SECOND_NS:
             break
-        if time.monotonic() >= end and (enough or seen[-1][1] == seen[0][1]):
+        if enough and time.monotonic() >= end:
             break
+    return _rate(seen)
+
+
+def _rate(seen: list[tuple[int, int]]) -> Fraction:
+    """The rate of frames with these numbers and times: a whole number if the times leave room for one, which 29.97 and
+    30 need; otherwise the nearest standard rate.
+    """
     numbers, times = [n - seen[0][0] for n, _ in seen], [ns - seen[0][1] for _, ns in seen]
-    middle, late = Fraction(sum(numbers), len(seen)), Fraction(sum(times), len(seen))
-    rise = sum((n - middle) * (ns - late) for n, ns in zip(numbers, times, strict=True))
+    middle, late = sum(numbers) / len(seen), sum(times) / len(seen)
     spread = sum((n - middle) ** 2 for n in numbers)
-    return nearest(spread * SECOND_NS / rise) if rise > 0 else UNKNOWN_RATE
+    step = sum((n - middle) * (ns - late) for n, ns in zip(numbers, times, strict=True)) / spread
+    if step <= 0:
+        return UNKNOWN_RATE
+    jitter = sum((ns - late - step * (n - middle)) ** 2 for n, ns in zip(numbers, times, strict=True))
+    unsure = 2 * math.sqrt(jitter / (len(seen) - 2) / spread) / step  # two standard errors, of the step
+    measured = SECOND_NS / step
+    whole = round(measured)
+    return Fraction(whole) if whole and abs(whole - measured) <= unsure * measured else nearest(measured)
