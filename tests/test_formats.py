@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 
-from cuframes import Publisher, Subscriber
+from cuframes import Color, Publisher, Subscriber
 from cuframes.formats import ALIASES, FORMATS, FULL_RANGE, FrameShape, pixel_format
 from cuframes.framecache import SlotReader, SlotWriter, remove_slot
 from cuframes.framecache.parameters import CODES
@@ -409,7 +409,7 @@ def test_pictures_of_frames(key, tmp_path, video):
             copy = pictures.to_video(frame)
             pixels.save_picture(frame, tmp_path / "now.png")
             assert pictures.encode(copy, "jpeg").startswith(b"\xff\xd8")
-            pipe._copy(subscriber, lambda _: frame, y4m, "y4m", Fraction(25), 1)
+            pipe.Copier(y4m, "y4m", Fraction(25), None, 1).copy(subscriber, lambda _: frame, None)
     assert ffmpeg_bytes(copy, video.name) == video.data
     with av.open(str(tmp_path / "now.png")) as container:
         saved = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
@@ -497,19 +497,22 @@ def test_what_decoders_give_can_be_published(key, codec, pixels):
             assert rows_of(frame.planes) == ffmpeg_bytes(decoded, frame.format)
 
 
-def test_full_range_is_converted_unless_it_is_asked_for(key):
-    """A frame does not say its range, so the one that everybody assumes is the limited one."""
-    from cuframes.cli.pixels import convert
+def test_full_range_stays_full_range(key):
+    """A conversion does not change the range, and publishers say which it is."""
+    from cuframes.media.pictures import convert
 
     white = picture(64, 48)
     numpy.frombuffer(white.planes[0], numpy.uint8)[:] = 255
     decoded = white.reformat(format="yuvj420p")
     assert bytes(decoded.planes[0])[0] == 255
-    for wanted, luma in (("i420", 235), ("I420", 235), ("yuvj420p", 255), ("nv12", 235)):
-        with Publisher(key, 64, 48, wanted) as publisher, Subscriber(key) as subscriber:
+    for wanted in ("i420", "I420", "yuvj420p", "nv12"):
+        with Publisher(key, 64, 48, wanted, color={"range": "pc"}) as publisher, Subscriber(key) as subscriber:
             publisher.publish(convert(decoded, 64, 48, wanted))
             with subscriber.next(1) as frame:
-                assert abs(int(numpy.asarray(frame.planes[0])[0, 0]) - luma) <= 1
+                assert numpy.asarray(frame.planes[0])[0, 0] == 255
+                assert frame.color.range == "pc"
+    limited = convert(decoded, 64, 48, "nv12", Color("tv"))
+    assert abs(bytes(limited.planes[0])[0] - 235) <= 1
     assert all(full.replace("yuvj", "yuv") in (ours, *ALIASES) for full, ours in FULL_RANGE.items())
 
 

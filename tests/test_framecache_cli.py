@@ -190,7 +190,7 @@ def test_pipe_y4m_is_what_ffmpeg_reads(filled, tmp_path):
     out = tmp_path / "out.y4m"
     with open(out, "wb") as file:
         subprocess.run(command("pipe", filled, "--slot", "--frames", 8), stdout=file, timeout=60, check=True)
-    assert out.read_bytes().startswith(b"YUV4MPEG2 W320 H180 F50:1 Ip A1:1 C422\n")
+    assert out.read_bytes().startswith(b"YUV4MPEG2 W320 H180 F50:1 Ip A1:1 C422 XCOLORRANGE=LIMITED\n")
     with av.open(str(out)) as container:
         frames = list(container.decode(video=0))
     assert len(frames) == 8

@@ -216,7 +216,10 @@ cdef class Frame(FrameView):
 
     def _repr_png_(self):
         """The picture for notebooks, upright and at most 960 pixels wide; None if there is none to show."""
-        return functions().preview(self)
+        try:
+            return functions().preview(self)
+        except ImportError:  # without PyAV a notebook shows the repr
+            return None
 
     cdef int check_usable(self) except -1:
         if self.dropped:

@@ -863,7 +863,10 @@ cdef class SlotFrame:
 
     def _repr_png_(self):
         """The picture for notebooks, upright and at most 960 pixels wide; None if there is none to show."""
-        return functions().preview(self)
+        try:
+            return functions().preview(self)
+        except ImportError:  # without PyAV a notebook shows the repr
+            return None
 
     cdef object as_array(self):
         """:attr:`data` as an array of the frame's shape: `out` may be any buffer of so many bytes."""

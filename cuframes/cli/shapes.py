@@ -95,7 +95,7 @@ class Shaper:
     def presentation(self, picture: Picture, width: int, height: int) -> Presentation:
         """What to say about pictures of this size. They keep these colours, also if the source's change."""
         said, frame = picture.stream.presentation, picture.frame
-        self._color = color_as(said.color, frame, self.format)
+        self._color = color_as(said.color, frame, self.format, (width, height))
         turn, lies = self._turn(frame), rotation_of(frame)
         aspect = said.sample_aspect_ratio
         if self._wanted is not None:

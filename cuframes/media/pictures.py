@@ -7,7 +7,7 @@ import av
 import numpy
 from numpy.lib.stride_tricks import as_strided
 
-from cuframes.color import Color, is_gray, presentation
+from cuframes.color import Color, is_gray, is_rgb, presentation
 from cuframes.formats import FrameShape, pixel_format, whole_number
 from cuframes.media.scaling import color_of_video, converted, ffmpeg_format, reformat, tag
 from cuframes.rates import nearest
@@ -15,6 +15,7 @@ from cuframes.rates import nearest
 __all__ = [
     "color_as",
     "convert",
+    "converted",
     "encode",
     "ffmpeg_format",
     "picture",
@@ -212,7 +213,9 @@ def convert(frame: Any, width: int, height: int, format: str, color: Color | Non
     return encode(frame, "v210") if pixel_format(format).name == "v210" else frame
 
 
-def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -> dict[str, Any]:
+def presentation_of(
+    stream: Any, frame: Any = None, format: str | None = None, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """What PyAV knows about the pictures of a stream, as the keyword arguments of :class:`cuframes.Publisher`.
 
     Parameters
@@ -223,6 +226,9 @@ def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -
     format : str, optional
         The pixel format that will be published, when :func:`convert` makes it from the decoder's. Default: the
         decoder's.
+    size : (int, int), optional
+        Width and height that will be published. A matrix that is not said and that players would take for another one
+        at this size is then said.
 
     Returns
     -------
@@ -233,7 +239,7 @@ def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -
     context = stream.codec_context
     rate = stream.average_rate or stream.guessed_rate
     found: dict[str, Any] = {
-        "color": color_as(color_of_video(context), frame or context, format),
+        "color": color_as(color_of_video(context), frame or context, format, size),
         "sample_aspect_ratio": stream.sample_aspect_ratio or context.sample_aspect_ratio,
         "field_order": getattr(context, "field_order", None),
         "rotation": rotation_of(frame) or None,
@@ -247,7 +253,7 @@ def presentation_of(stream: Any, frame: Any = None, format: str | None = None) -
     return found
 
 
-def color_as(said: Color, video: Any, format: str | None) -> Color:
+def color_as(said: Color, video: Any, format: str | None, size: tuple[int, int] | None = None) -> Color:
     """The colours of a stream's pictures once :func:`convert` has given them a pixel format.
 
     Parameters
@@ -258,6 +264,9 @@ def color_as(said: Color, video: Any, format: str | None) -> Color:
         One of its frames, or the decoder.
     format : str or None
         The pixel format; None: the decoder's.
+    size : (int, int), optional
+        The width and height that they get. A matrix that nobody said and that follows from the size is said then, if
+        the other size would stand for another one.
     """
     said = Color(*(one or other for one, other in zip(color_of_video(video), said, strict=True)))
     was = _decoded_format(video)
@@ -266,6 +275,10 @@ def color_as(said: Color, video: Any, format: str | None) -> Color:
     if was is not None and format is not None and ffmpeg_format(format) != was:
         after = converted(said, was, video.width, video.height, format)
         said = Color(after.range, after.matrix, said.primaries, said.transfer)
+    if said.matrix is None and size is not None:
+        assumed = Color().assumed(video.width, video.height).matrix
+        if assumed != Color().assumed(*size).matrix and not is_rgb(format or was or ""):
+            said = said._replace(matrix=assumed)
     return said
 
 

@@ -37,6 +37,8 @@ SCALER = {
 }
 FILTER = {1: "bt709", 4: "fcc", 5: "smpte170m", 7: "smpte240m", 9: "bt2020"}  # the same, for FFmpeg's filter
 UNSPECIFIED = 2
+BILINEAR = 2
+EXACT = BILINEAR | 0x40000  # with SWS_ACCURATE_RND (with SWS_FULL_CHR_H_INP, 10 bits come out wrong)
 ATTRIBUTES = {"range": "color_range", "matrix": "colorspace", "primaries": "color_primaries", "transfer": "color_trc"}
 
 
@@ -148,6 +150,8 @@ def _scaled(
         dst_colorspace=target,
         src_color_range=CODES["range"][ranges[0] or "tv"],
         dst_color_range=CODES["range"][ranges[1] or "tv"],
+        # From matrix to matrix FFmpeg goes by way of RGB, and rounding adds up.
+        interpolation=BILINEAR if source == target else EXACT,
         **threads,
     )
 
@@ -167,7 +171,8 @@ def _filtered(
         f"{side}_color_matrix={FILTER[matrix]}:{side}_range={range_}"
         for side, matrix, range_ in zip(("in", "out"), matrices, ranges, strict=True)
     )
-    scale = graph.add("scale", f"{shape[0]}:{shape[1]}:flags=bilinear:{colors}")
+    flags = "bilinear" if matrices[0] == matrices[1] else "bilinear+accurate_rnd"
+    scale = graph.add("scale", f"{shape[0]}:{shape[1]}:flags={flags}:{colors}")
     pixels = graph.add("format", f"pix_fmts={shape[2]}")
     end = graph.add("buffersink")
     for one, next_one in ((begin, scale), (scale, pixels), (pixels, end)):
