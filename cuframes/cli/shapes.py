@@ -153,7 +153,8 @@ class Shaper:
         """How far to turn a frame clockwise, in degrees."""
         if self._rotate == "keep" or frame.format.name == "cuda":
             return 0
-        return int(round(frame.rotation / 90) * 90) % 360
+        quarters: int = -round(frame.rotation / 90) % 4  # PyAV's angle is anticlockwise
+        return 90 * quarters
 
     def _shape(self, picture: Picture) -> Fraction:
         """Width by height of the picture as it is to be seen."""
