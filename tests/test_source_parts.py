@@ -10,7 +10,7 @@ from itertools import pairwise
 import cameras
 import numpy
 import pytest
-from harness import eventually
+from harness import descriptors, eventually
 
 import cuframes
 from cuframes import Disconnected, EncodedPacket, PacketFlags, Picture, SourceError, Timeout, open_source
@@ -281,6 +281,23 @@ def test_the_first_packet_after_a_reconnect_is_a_discontinuity(folder):
             while not isinstance(video.next(30), Picture):
                 pass
     assert states[:3] == ["live", "reconnecting", "live"]
+
+
+def test_reconnecting_leaves_nothing_behind(folder, monkeypatch):
+    """Descriptors, threads and queued pictures after many connections that fail in every way."""
+    data = cameras.stream(folder)
+    monkeypatch.setattr(source, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(source, "LONGEST_PAUSE", 0.001)
+    ways = [cameras.play(data[:40_000], 0.05, cameras.reset), cameras.reset, cameras.play(b"nonsense" * 999, 0.01)]
+    before = descriptors()
+    with cameras.TcpCamera(*(ways * 20)) as camera:
+        with open_source(camera.url, packets=True) as video:
+            while camera.connections < 40:
+                with contextlib.suppress(Timeout):
+                    video.next(0.1)
+            assert video.stuck == 0
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("cuframes:tcp")])
+    assert descriptors() == before
 
 
 def test_pauses_grow(monkeypatch):
