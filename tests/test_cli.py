@@ -172,6 +172,8 @@ def test_stale_publisher(key):
     with Worker("producer.py", key) as worker:
         worker.kill()
     assert "stale" in run("info", key, expect=4).stdout
+    for words in (["snapshot", key, "x.png", "--timeout", 0], ["record", key, "x.mp4", "--connect-timeout", 0]):
+        assert "has died" in run(*words, expect=4).stderr
     assert "stale" in run("ls").stdout
     assert f"would remove /dev/shm/cuframes-{key}" in run("gc", key, "--dry-run").stdout
     assert f"/dev/shm/cuframes-{key}" in json.loads(run("gc", key, "--json").stdout)["removed"]

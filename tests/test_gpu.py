@@ -417,7 +417,7 @@ def test_nvdec_frames_are_those_of_the_cpu_decoder(key, clip):
             del frame
             count += 1
     out, _ = child.communicate(timeout=60)
-    report = json.loads(out)
+    report = json.loads(out.splitlines()[-1])
     assert (count, report["decoder"], report["memory"], report["dropped"]) == (132, "nvdec", "cuda", 0)
 
 
@@ -429,7 +429,7 @@ def test_frames_decoded_by_nvdec_have_the_pts_of_their_packets(key, clip):
     with PacketReader(key, "oldest", connect_timeout=60) as reader, Subscriber(key, mode="ordered") as subscriber:
         frames = [frame.pts_ns for frame in subscriber]
         packets = list(reader)
-    report = json.loads(child.communicate(timeout=60)[0])
+    report = json.loads(child.communicate(timeout=60)[0].splitlines()[-1])
     assert child.returncode == 0
     assert (report["decoder"], report["packets"]) == ("nvdec", 132)
     assert [packet.seq for packet in packets] == list(range(1, 133))

@@ -90,6 +90,8 @@ def main() -> NoReturn:
 
 def _run(app: Callable[[], object]) -> int | str | None:
     """Run a command; its exit status."""
+    import av
+
     from cuframes.errors import CuframesError, NotFound
 
     try:
@@ -99,7 +101,7 @@ def _run(app: Callable[[], object]) -> int | str | None:
     except NotFound as problem:
         _complain(problem)
         return EXIT_NOT_FOUND
-    except (CuframesError, OSError) as problem:
+    except (CuframesError, OSError, av.FFmpegError) as problem:
         _complain(problem)
         return EXIT_ERROR
     except (ValueError, TypeError) as problem:

@@ -4,6 +4,7 @@ import typer
 
 from cuframes._version import __version__
 from cuframes.cli import bench, demo, framecache, host, pipe, publish, record, snapshot, watch
+from cuframes.cli.stale import told
 
 __all__ = ["app"]
 
@@ -34,12 +35,12 @@ def _common(
 
 app.command()(demo.demo)
 app.command()(publish.publish)
-app.command()(watch.watch)
+app.command()(told(watch.watch))
 app.command("ls")(host.ls)
 app.command()(host.info)
-app.command()(snapshot.snapshot)
-app.command()(pipe.pipe)
-app.command()(record.record)
+app.command()(told(snapshot.snapshot))
+app.command()(told(pipe.pipe))
+app.command()(told(record.record))
 app.add_typer(framecache.app, name="framecache")
 app.command()(host.gc)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(

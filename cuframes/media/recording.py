@@ -74,7 +74,7 @@ class Recording:
 
     Raises
     ------
-    FileExistsError, ValueError
+    FileExistsError, FileNotFoundError, ValueError
 
     Notes
     -----
@@ -87,6 +87,8 @@ class Recording:
         self._path = Path(path)
         if self._path.suffix.lower() not in OPTIONS:
             raise ValueError(f"a recording must be a {', '.join(OPTIONS)} file, not {self._path.name!r}")
+        if not self._path.parent.is_dir():
+            raise FileNotFoundError(f"there is no directory {self._path.parent}; create it, or choose another path")
         self._overwrite = overwrite
         self._check_free(self._path)
         self._reader = reader
@@ -130,7 +132,8 @@ class Recording:
         path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
         self._check_free(path)
         with _describe(codec, parameters[1], first.data) as template:
-            container = av.open(str(path), "w", options=OPTIONS[path.suffix.lower()])
+            # As a file, whatever its name looks like: 12:00:00.ts is no protocol.
+            container = av.open(f"file:{path}", "w", options=OPTIONS[path.suffix.lower()])
             try:
                 self._stream: Any = container.add_stream_from_template(template.streams.video[0], opaque=True)
             except BaseException:

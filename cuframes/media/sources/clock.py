@@ -10,6 +10,7 @@ __all__ = ["ContinuousClock", "Thinner"]
 DEFAULT_LENGTH = Fraction(1, 25)
 JITTER = 1  # seconds; a smaller step back is a disorder of single packets, a larger one is another clock
 JUMP = 10  # seconds; a larger step forward is another clock, in formats whose clock may jump
+LATEST = 16  # pictures by which a completed decoding time may be before the presentation time
 REORDERING = 5  # seconds; without decoding times, only a step back by more than this is a jump
 
 
@@ -33,7 +34,9 @@ class ContinuousClock:
         if self._last is not None or self._newest is not None:
             self._gap = Fraction(passed)
 
-    def place(self, packet: Any, *, length: Fraction | None, passed: float | None, may_jump: bool) -> None:
+    def place(
+        self, packet: Any, *, length: Fraction | None, passed: float | None, may_jump: bool, depth: int = 0
+    ) -> None:
         """Shift one packet.
 
         Parameters
@@ -45,11 +48,14 @@ class ContinuousClock:
             For live streams, the time since the last packet came; a jump becomes as long as that.
         may_jump : bool
             Whether a long step forward is a jump. In a file of single pictures it may be meant.
+        depth : int
+            By how many pictures the decoding order differs. Matroska has no decoding times, and FFmpeg does not know
+            the first ones; they are completed.
         """
         base = packet.time_base
         if base is None:
             return
-        length = packet.duration * base if packet.duration else length or self._length
+        nominal, length = length, packet.duration * base if packet.duration else length or self._length
         gap, self._gap = self._gap, None
         if packet.dts is None and packet.pts is None:
             after = Fraction(0) if self._last is None else self._last + max(length, gap or 0)
@@ -58,14 +64,19 @@ class ContinuousClock:
             self._shift += self._jump(packet, gap, length, Fraction(passed or 0), may_jump)
             ticks = round(self._shift / base)
             packet.pts = None if packet.pts is None else packet.pts + ticks
-            if packet.dts is not None:
+            if packet.dts is None:
+                packet.dts = packet.pts - round(depth * length / base)
+                if self._last is not None:
+                    late = packet.pts - round(LATEST * length / base)
+                    packet.dts = min(packet.pts, max(late, round((self._last + length) / base)))
+            else:
                 packet.dts += ticks
-                if self._last is not None and packet.dts * base <= self._last:  # a packet out of order
-                    packet.dts = int(self._last / base) + 1
-        if packet.dts is not None:
-            if self._last is not None and not packet.duration and packet.dts * base > self._last:
-                length = packet.dts * base - self._last
-            self._last = packet.dts * base
+            if self._last is not None:
+                # A packet out of order must not disturb the others.
+                packet.dts = max(packet.dts, int(self._last / base) + 1)
+        if self._last is not None and nominal is None and not packet.duration:
+            length = packet.dts * base - self._last
+        self._last = packet.dts * base
         if packet.pts is not None:
             self._newest = max(packet.pts * base, self._newest or packet.pts * base)
         self._length = length

@@ -227,7 +227,7 @@ class Connection:
             # Frame threads hold back a picture each. With slices, a picture comes as soon as its packet is there.
             context.thread_type = "SLICE" if live else "AUTO"
             context.thread_count = request.threads
-            if live:
+            if live and not context.has_b_frames:  # else some decoders would give pictures out of order
                 context.flags |= av.codec.context.Flags.low_delay
             return container, self._placed(container, stream, place), [], "cpu"
         except BaseException:
@@ -252,7 +252,7 @@ class Connection:
         may_jump = live or bool(container.format.flags & DISCONTINUOUS)
         rate = stream.average_rate or stream.guessed_rate
         length = 1 / Fraction(rate) if rate else None
-        reorders = stream.codec_context is not None and stream.codec_context.has_b_frames
+        depth = reordering(stream.codec_context)
         before_ns: int | None = None
         demuxer = container.demux(stream)
         while not self._closed:
@@ -271,8 +271,8 @@ class Connection:
             now_ns = monotonic_ns()
             passed = (now_ns - before_ns) / 1e9 if live and before_ns is not None else None
             bare = packet.pts is None and packet.dts is None
-            self._clock.place(packet, length=length, passed=passed, may_jump=may_jump)
-            if bare and not reorders:
+            self._clock.place(packet, length=length, passed=passed, may_jump=may_jump, depth=depth)
+            if bare and not depth:
                 packet.pts = packet.dts
             before_ns = self._newest_ns = now_ns
             self._arrivals[packet.pts] = now_ns
@@ -292,7 +292,7 @@ class Connection:
             if packet is not None:
                 self._share(packet, info, repeat)
             try:
-                yield packet, stream.codec_context.decode(packet)
+                yield packet, decode(stream.codec_context, packet)
             except av.error.EOFError:
                 return
             except av.FFmpegError as problem:
@@ -342,11 +342,24 @@ class Connection:
             self._items.put((self, item))
 
 
+def decode(context: Any, packet: Any) -> list[Any]:
+    """The pictures that a packet completes; those that are left, for None."""
+    frames: list[Any] = context.decode(packet)
+    return frames
+
+
 def is_live(container: Any, place: Place) -> bool:
     """Whether the source comes at its own pace. A download whose length is known is a file."""
     if place.kind is Kind.DOWNLOAD:
-        return container.duration is None or container.duration <= 0
+        return (container.duration or 0) <= 0 and container.size <= 0
     return place.kind in (Kind.STREAM, Kind.PIPE)
+
+
+def reordering(context: Any) -> int:
+    """By how many pictures decoding order and presentation differ."""
+    if not context.has_b_frames:
+        return 0
+    return int(getattr(context, "reorder_depth", 1) or 1)  # PyAV 14 only says that they do
 
 
 def describe(container: Any, stream: Any, place: Place, decoder: str) -> StreamInfo:

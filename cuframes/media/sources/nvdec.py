@@ -13,7 +13,7 @@ from cuframes.memory.driver import current, gpu
 __all__ = ["CANNOT", "first_pictures", "open_container"]
 
 # Errors of PyAV when it, the driver or the GPU cannot decode a stream on the GPU.
-CANNOT = (av.FFmpegError, ImportError, TypeError, ValueError, NotImplementedError, RuntimeError, DeviceError)
+CANNOT = (av.FFmpegError, OSError, ImportError, TypeError, ValueError, NotImplementedError, RuntimeError, DeviceError)
 
 
 def open_container(

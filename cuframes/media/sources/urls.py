@@ -70,6 +70,8 @@ def find(
             f"cannot open {shown!r}: PyAV's FFmpeg has no {scheme or 'such protocol'}, and there is no ffmpeg command; "
             "install ffmpeg, or build PyAV with an FFmpeg that has it (pip install --no-binary av av)"
         )
+    if format is None and url.startswith("/dev/video"):
+        format = "v4l2"
     if ":" in url and not scheme:  # a file whose name looks like an address
         url = f"file:{url}"
     return Place(url, _kind(url, scheme, format), format, shown, via)
@@ -86,14 +88,11 @@ def _kind(url: str, scheme: str, format: str | None) -> Kind:
         return Kind.DOWNLOAD
     if scheme and scheme not in FILES:
         return Kind.STREAM
-    path = Path(url.removeprefix("file://").removeprefix("file:"))
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(url.removeprefix("file://").removeprefix("file:")).st_mode
     except (OSError, ValueError):
-        return Kind.STREAM if str(path).startswith("/dev/") else Kind.FILE
-    if stat.S_ISFIFO(mode):
-        return Kind.PIPE
-    return Kind.STREAM if stat.S_ISCHR(mode) else Kind.FILE
+        return Kind.FILE
+    return Kind.PIPE if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) else Kind.FILE
 
 
 def _is_regular(fd: int) -> bool:
