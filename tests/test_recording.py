@@ -21,7 +21,8 @@ av = pytest.importorskip("av")
 pytest.importorskip("typer")
 
 from cuframes.codecs import codec_id, codec_name, nanoseconds, parameter_sets_filter  # noqa: E402
-from cuframes.media.recording import Recording, Timeline, backlog  # noqa: E402
+from cuframes.media.recording import Recording, backlog  # noqa: E402
+from cuframes.media.timeline import Timeline  # noqa: E402
 
 SECOND_NS = 1_000_000_000
 
