@@ -96,7 +96,8 @@ class PacketFile:
         self.path = path
         self.begun_ns = wall_ns(first)
         self.packets = self.bytes = 0
-        self._size = self._safe_packets = self._safe_bytes = 0
+        self._size = self._safe_packets = self._safe_bytes = self._safe_ns = 0
+        self._ended_ns: int | None = None
         format, options = FORMATS[path.suffix.lower()]
         self._buffers = format != "mpegts"  # a fragment or cluster, until the next one begins
         self._fd = -1
@@ -131,7 +132,7 @@ class PacketFile:
     @property
     def duration_ns(self) -> int:
         """Time from the first to the last picture."""
-        return self._timeline.end_ns
+        return self._timeline.end_ns if self._ended_ns is None else self._ended_ns
 
     @property
     def size(self) -> int:
@@ -161,7 +162,7 @@ class PacketFile:
             The file is finished; it has what reached it before.
         """
         assert self._muxer is not None
-        before = self.packets, self.bytes
+        before = self.packets, self.bytes, self.duration_ns
         self.packets += 1
         self.bytes += len(packet.data)
         try:
@@ -174,7 +175,8 @@ class PacketFile:
         size = os.fstat(self._fd).st_size
         if size > self._size:
             self._size = size
-            self._safe_packets, self._safe_bytes = before if self._buffers else (self.packets, self.bytes)
+            safe = before if self._buffers else (self.packets, self.bytes, self.duration_ns)
+            self._safe_packets, self._safe_bytes, self._safe_ns = safe
 
     def look(self) -> None:
         """Find out whether the file still has a name.
@@ -184,7 +186,7 @@ class PacketFile:
         WriteFailed
         """
         if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
-            self._size = self._safe_packets = self._safe_bytes = 0
+            self._size = self._safe_packets = self._safe_bytes = self._safe_ns = 0
             self._give_up(FileNotFoundError(errno.ENOENT, "the file was removed while it was being recorded"))
 
     def close(self) -> None:
@@ -212,7 +214,7 @@ class PacketFile:
     def _give_up(self, problem: OSError) -> None:
         """End the file with what has reached it whole. FFmpeg writes nothing more to a file after an error."""
         lost = self.packets - self._safe_packets
-        self.packets, self.bytes = self._safe_packets, self._safe_bytes
+        self.packets, self.bytes, self._ended_ns = self._safe_packets, self._safe_bytes, self._safe_ns
         muxer, self._muxer = self._muxer, None
         if muxer is not None:
             with contextlib.suppress(OSError, ValueError):

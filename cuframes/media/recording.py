@@ -1,7 +1,6 @@
 """Packets to a file without re-encoding."""
 
 import contextlib
-import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +11,7 @@ from cuframes.media.files import FORMATS, FileReport, PacketFile, WriteFailed
 from cuframes.media.muxing import Parameters
 from cuframes.packets import Packet, PacketReader
 
-__all__ = ["Recording", "backlog"]
+__all__ = ["Recording", "backlog", "check_suffix"]
 
 
 def backlog(reader: PacketReader, seconds: float) -> list[Packet]:
@@ -59,7 +58,7 @@ class Recording:
     lost : int
         Packets that were overwritten in the ring before they were read.
     unwritten : int
-        Packets that were read, and could not be written.
+        Packets that were read and could not be written.
 
     Raises
     ------
@@ -87,22 +86,20 @@ class Recording:
     ) -> None:
         self._begin(reader, finished)
         self._path = Path(path)
-        _check_suffix(self._path)
+        check_suffix(self._path)
         self._overwrite = overwrite
         if not self._path.parent.is_dir():
-            raise FileNotFoundError(
-                errno.ENOENT, f"there is no folder {str(self._path.parent)!r} to record to; make it first"
-            )
+            raise FileNotFoundError(f"there is no folder {str(self._path.parent)!r} to record to; make it first")
         self._check_free(self._path)
 
     def _begin(self, reader: PacketReader, finished: Callable[[FileReport], object] | None) -> None:
         self._reader = reader
         self._finished = finished or (lambda report: None)
         self._file: Any = None
-        self._duration_ns = 0
+        self._duration_ns = self._past_ns = 0
         self._past_packets = self._past_bytes = 0
         self.paths: list[Path] = []
-        self.lost = self.unwritten = 0
+        self.lost = self._given = 0
 
     def _check_free(self, path: Path) -> None:
         if path.exists() and not self._overwrite:
@@ -123,6 +120,10 @@ class Recording:
             The file cannot be written.
         FileExistsError, ValueError
         """
+        if not packet.keyframe and not self._given:
+            return
+        self._given += 1
+        self.lost += packet.lost
         if packet.keyframe:
             parameters = Parameters(self._reader, packet)
             if self._file is None or self._file.parameters != parameters or self._due(packet):
@@ -130,7 +131,6 @@ class Recording:
                 self._file = self._open(parameters, packet)
         if self._file is None:
             return
-        self.lost += packet.lost
         self._guarded(self._file.write, packet)
 
     def look(self) -> None:
@@ -160,8 +160,7 @@ class Recording:
         """Call a method of the file, which may end it."""
         try:
             call(*arguments)
-        except WriteFailed as problem:
-            self.unwritten += problem.lost
+        except WriteFailed:
             self._account()
             raise
 
@@ -170,6 +169,7 @@ class Recording:
         file, self._file = self._file, None
         self._past_packets += file.packets
         self._past_bytes += file.bytes
+        self._past_ns += file.duration_ns
         self._duration_ns = file.duration_ns
         if file.packets:
             self._finished(file.report())
@@ -182,6 +182,11 @@ class Recording:
         return self._past_packets + (self._file.packets if self._file is not None else 0)
 
     @property
+    def unwritten(self) -> int:
+        """How many packets were read, and are in no file."""
+        return self._given - self.packets
+
+    @property
     def bytes(self) -> int:
         """How many bytes the written packets have."""
         return self._past_bytes + (self._file.bytes if self._file is not None else 0)
@@ -190,6 +195,11 @@ class Recording:
     def duration_ns(self) -> int:
         """Time from the first to the last packet of the current file, in nanoseconds."""
         return self._duration_ns if self._file is None else int(self._file.duration_ns)
+
+    @property
+    def total_ns(self) -> int:
+        """The duration of all files together, in nanoseconds."""
+        return self._past_ns + (int(self._file.duration_ns) if self._file is not None else 0)
 
     def close(self) -> None:
         """Finish the file. It may be called twice.
@@ -208,6 +218,7 @@ class Recording:
         self.close()
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
+    """Raise ValueError unless there is a format for the end of the name."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"a recording must be a {', '.join(FORMATS)} file, not {path.name!r}")
