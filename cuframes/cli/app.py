@@ -3,7 +3,7 @@
 import typer
 
 from cuframes._version import __version__
-from cuframes.cli import bench, demo, framecache, host, pipe, publish, record, snapshot, watch
+from cuframes.cli import bench, demo, framecache, host, pipe, publish, push, record, snapshot, watch
 
 __all__ = ["app"]
 
@@ -40,6 +40,7 @@ app.command()(host.info)
 app.command()(snapshot.snapshot)
 app.command()(pipe.pipe)
 app.command()(record.record)
+app.command()(push.push)
 app.add_typer(framecache.app, name="framecache")
 app.command()(host.gc)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
