@@ -155,7 +155,8 @@ class _Connection:
 def _reason(problem: av.FFmpegError) -> str:
     """The error, and what FFmpeg has logged about it."""
     reason = problem.strerror or str(problem)
-    logged = problem.log[2].splitlines() if problem.log else []
+    log: Any = problem.log
+    logged = log[2].splitlines() if log else []
     return f"{reason} ({shown(logged[0].strip())})" if logged else reason
 
 

@@ -19,7 +19,7 @@ __all__ = ["PushRefused", "Pusher", "Repeats"]
 BACKOFF_SECONDS = (0.5, 30.0)
 HEALTHY_SECONDS = 60.0  # a connection that lasted this long begins the back-off anew
 START_SECONDS = 60.0  # for a process to begin, on a busy machine
-FAREWELL_SECONDS = 0.5  # for a connection to be closed in an orderly way
+FAREWELL_SECONDS = 0.3  # for a connection to be closed in an orderly way
 REPEAT_SECONDS = 60.0
 REMEDY = (
     "PyAV's FFmpeg cannot do {scheme}; if the system's can, use: "
@@ -132,7 +132,7 @@ class Pusher:
         return {name: count + self._now.get(name, 0) for name, count in self._past.items()}
 
     def close(self) -> None:
-        """End the connection. It may be called twice; it takes half a second at most."""
+        """End the connection. It may be called twice; it takes no longer than a connection needs to say good-bye, 0.3 s at most."""
         process, self._process = self._process, None
         if process is not None:
             for state in process.end():
@@ -202,6 +202,7 @@ class _Process:
         assert self._child.stdout is not None
         self._input, self._output = self._child.stdin, self._child.stdout
         self._text = b""
+        self._open = False  # there is a connection, to which to say good-bye
         with contextlib.suppress(BrokenPipeError):  # its death is seen below
             self._input.write(json.dumps(request).encode() + b"\n")
             self._input.flush()
@@ -219,13 +220,14 @@ class _Process:
             self._text += data
         line, _, self._text = self._text.partition(b"\n")
         told: dict[str, Any] = json.loads(line)
+        self._open = self._open or told["state"] == "open"
         return told
 
     def end(self) -> Iterator[dict[str, Any]]:
         """End it, and yield what it had still to say."""
         with contextlib.suppress(OSError):
             self._input.close()
-        end = time.monotonic() + FAREWELL_SECONDS
+        end = time.monotonic() + (FAREWELL_SECONDS if self._open else 0.0)
         try:
             while (told := self.next(max(0.0, end - time.monotonic()))) is not None and told["state"] != "dead":
                 yield told
