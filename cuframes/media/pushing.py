@@ -132,7 +132,7 @@ class Pusher:
         return {name: count + self._now.get(name, 0) for name, count in self._past.items()}
 
     def close(self) -> None:
-        """End the connection. It may be called twice; it takes no longer than a connection needs to say good-bye, 0.3 s at most."""
+        """End the connection. It may be called twice; it takes 0.3 s at most, in which to say good-bye."""
         process, self._process = self._process, None
         if process is not None:
             for state in process.end():

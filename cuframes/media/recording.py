@@ -122,16 +122,22 @@ class Recording:
         """
         if not packet.keyframe and not self._given:
             return
+        before = self.packets
         self._given += 1
         self.lost += packet.lost
-        if packet.keyframe:
-            parameters = Parameters(self._reader, packet)
-            if self._file is None or self._file.parameters != parameters or self._due(packet):
-                self._end_file()
-                self._file = self._open(parameters, packet)
-        if self._file is None:
-            return
-        self._guarded(self._file.write, packet)
+        try:
+            if packet.keyframe:
+                parameters = Parameters(self._reader, packet)
+                if self._file is None or self._file.parameters != parameters or self._due(packet):
+                    self._end_file()
+                    self._file = self._open(parameters, packet)
+            if self._file is not None:
+                self._guarded(self._file.write, packet)
+        except Exception:
+            raise
+        except BaseException:  # a signal's, which ends the recording, and not what cannot be written
+            self._given -= self.packets == before
+            raise
 
     def look(self) -> None:
         """Notice what happened to the file, while no packet comes. Raises what :meth:`write` raises."""
