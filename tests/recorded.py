@@ -1,5 +1,8 @@
 """Packets of real video, and what is in a recording of them."""
 
+import contextlib
+import json
+import pickle
 import subprocess
 import sys
 from fractions import Fraction
@@ -50,9 +53,9 @@ def probe(path):
 def probe_packets(path):
     """What a file that is still being written has so far."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(path if hasattr(path, "read") else str(path)) as container:
             return [packet for packet in container.demux(video=0) if packet.size]
-    except (OSError, ValueError):
+    except av.FFmpegError:
         return []
 
 
@@ -81,3 +84,37 @@ def finish(child, expect=0):
     _, rest = child.communicate(timeout=60)
     assert child.returncode == expect, rest
     return rest
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@contextlib.contextmanager
+def steady(source, key, seconds=60):
+    """A process that publishes the packets of `source` again and again, 25 a second."""
+    program = (
+        "import pickle, signal, sys, time, cuframes\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
+        "codec, extradata, packets = pickle.load(sys.stdin.buffer)\n"
+        "with cuframes.PacketPublisher(sys.argv[1], codec, extradata=extradata, slots=1024) as publisher:\n"
+        "    print('ready', flush=True)\n"
+        "    for turn in range(int(sys.argv[2])):\n"
+        "        for data, pts, dts, key in packets:\n"
+        "            shift = turn * len(packets) * 40_000_000\n"
+        "            publisher.publish_packet(data, pts_ns=pts + shift, dts_ns=dts + shift, keyframe=key)\n"
+        "            time.sleep(0.04)\n"
+    )
+    turns = int(seconds * 25 / len(source.packets)) + 1
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, key, str(turns)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        child.stdin.write(pickle.dumps((source.codec, source.extradata, source.packets)))
+        child.stdin.close()
+        assert child.stdout.readline() == b"ready\n"
+        yield child
+    finally:
+        child.terminate()
+        child.wait(20)
+        child.stdout.close()

@@ -1,6 +1,5 @@
 """Recording without an end: segments, their names, old files, and disks that are full, read-only or gone."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -8,7 +7,6 @@ import pickle
 import re
 import signal
 import subprocess
-import sys
 import time
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -22,7 +20,7 @@ from cuframes import PacketPublisher, PacketReader
 av = pytest.importorskip("av")
 pytest.importorskip("typer")
 
-from recorded import Source, command, probe, probe_packets, relative  # noqa: E402
+from recorded import Source, command, lines, probe, probe_packets, relative, steady  # noqa: E402
 
 from cuframes.cli.units import parse_duration, parse_size  # noqa: E402
 from cuframes.media import segments  # noqa: E402
@@ -30,40 +28,6 @@ from cuframes.media.patterns import Pattern  # noqa: E402
 from cuframes.media.segments import Retention, SegmentedRecording  # noqa: E402
 
 DAY = 86_400
-
-
-def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
-
-
-@contextlib.contextmanager
-def steady(source, key, seconds=60):
-    """A process that publishes the packets of `source` again and again, 25 a second."""
-    program = (
-        "import pickle, signal, sys, time, cuframes\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
-        "codec, extradata, packets = pickle.load(sys.stdin.buffer)\n"
-        "with cuframes.PacketPublisher(sys.argv[1], codec, extradata=extradata, slots=1024) as publisher:\n"
-        "    print('ready', flush=True)\n"
-        "    for turn in range(int(sys.argv[2])):\n"
-        "        for data, pts, dts, key in packets:\n"
-        "            shift = turn * len(packets) * 40_000_000\n"
-        "            publisher.publish_packet(data, pts_ns=pts + shift, dts_ns=dts + shift, keyframe=key)\n"
-        "            time.sleep(0.04)\n"
-    )
-    turns = int(seconds * 25 / len(source.packets)) + 1
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, key, str(turns)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        child.stdin.write(pickle.dumps((source.codec, source.extradata, source.packets)))
-        child.stdin.close()
-        assert child.stdout.readline() == b"ready\n"
-        yield child
-    finally:
-        child.terminate()
-        child.wait(20)
-        child.stdout.close()
 
 
 def record_all(source, key, pattern, segment_s, **more):

@@ -8,6 +8,7 @@ the request, one line of JSON; when it ends, the connection is to be closed. Sta
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import select
 import signal
@@ -36,6 +37,20 @@ FINAL = tuple(
     )
     if hasattr(av.error, name)
 )  # fmt: skip
+
+
+class _Log(logging.Handler):
+    """What PyAV warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+_log = _Log()
 
 
 class _Stopped(Exception):
@@ -114,6 +129,8 @@ class _Connection:
         except FINAL as problem:
             _tell("refused", error=_reason(problem), kind=type(problem).__name__)
             raise _Stopped from None
+        if _log.texts:  # about options that FFmpeg does not know
+            raise ValueError(_log.texts[-1])
         self._parameters = parameters
         _tell("open")
 
@@ -148,7 +165,8 @@ class _Connection:
         """Say good-bye to the peer."""
         muxer, self._muxer = self._muxer, None
         if muxer is not None:
-            muxer.close()
+            with contextlib.suppress(av.FFmpegError):  # it may be what has failed
+                muxer.close()
         _tell("counts", **self._counts())
 
 
@@ -168,7 +186,12 @@ def main() -> None:
     if os.getppid() != parent:
         return
     request = json.loads(sys.stdin.readline())
+    # FFmpeg's own lines are part of the errors, and not printed.
     av.logging.set_level(av.logging.ERROR)
+    logging.getLogger("libav").propagate = False
+    logging.getLogger("libav").addHandler(logging.NullHandler())
+    logging.getLogger("av").propagate = False
+    logging.getLogger("av").addHandler(_log)
     connection = _Connection(request)
     try:
         try:

@@ -117,7 +117,7 @@ class Pusher:
             if time.monotonic() - begun > HEALTHY_SECONDS + self._timeout:
                 wait_s = BACKOFF_SECONDS[0]
             pause = min(wait_s * random.uniform(1.0, 1.5), BACKOFF_SECONDS[1])
-            self._told({"event": "failed", "error": error, "retry_s": round(pause, 1)})
+            self._told({"event": "failed", "error": error, "retry_s": round(pause, 2)})
             if end is not None and time.monotonic() + pause >= end:
                 time.sleep(max(0.0, end - time.monotonic()))
                 break
