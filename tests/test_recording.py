@@ -20,83 +20,13 @@ from cuframes import PacketFlags, PacketPublisher, PacketReader, Subscriber
 av = pytest.importorskip("av")
 pytest.importorskip("typer")
 
-from cuframes.codecs import codec_id, codec_name, nanoseconds, parameter_sets_filter  # noqa: E402
-from cuframes.media.recording import Recording, Timeline, backlog  # noqa: E402
+from recorded import Source, command, finish, lines, probe, probe_packets, relative, start_recording, steady  # noqa: E402
+
+from cuframes.codecs import codec_id, codec_name, parameter_sets_filter  # noqa: E402
+from cuframes.media.recording import Recording, backlog  # noqa: E402
+from cuframes.media.timeline import Timeline  # noqa: E402
 
 SECOND_NS = 1_000_000_000
-
-
-class Source:
-    """The packets of a file, and a publisher of them."""
-
-    def __init__(self, path):
-        with av.open(path) as container:
-            stream = container.streams.video[0]
-            self.codec, self.extradata = stream.codec_context.codec.id, stream.codec_context.extradata
-            self.packets = [
-                (bytes(p), nanoseconds(p.pts, p.time_base), nanoseconds(p.dts, p.time_base), p.is_keyframe)
-                for p in container.demux(stream)
-                if p.size
-            ]
-
-    def publisher(self, key, **more):
-        return PacketPublisher(key, self.codec, extradata=self.extradata, **{"slots": 1024} | more)
-
-    def publish(self, publisher, begin=0, end=None, shift_ns=0):
-        for data, pts, dts, key in self.packets[begin:end]:
-            publisher.publish_packet(data, pts_ns=pts + shift_ns, dts_ns=dts + shift_ns, keyframe=key)
-
-
-def probe(path):
-    """(bytes, pts, dts, keyframe) of a file's packets, times in nanoseconds from the first pts; and frames decoded."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        assert stream.start_time * stream.time_base <= Fraction(1, 10)
-        found = [
-            (bytes(p), nanoseconds(p.pts, p.time_base), nanoseconds(p.dts, p.time_base), p.is_keyframe)
-            for p in container.demux(stream)
-            if p.size
-        ]
-    with av.open(str(path)) as container:
-        container.streams.video[0].codec_context.options = {"err_detect": "explode"}
-        frames = sum(1 for _ in container.decode(video=0))
-    return relative(found), frames
-
-
-def probe_packets(path):
-    """What a file that is still being written has so far."""
-    try:
-        with av.open(str(path)) as container:
-            return [packet for packet in container.demux(video=0) if packet.size]
-    except (OSError, ValueError):
-        return []
-
-
-def relative(packets):
-    """Times from the first pts on, in whole milliseconds."""
-    first = packets[0][1]
-
-    def since(time_ns):
-        return None if time_ns is None else round((time_ns - first) / 1e6)
-
-    return [(data, since(pts), since(dts), key) for data, pts, dts, key in packets]
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "cuframes", *map(str, arguments)]
-
-
-def start_recording(key, path, *options):
-    """A recorder that has joined."""
-    child = subprocess.Popen(command("record", key, path, *options), stderr=subprocess.PIPE, text=True)
-    assert "recording" in child.stderr.readline()
-    return child
-
-
-def finish(child, expect=0):
-    _, rest = child.communicate(timeout=60)
-    assert child.returncode == expect, rest
-    return rest
 
 
 @pytest.mark.parametrize(("codec", "suffix"), [("h264", ".mp4"), ("h264", ".mkv"), ("hevc", ".mp4"), ("hevc", ".mkv")])
@@ -311,10 +241,241 @@ def test_timeline():
     assert Timeline().place(Packet(1, None, 40)) == (0, 0)
 
 
+def test_a_name_may_be_anything(key, encoded, tmp_path):
+    source = Source(encoded("h264", ".mp4"))
+    names = [
+        "2026-01-31T12:00:00+01:00.mkv",
+        "cam0:1.mp4",
+        "file:x.ts",
+        "pipe:1.mp4",
+        "a%d.mp4",
+        "über maß 映像.mov",
+        "A.MP4",
+    ]
+    with source.publisher(key) as publisher:
+        source.publish(publisher)
+        for name in names:
+            with PacketReader(key, "oldest") as reader, Recording(tmp_path / name, reader) as recording:
+                for packet in backlog(reader, 1000):
+                    recording.write(packet)
+            assert recording.packets == len(source.packets)
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    for name in names:
+        with open(tmp_path / name, "rb") as file:
+            assert probe_packets(file)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_packets_without_dts_keep_their_times(key, encoded, tmp_path, codec, suffix):
+    """A publisher need not give dts, and B-frames are not a clock that jumps back."""
+    source = Source(encoded(codec, ".mp4"))
+    source.packets = [(data, pts, None, keyframe) for data, pts, _, keyframe in source.packets]
+    with source.publisher(key) as publisher, PacketReader(key, "oldest") as reader:
+        for data, pts, _, keyframe in source.packets:
+            publisher.publish_packet(data, pts_ns=pts, keyframe=keyframe)
+        with Recording(tmp_path / f"out{suffix}", reader) as recording:
+            for _ in source.packets:
+                recording.write(reader.next(0))
+    found, frames = probe(tmp_path / f"out{suffix}")
+    assert [packet[1] for packet in found] == [packet[1] for packet in relative(source.packets)]
+    assert frames == len(source.packets)
+    assert recording.duration_ns == (len(source.packets) - 1) * 40_000_000
+
+
+def test_timeline_without_dts():
+    def times(timeline, given):
+        return [timeline.place(Packet(seq, pts * 1_000_000)) for seq, pts in enumerate(given, 1)]
+
+    order = [0, 120, 40, 80, 240, 160, 200]
+    for depth in (1, 2, 4, 16):
+        placed = times(Timeline(depth), order)
+        assert [pts // 1_000_000 for pts, _ in placed] == order
+        decoding = [dts for _, dts in placed]
+        assert decoding == sorted(set(decoding))
+        assert all(dts <= pts for pts, dts in placed)
+    placed = times(Timeline(0), [0, 40, 80])
+    assert [dts for _, dts in placed] == [0, 40_000_000, 80_000_000]
+    unannounced = times(Timeline(0), order * 3)  # nothing says that pictures are reordered: learnt from the first
+    assert all(dts <= pts for pts, dts in unannounced)
+    timeline = Timeline(2)
+    times(timeline, order)
+    back = [timeline.place(Packet(9 + n, pts * 1_000_000 - 10**12, None, 10**9)) for n, pts in enumerate(order)]
+    decoding = [dts for _, dts in back]
+    assert decoding == sorted(set(decoding))
+    assert [(pts - back[0][0]) // 1_000_000 for pts, _ in back] == order  # another clock, the same distances
+    assert back[0][1] >= 200_000_000
+
+
+def test_a_publisher_of_another_size_begins_another_file(key, encoded, clip, tmp_path):
+    first = Source(encoded("h264", ".mp4"))
+    second = Source(str(clip))
+    child = None
+    with first.publisher(key) as publisher:
+        child = start_recording(key, tmp_path / "out.mkv", "--reconnect", 10)
+        first.publish(publisher, 0, 24)
+        eventually(lambda: len(probe_packets(tmp_path / "out.mkv")) >= 12, timeout=20)
+    with second.publisher(key, data_size=16 << 20, max_packet_size=4 << 20) as publisher:
+        second.publish(publisher, 0, 24)
+        eventually(lambda: (tmp_path / "out-2.mkv").exists(), timeout=20)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGTERM)
+        _, rest = child.communicate(timeout=30)
+    assert child.returncode in (0, 128 + signal.SIGTERM), rest
+    sizes = []
+    for path in (tmp_path / "out.mkv", tmp_path / "out-2.mkv"):
+        with av.open(str(path)) as container:
+            sizes.append((container.streams.video[0].width, sum(1 for _ in container.decode(video=0))))
+    assert sizes == [(320, 24), (1280, 24)]
+
+
+def test_a_camera_that_changes_its_parameter_sets_begins_another_file(key, encoded, tmp_path):
+    """H.264 with start codes, in which nothing but the keyframes tells of another picture size."""
+    small = Source(encoded("h264", ".ts"))
+    with av.open(str(encoded("h264", ".mp4"))) as container, av.open(str(tmp_path / "big.ts"), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"x264-params": "keyint=12:bframes=0:scenecut=0"})
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        for number, frame in zip(range(24), container.decode(video=0), strict=False):
+            frame = frame.reformat(width=640, height=360)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    big = Source(str(tmp_path / "big.ts"))
+    with PacketPublisher(key, "h264", slots=256) as publisher, PacketReader(key, "next") as reader:
+        small.publish(publisher, 0, 24)
+        big.publish(publisher, shift_ns=SECOND_NS)
+        with Recording(tmp_path / "out.mp4", reader) as recording:
+            for _ in range(24 + len(big.packets)):
+                recording.write(reader.next(0))
+    assert [path.name for path in recording.paths] == ["out.mp4", "out-2.mp4"]
+    widths = []
+    for path in recording.paths:
+        with av.open(str(path)) as container:
+            widths.append({frame.width for frame in container.decode(video=0)})
+    assert widths == [{320}, {640}]
+
+
+# ---- how recordings end
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_without_reconnecting_a_recording_ends_with_the_publisher(key, encoded, tmp_path, attempt):
+    source = Source(encoded("h264", ".mp4"))
+    child = subprocess.Popen(
+        command("record", key, "out.mp4", "--pre", 100, "--reconnect", 0, "--json", "--connect-timeout", 30),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    with source.publisher(key) as publisher:
+        source.publish(publisher)
+        assert json.loads(child.stdout.readline())["event"] == "ready"
+    out, errors = child.communicate(timeout=30)
+    assert (child.returncode, errors) == (0, "")
+    report = lines(out)[-1]
+    assert (report["event"], report["packets"], report["lost"]) == ("end", len(source.packets), 0)
+    assert probe(tmp_path / "out.mp4")[1] == len(source.packets)
+
+
+def test_what_stands_in_the_way_of_the_next_publisher_is_an_error_after_the_report(key, encoded, tmp_path):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher:
+        child = subprocess.Popen(
+            command("record", key, "out.mp4", "--reconnect", 2, "--json"),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert json.loads(child.stdout.readline())["event"] == "ready"
+        source.publish(publisher)
+        path = next(Path("/dev/shm").glob(f"cuframes-{key}*"))
+    path.write_bytes(b"this is no packet ring" * 1000)
+    try:
+        out, errors = child.communicate(timeout=30)
+    finally:
+        path.unlink()
+    assert child.returncode == 1
+    assert str(path) in errors
+    assert errors.count("\n") == 1
+    assert lines(out)[-1]["event"] == "end"
+    assert lines(out)[-1]["packets"] == len(source.packets)
+    assert probe(tmp_path / "out.mp4")[1] == len(source.packets)
+
+
+# ---- standard output
+
+
+@pytest.mark.parametrize("format", [None, "mpegts", "nut", "mkv"])
+def test_packets_on_standard_output(key, encoded, tmp_path, format):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher:
+        source.publish(publisher)
+        options = [] if format is None else ["--format-name", format]
+        child = subprocess.Popen(
+            command("record", key, "-", "--pre", 100, "--reconnect", 0, "--json", *options),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        begun = child.stderr.readline()
+    out, errors = child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert [json.loads(line)["event"] for line in (begun, *errors.splitlines())] == ["ready", "end"]
+    (tmp_path / "out").write_bytes(out)
+    found, frames = probe(tmp_path / "out")
+    assert frames == len(source.packets)
+    assert [packet[1] for packet in found] == [packet[1] for packet in relative(source.packets)]
+    with av.open(str(tmp_path / "out")) as container:
+        assert container.format.name.split(",")[0] == {"nut": "nut", "mkv": "matroska"}.get(format, "mpegts")
+
+
+def test_a_closed_pipe_ends_a_recording_quietly(key, encoded):
+    source = Source(encoded("h264", ".mp4"))
+    with steady(source, key):
+        child = subprocess.Popen(command("record", key, "-"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert child.stdout.read(1000)
+        child.stdout.close()
+        errors = child.stderr.read()
+        assert child.wait(30) == 0
+        child.stderr.close()
+    assert errors.splitlines() == [f"recording h264 of {key} to standard output".encode()]
+
+
+def test_a_closed_pipe_is_noticed_while_no_packet_comes(key, encoded):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher:
+        source.publish(publisher)
+        child = subprocess.Popen(
+            command("record", key, "-", "--pre", 9), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert child.stdout.read(1000)
+        child.stdout.close()
+        assert child.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_recording_whose_reader_does_not_read(key, encoded, number):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher:
+        for _ in range(6):
+            source.publish(publisher)
+        child = subprocess.Popen(
+            command("record", key, "-", "--pre", 100), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        # Nothing is read, so that it has to wait once the pipe is full.
+        eventually(lambda: b"pipe_write" in stack_of(child.pid), timeout=30)
+        child.send_signal(number)
+        assert child.wait(20) in (0, 128 + number)
+        errors = child.stderr.read()
+        for pipe in (child.stdout, child.stderr):
+            pipe.close()
+    assert b"Traceback" not in errors
+
+
+def stack_of(pid):
+    """What the main thread of a process waits for in the kernel."""
+    return Path(f"/proc/{pid}/wchan").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         (("record", "KEY", "out.avi"), 2, "a recording must be a .mp4, .mov, .mkv, .ts file"),
+        (("record", "KEY", "no/folder/out.mp4"), 1, "there is no folder 'no/folder' to record to; make it first"),
         (("record", "KEY", "there.mp4"), 1, "there.mp4 already exists"),
         (("record", "nobody", "out.mp4", "--connect-timeout", "0"), 3, "no publisher of 'nobody'"),
         (("publish", "x", "--source", "testsrc", "--packets"), 2, "not encoded"),

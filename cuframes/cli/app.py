@@ -3,7 +3,7 @@
 import typer
 
 from cuframes._version import __version__
-from cuframes.cli import bench, demo, framecache, host, pipe, publish, record, snapshot, watch
+from cuframes.cli import bench, demo, framecache, host, pipe, publish, push, record, snapshot, watch
 from cuframes.cli.stale import told
 
 __all__ = ["app"]
@@ -41,6 +41,7 @@ app.command()(host.info)
 app.command()(told(snapshot.snapshot))
 app.command()(told(pipe.pipe))
 app.command()(told(record.record))
+app.command()(told(push.push))
 app.add_typer(framecache.app, name="framecache")
 app.command()(host.gc)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(

@@ -1,0 +1,150 @@
+"""Packets into containers without encoding: FFmpeg's muxers, told of the stream by its first keyframe."""
+
+import io
+from copy import copy
+from fractions import Fraction
+from typing import Any
+
+import av
+
+from cuframes.codecs import NANOSECOND, codec_name
+from cuframes.errors import NoCodecParameters
+from cuframes.media.timeline import Timeline
+from cuframes.packets import Packet, PacketReader
+
+__all__ = ["Muxer", "Parameters"]
+
+TIME_BASE = Fraction(1, 90_000)
+# How FLV names the codecs whose extradata are a record rather than a piece of the stream.
+FLV_FOURCC = {"hevc": b"hvc1", "av1": b"av01"}
+RAW_DEMUXERS = {
+    "h264": "h264",
+    "hevc": "hevc",
+    "mpeg4": "m4v",
+    "mpeg2video": "mpegvideo",
+    "mjpeg": "mjpeg",
+    "av1": "obu",
+}
+# NAL units that describe the stream, and units that hold a picture, by type.
+PARAMETER_SETS = {"h264": {7, 8}, "hevc": {32, 33, 34}}
+PICTURES = {"h264": range(1, 6), "hevc": range(32)}
+
+
+class Parameters:
+    """What a container must say about a stream, as the reader and a keyframe tell it.
+
+    Two of them are equal if one container can hold packets of both.
+    """
+
+    def __init__(self, reader: PacketReader, keyframe: Packet) -> None:
+        self.codec_id = reader.codec_id
+        try:
+            self.extradata = reader.extradata
+        except NoCodecParameters:
+            self.extradata = b""
+        self._keyframe = bytes(keyframe.data)
+        self._sets = _parameter_sets(codec_name(self.codec_id), self._keyframe)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Parameters):
+            return NotImplemented
+        same = self.codec_id == other.codec_id and self.extradata == other.extradata
+        # A keyframe without parameter sets continues with those of the one before.
+        return same and (self._sets == other._sets or not (self._sets and other._sets))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def template(self) -> Any:
+        """An input whose one stream has the codec's parameters, including the picture size, as FFmpeg probes them.
+
+        FFmpeg takes a stream's parameters from a demuxer. If the extradata are a configuration record (they begin with
+        a 1, or with 0x81 for AV1), it is put into FLV, the smallest container for it. Otherwise the keyframe is a
+        complete stream by itself.
+        """
+        codec, extradata, data = codec_name(self.codec_id), self.extradata, self._keyframe
+        if codec == "h264" and extradata[:1] == b"\x01":
+            flv = _flv_tag(b"\x17\0\0\0\0" + extradata) + _flv_tag(b"\x17\1\0\0\0" + data)
+        elif codec in FLV_FOURCC and extradata[:1] in (b"\x01", b"\x81"):
+            fourcc = FLV_FOURCC[codec]
+            flv = _flv_tag(b"\x90" + fourcc + extradata) + _flv_tag(b"\x93" + fourcc + data)
+        elif codec in RAW_DEMUXERS:
+            # Extradata that are a piece of the stream belong in front of a keyframe that comes without them.
+            return av.open(io.BytesIO(extradata + data), format=RAW_DEMUXERS[codec])
+        else:
+            raise ValueError(f"recording {codec} is not supported; use h264, hevc, {', '.join(list(RAW_DEMUXERS)[2:])}")
+        return av.open(io.BytesIO(b"FLV\x01\x01\0\0\0\x09\0\0\0\0" + flv), format="flv")
+
+
+def _flv_tag(body: bytes) -> bytes:
+    head = b"\x09" + len(body).to_bytes(3, "big") + bytes(7)
+    return head + body + (len(head) + len(body)).to_bytes(4, "big")
+
+
+def _parameter_sets(codec: str | None, data: bytes) -> list[bytes]:
+    """The parameter sets in front of a picture of H.264 or HEVC with start codes."""
+    found: list[bytes] = []
+    if codec not in PARAMETER_SETS or not data.startswith((b"\0\0\1", b"\0\0\0\1")):
+        return found
+    at = data.find(b"\0\0\1")
+    while at >= 0 and len(data) > at + 3:
+        kind = data[at + 3] & 31 if codec == "h264" else data[at + 3] >> 1 & 63
+        if kind in PICTURES[codec]:
+            break
+        end = data.find(b"\0\0\1", at + 3)
+        if kind in PARAMETER_SETS[codec]:
+            found.append(data[at + 3 : end if end >= 0 else None].rstrip(b"\0"))
+        at = end
+    return found
+
+
+class Muxer:
+    """One container that is being written. Its times begin at zero.
+
+    Parameters
+    ----------
+    target : str or file-like
+        For ``av.open``.
+    format : str
+        FFmpeg's name of the container's format.
+    parameters : Parameters
+    options, container_options : dict
+        Of the format; of the format and the protocol, for :func:`av.open`.
+    """
+
+    def __init__(self, target: Any, format: str, parameters: Parameters, options: dict[str, str], **more: Any) -> None:
+        self.parameters = parameters
+        with parameters.template() as template:
+            stream = template.streams.video[0]
+            # PyAV of old knows only whether there is any.
+            depth = getattr(stream.codec_context, "reorder_depth", 2 * stream.codec_context.has_b_frames)
+            self._container: Any = av.open(target, "w", format=format, options=options, **more)
+            try:
+                self._stream = self._container.add_stream_from_template(stream, opaque=True)
+            except BaseException:
+                self._container.close()
+                raise
+        self._stream.time_base = TIME_BASE
+        self.timeline = Timeline(int(depth))
+
+    def begin(self) -> None:
+        """Write the head of the container. Otherwise the first packet does."""
+        self._container.start_encoding()
+
+    def mux(self, packet: Packet) -> None:
+        """Add a packet."""
+        muxed = av.Packet(bytes(packet.data))
+        muxed.pts, muxed.dts = self.timeline.place(packet)
+        muxed.time_base = NANOSECOND
+        muxed.is_keyframe = packet.keyframe
+        muxed.stream = self._stream
+        self._container.mux(muxed)
+
+    def where_ns(self, packet: Packet) -> int:
+        """At what time the packet would be shown, if it were the next one."""
+        return copy(self.timeline).place(packet)[0]
+
+    def close(self) -> None:
+        """Finish the container. It may be called twice."""
+        container, self._container = self._container, None
+        if container is not None:
+            container.close()
