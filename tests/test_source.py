@@ -158,7 +158,7 @@ def test_another_size_is_another_epoch(key, folder, tmp_path):
                 assert stamps == sorted(set(stamps))
             eventually(lambda: out.with_stem("out-2").exists(), 30)
             publish.stop()
-            report = json.loads(record.communicate(timeout=30)[0])
+            report = json.loads(record.communicate(timeout=30)[0].splitlines()[-1])
     assert report["paths"] == [str(out), str(out.with_stem("out-2"))]
     assert report["lost"] == 0
 

@@ -14,6 +14,7 @@ from harness import descriptors, eventually
 
 import cuframes
 from cuframes import Disconnected, EncodedPacket, PacketFlags, Picture, SourceError, Timeout, open_source
+from cuframes.color import presentation
 
 av = pytest.importorskip("av")
 
@@ -391,7 +392,8 @@ def test_sizes(folder, size):
 
 def picture_of(array, pixel=None):
     frame = av.VideoFrame.from_ndarray(array, "rgb24")
-    stream = StreamInfo("h264", 27, b"", frame.width, frame.height, Fraction(25), pixel, False, "cpu", True)
+    said = presentation(sample_aspect_ratio=pixel)
+    stream = StreamInfo("h264", 27, b"", frame.width, frame.height, Fraction(25), said, False, "cpu", True)
     return Picture(frame, 0, 0, stream)
 
 
