@@ -148,18 +148,19 @@ def picture(frame: Any, kind: str, width: int | None = None, height: int = MAX_S
     ----------
     kind : {"png", "jpeg"}
     width, height : int, optional
-        At most so large.
+        At most so large, for a screen: with square samples. Otherwise the samples are those of the frame, and the file
+        says their aspect.
     """
     video = to_video(frame)
-    size = video.width, video.height
-    turned = size[::-1] if frame.rotation in (90, 270) else size
-    if width is not None and (turned[0] > width or turned[1] > height):
-        wide = min(width, turned[0]) // 2 * 2 or 2
-        high = min(height, max(2, round(turned[1] * wide / turned[0] / 2) * 2))
-        size = (high, wide) if turned != size else (wide, high)
-        video = reformat(video, *size, video.format.name)
+    turned = frame.rotation in (90, 270)
     aspect = frame.sample_aspect_ratio
-    if aspect is not None and turned != (frame.width, frame.height):
+    if width is not None:
+        wide, high = (float(video.width * (aspect or 1)), video.height)[:: -1 if turned else 1]
+        shrink = min(1, width / wide, height / high)
+        wide, high = (max(2, round(side * shrink / 2) * 2) for side in (wide, high))
+        video = reformat(video, *(high, wide) if turned else (wide, high), video.format.name)
+        aspect = None
+    elif turned and aspect is not None:
         aspect = 1 / aspect
     return encode(upright(video, frame.rotation), kind, aspect)
 
