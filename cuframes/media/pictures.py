@@ -95,13 +95,17 @@ def to_ndarray(frame: Any, format: str, width: int | None, height: int | None) -
     video = convert(to_video(frame), width, height, format)
     if name == "v210":
         return numpy.frombuffer(bytearray(video), numpy.uint8).reshape(shape.array_shape)
+    dtype = f"u{shape.format.itemsize}"
+    if len(shape.planes) == 1 and video.planes[0].line_size == shape.planes[0].strides[0]:
+        samples = numpy.frombuffer(video.planes[0], dtype, shape.nbytes // shape.format.itemsize)
+        return samples.reshape(shape.array_shape)  # keeps the new frame's memory, which nobody else has
     array = numpy.empty(shape.nbytes, numpy.uint8)
     order = GBR_OF_RGB if name == "rgbp" else range(len(shape.planes))
     for index, plane in zip(order, shape.planes, strict=True):
         row_bytes = plane.strides[0]
         into = array[plane.offset : plane.offset + plane.shape[0] * row_bytes].reshape(plane.shape[0], row_bytes)
         into[...] = video_rows(video.planes[index], row_bytes)[: plane.shape[0]]
-    return array.view(f"u{shape.format.itemsize}").reshape(shape.array_shape)
+    return array.view(dtype).reshape(shape.array_shape)
 
 
 def _size(frame: Any, width: int | None, height: int | None) -> tuple[int, int]:
