@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["functions", "register"]
 
 _load: "Callable[[], Any] | None" = None
+_loaded: "Any" = None
 
 
 def register(load: "Callable[[], Any]") -> None:
@@ -28,13 +29,17 @@ def functions() -> "Any":
     ImportError
         PyAV is not installed.
     """
+    global _loaded
+    if _loaded is not None:
+        return _loaded
     if _load is None:
         raise ImportError("import cuframes first")
     try:
-        return _load()
+        _loaded = _load()
     except ModuleNotFoundError as problem:
         if problem.name != "av":
             raise
         raise ImportError(
             "pictures of frames need PyAV, which is not installed: pip install 'cuframes[cli]'", name="av"
         ) from None
+    return _loaded

@@ -35,6 +35,12 @@ def test_packets():
     assert out["65536 bytes"]["cuframes"]["in_ns"] > 0
 
 
+def test_pictures():
+    pytest.importorskip("typer")
+    out = json.loads(bench("pictures", "--quick"))
+    assert out["nv12 1280x720 to rgb24"]["cuframes"]["p50_ms"] > 0
+
+
 @pytest.mark.usefixtures("slots")
 def test_framecache(tmp_path):
     pytest.importorskip("typer")

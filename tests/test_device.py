@@ -6,6 +6,7 @@ immediate. What needs a GPU's real concurrency is in ``test_gpu.py``.
 
 import ctypes
 import gc
+import importlib.util
 import json
 import os
 import socket
@@ -136,6 +137,22 @@ class TestOneProcess:
                 with pytest.raises((BufferError, TypeError), match="copy_to_host"):
                     use(frame.planes[0])
             assert not hasattr(frame.planes[0], "__array_interface__")
+
+    def test_copies_to_the_host_at_every_width(self, key, memory):
+        picture = (numpy.arange(176 * 216) % 251).astype("u1").reshape(216, 176)  # i420, whose chroma is padded
+        looks = {"color": "bt709", "rotation": 90, "frame_rate": 25}
+        with Publisher(key, 176, 144, "i420", memory=memory, **looks) as publisher, Subscriber(key) as subscriber:
+            publisher.publish(picture)
+            frame = subscriber.next(5)
+            assert (frame.shape, frame.ndim) == ((216, 176), 2)
+            assert (frame.copy_to_host() == picture).all()
+            assert frame.tobytes() == picture.tobytes()
+            with pytest.raises((BufferError, TypeError), match="copy_to_host"):
+                numpy.asarray(frame)
+            assert (frame.color.matrix, frame.rotation, subscriber.frame_rate) == ("bt709", 90, 25)
+            if importlib.util.find_spec("av"):
+                assert frame.to_ndarray("i420").tobytes() == picture.tobytes()
+                assert frame.to_ndarray().shape == (144, 176, 3)
 
     def test_cuda_array_interface(self, publisher, key):
         with Subscriber(key) as subscriber:

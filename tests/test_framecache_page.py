@@ -115,6 +115,32 @@ def test_the_page_shows_every_slot_and_follows_them(slots, slot_id, browser, tmp
     browser.get_log("browser")
 
 
+@pytest.mark.parametrize("size", [(640, 480), (720, 1280), (64, 64)])
+def test_pictures_of_other_shapes_stay_in_their_card(slots, slot_id, browser, size):
+    wide = f"{slot_id}.w"
+    with Service() as service:
+        for name, (width, height) in ((slot_id, size), (wide, (1280, 720))):
+            create_slot(name, width, height, "gray8", ring_depth=2)
+            with SlotWriter(name) as writer:
+                writer.write(numpy.full((height, width), 200, numpy.uint8))
+        browser.set_window_size(1200, 800)
+        browser.get(service.url)
+        for name in (slot_id, wide):
+            eventually(lambda name=name: picture(browser, name) is not None, 20)
+        boxes = browser.execute_script(
+            "return arguments[0].map((name) => ['.picture', 'img'].map((part) => {"
+            '  const box = document.querySelector(`[data-slot="${name}"] ${part}`).getBoundingClientRect();'
+            "  return [box.left, box.top, box.width, box.height].map(Math.round); }))",
+            [slot_id, wide],
+        )
+        for card, image in boxes:
+            assert image == card
+        (narrow, _), (other, _) = boxes
+        assert narrow[2:] == other[2:]
+        assert abs(narrow[2] / narrow[3] - 16 / 9) < 0.02
+        browser.get("about:blank")
+
+
 def test_nobody_looks_and_nothing_is_asked(slots, slot_id, browser):
     """A page in the background asks for nothing."""
     create_slot(slot_id, 64, 48, ring_depth=2)

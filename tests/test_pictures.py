@@ -253,6 +253,18 @@ def test_a_preview_is_not_larger_than_a_notebook(taken):
     assert corners(frame._repr_png_())[0] == (960, 540)
 
 
+@pytest.mark.parametrize(("rotation", "size"), [(None, (512, 288)), (90, (288, 512))])
+def test_previews_have_square_samples(taken, rotation, size, tmp_path):
+    black = numpy.zeros((432, 360), "u1")
+    frame = taken("nv12", 360, 288, black, sample_aspect_ratio="64:45", rotation=rotation)
+    assert corners(frame._repr_png_())[0] == size
+    with av.open(io.BytesIO(picture(frame, "png"))) as container:
+        stored = container.streams.video[0]
+        wanted = Fraction(45, 64) if rotation else Fraction(64, 45)
+        assert abs(float(stored.sample_aspect_ratio) - float(wanted)) < 1e-3
+        assert (stored.width, stored.height) == ((288, 360) if rotation else (360, 288))
+
+
 def test_rotation_of_a_file(tmp_path):
     """FFmpeg's display matrix turns counter-clockwise, our degrees are clockwise."""
     path = tmp_path / "turned.mp4"

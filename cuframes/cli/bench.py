@@ -11,11 +11,11 @@ from cuframes.errors import NotFound
 
 __all__ = ["bench"]
 
-BENCHMARKS = ("host", "packets", "framecache", "gpu")
+BENCHMARKS = ("host", "packets", "framecache", "pictures", "gpu")
 
 
 def bench(context: typer.Context) -> None:
-    """Run a benchmark: host (the default), packets, framecache or gpu. Further arguments go to it; see its --help."""
+    """Run a benchmark: host (the default), packets, framecache, pictures or gpu. Further arguments go to it (--help)."""
     arguments = context.args
     name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS else "host"
     places = [Path.cwd(), Path(cuframes.__file__).parent.parent]

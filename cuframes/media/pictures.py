@@ -1,5 +1,6 @@
 """Frames as pictures, through PyAV: as arrays, images, PyAV's frames, PNG, JPEG and v210; and PyAV's as ours."""
 
+import functools
 from fractions import Fraction
 from typing import Any
 
@@ -7,8 +8,9 @@ import av
 import numpy
 from numpy.lib.stride_tricks import as_strided
 
+from cuframes._native.views import Plane
 from cuframes.color import Color, is_gray, is_rgb, presentation
-from cuframes.formats import FrameShape, pixel_format, whole_number
+from cuframes.formats import FORMATS, FrameShape, pixel_format, whole_number
 from cuframes.media.scaling import color_of_video, converted, ffmpeg_format, reformat, tag
 from cuframes.rates import nearest
 
@@ -37,6 +39,9 @@ GBR_OF_RGB = (2, 0, 1)
 ENCODERS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p"), "v210": ("v210", "yuv422p10le")}
 JPEG = Color("pc", "smpte170m")  # what every JPEG file is
 PREVIEW_WIDTH = 960
+# Formats of which PyAV makes a frame without a copy.
+BORROWED = {name for name in FORMATS if name in ("nv12", "p010", "p016le", "i420") or name.startswith(("yuv4", "gray"))}
+PAGE, SPARE = 4096, 256
 FASTEST = 1000  # frames per second; a stream that claims more has a wrong clock
 MAX_SIDE = 32768
 
@@ -76,6 +81,25 @@ def to_video(frame: Any) -> Any:
     return video
 
 
+def _borrowed(frame: Any) -> Any:
+    """A PyAV frame over the memory of a frame in the ring, which holds its slot; a copy where that cannot be.
+
+    FFmpeg may read some bytes more than the last row has. They must be in the same page, which ends behind the slot.
+    """
+    wrap = getattr(av.VideoFrame, "from_dlpack", None)  # since PyAV 17
+    planes = frame.planes
+    if wrap is None or frame.format not in BORROWED or not all(isinstance(plane, Plane) for plane in planes):
+        return to_video(frame)
+    if planes[0].device != "cpu" or -sum(plane.pitch * len(plane) for plane in planes) % PAGE < SPARE:
+        return to_video(frame)
+    try:
+        video = wrap(planes, format=ffmpeg_format(frame.format), width=frame.width, height=frame.height)
+    except (NotImplementedError, TypeError, ValueError):  # of this version of PyAV
+        return to_video(frame)
+    tag(video, frame.color)
+    return video
+
+
 def _unpack_v210(frame: Any) -> Any:
     """In NumPy, since FFmpeg's decoder leaves pictures of fewer than 4 rows empty."""
     words = rows(frame.planes[0]).view("<u4")
@@ -93,17 +117,29 @@ def to_ndarray(frame: Any, format: str, width: int | None, height: int | None) -
     """``Frame.to_ndarray``."""
     name = pixel_format(format).name
     width, height = _size(frame, width, height)
-    shape = FrameShape(pixel_format(format), width, height, align=1)
-    video = convert(to_video(frame), width, height, format)
+    shape = _packed(name, width, height)
+    borrowed = _borrowed(frame)
+    video = convert(borrowed, width, height, format)
+    if video is borrowed:  # there was nothing to convert, so it may be the ring's memory
+        video = to_video(frame)
     if name == "v210":
         return numpy.frombuffer(bytearray(video), numpy.uint8).reshape(shape.array_shape)
+    dtype = f"u{shape.format.itemsize}"
+    if len(shape.planes) == 1 and video.planes[0].line_size == shape.planes[0].strides[0]:
+        samples = numpy.frombuffer(video.planes[0], dtype, shape.nbytes // shape.format.itemsize)
+        return samples.reshape(shape.array_shape)  # keeps the new frame's memory, which nobody else has
     array = numpy.empty(shape.nbytes, numpy.uint8)
     order = GBR_OF_RGB if name == "rgbp" else range(len(shape.planes))
     for index, plane in zip(order, shape.planes, strict=True):
         row_bytes = plane.strides[0]
         into = array[plane.offset : plane.offset + plane.shape[0] * row_bytes].reshape(plane.shape[0], row_bytes)
         into[...] = video_rows(video.planes[index], row_bytes)[: plane.shape[0]]
-    return array.view(f"u{shape.format.itemsize}").reshape(shape.array_shape)
+    return array.view(dtype).reshape(shape.array_shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _packed(format: str, width: int, height: int) -> FrameShape:
+    return FrameShape(FORMATS[format], width, height, align=1)
 
 
 def _size(frame: Any, width: int | None, height: int | None) -> tuple[int, int]:
@@ -150,18 +186,19 @@ def picture(frame: Any, kind: str, width: int | None = None, height: int = MAX_S
     ----------
     kind : {"png", "jpeg"}
     width, height : int, optional
-        At most so large.
+        At most so large, for a screen: with square samples. Otherwise the samples are those of the frame, and the file
+        says their aspect.
     """
     video = to_video(frame)
-    size = video.width, video.height
-    turned = size[::-1] if frame.rotation in (90, 270) else size
-    if width is not None and (turned[0] > width or turned[1] > height):
-        wide = min(width, turned[0]) // 2 * 2 or 2
-        high = min(height, max(2, round(turned[1] * wide / turned[0] / 2) * 2))
-        size = (high, wide) if turned != size else (wide, high)
-        video = reformat(video, *size, video.format.name)
+    turned = frame.rotation in (90, 270)
     aspect = frame.sample_aspect_ratio
-    if aspect is not None and turned != (frame.width, frame.height):
+    if width is not None:
+        wide, high = (float(video.width * (aspect or 1)), video.height)[:: -1 if turned else 1]
+        shrink = min(1, width / wide, height / high)
+        wide, high = (max(2, round(side * shrink / 2) * 2) for side in (wide, high))
+        video = reformat(video, *(high, wide) if turned else (wide, high), video.format.name)
+        aspect = None
+    elif turned and aspect is not None:
         aspect = 1 / aspect
     return encode(upright(video, frame.rotation), kind, aspect)
 

@@ -4,11 +4,15 @@ FFmpeg converts. It is always told the matrix and the range of both sides, and w
 changes only if the target asks for it: a full-range format (``yuvj420p``), RGB, or gray, which are full range.
 """
 
+import contextlib
 import functools
+import os
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import av
+from av.video.reformatter import VideoReformatter
 
 from cuframes.color import CODES, NAMES, Color, is_gray, is_rgb
 from cuframes.formats import FULL_RANGE, pixel_format
@@ -142,18 +146,40 @@ def _scaled(
     if not _honours_colors():
         return _filtered(video, shape, matrices, ranges)
     threads = {} if width % VECTOR == 0 else _one_thread()
-    return video.reformat(
-        width=width,
-        height=height,
-        format=format,
-        src_colorspace=source,
-        dst_colorspace=target,
-        src_color_range=CODES["range"][ranges[0] or "tv"],
-        dst_color_range=CODES["range"][ranges[1] or "tv"],
-        # From matrix to matrix FFmpeg goes by way of RGB, and rounding adds up.
-        interpolation=BILINEAR if source == target else EXACT,
-        **threads,
-    )
+    with _reformatter((video.format.name, video.width, video.height, *shape, matrices, ranges)) as reformatter:
+        return reformatter.reformat(
+            video,
+            width,
+            height,
+            format,
+            src_colorspace=source,
+            dst_colorspace=target,
+            src_color_range=CODES["range"][ranges[0] or "tv"],
+            dst_color_range=CODES["range"][ranges[1] or "tv"],
+            # From matrix to matrix FFmpeg goes by way of RGB, and rounding adds up.
+            interpolation=BILINEAR if source == target else EXACT,
+            **threads,
+        )
+
+
+# Reformatters that are not in use, by what they converted last. Setting one up takes longer than a small conversion.
+_idle: dict[tuple[Any, ...], Any] = {}
+MAX_IDLE = 8
+
+
+@contextlib.contextmanager
+def _reformatter(what: tuple[Any, ...]) -> Iterator[Any]:
+    """A reformatter that nobody else uses meanwhile."""
+    reformatter = _idle.pop(what, None) or VideoReformatter()
+    yield reformatter
+    _idle[what] = reformatter
+    with contextlib.suppress(StopIteration, RuntimeError):  # another thread may take them at the same time
+        while len(_idle) > MAX_IDLE:
+            _idle.pop(next(iter(_idle)), None)
+
+
+# They have threads, which a forked child does not have: to end them there would wait for ever.
+os.register_at_fork(before=_idle.clear)
 
 
 def _filtered(
