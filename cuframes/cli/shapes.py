@@ -1,10 +1,12 @@
 """The size and the way up of published pictures."""
 
 import logging
+import math
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import av
+import numpy
 
 from cuframes.cli import pixels
 from cuframes.formats import FrameShape, pixel_format
@@ -153,8 +155,7 @@ class Shaper:
         """How far to turn a frame clockwise, in degrees."""
         if self._rotate == "keep" or frame.format.name == "cuda":
             return 0
-        quarters: int = -round(frame.rotation / 90) % 4  # PyAV's angle is anticlockwise
-        return 90 * quarters
+        return -round(_rotation(frame) / 90) % 4 * 90
 
     def _shape(self, picture: Picture) -> Fraction:
         """Width by height of the picture as it is to be seen."""
@@ -203,6 +204,17 @@ class _Graph:
     def run(self, frame: Any) -> Any:
         self._graph.push(frame)
         return self._graph.pull()
+
+
+def _rotation(frame: Any) -> float:
+    """The angle by which a frame is to be turned, anticlockwise, in degrees."""
+    if hasattr(frame, "rotation"):
+        return float(frame.rotation)
+    matrix = frame.side_data.get("DISPLAYMATRIX")  # PyAV 14
+    if matrix is None:
+        return 0.0
+    right, down = numpy.frombuffer(matrix, "i4")[:2]
+    return -math.degrees(math.atan2(down, right))
 
 
 def _multiple(side: Fraction | float, of: int) -> int:
