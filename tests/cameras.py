@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -100,6 +101,38 @@ class TcpCamera:
 
     def __exit__(self, *exc):
         self.close()
+
+
+class LossyRelay:
+    """Passes UDP datagrams on, and loses one in five."""
+
+    def __init__(self, target):
+        self._in = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._in.bind(("127.0.0.1", 0))
+        self._out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._target = ("127.0.0.1", target)
+        self.port = self._in.getsockname()[1]
+        self.lost = 0
+        self._thread = threading.Thread(target=self._relay)
+        self._thread.start()
+
+    def _relay(self):
+        chance = random.Random(1)
+        while data := self._in.recv(65_536):
+            if chance.random() < 0.2:
+                self.lost += 1
+            else:
+                with contextlib.suppress(ConnectionError):
+                    self._out.sendto(data, self._target)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self._out.sendto(b"", ("127.0.0.1", self.port))
+        self._thread.join(10)
+        self._in.close()
+        self._out.close()
 
 
 def play(data, seconds, then=None):

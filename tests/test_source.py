@@ -277,6 +277,25 @@ def test_rtsp_camera_killed_restarted_and_frozen(key):
     assert len(publish.errors) < 12
 
 
+def test_udp_with_a_fifth_of_it_lost(key, folder):
+    """Damaged pictures are left out or damaged, and the stream goes on."""
+    port = cameras.free_port(socket.SOCK_DGRAM)
+    with cameras.LossyRelay(port) as relay:
+        sender = ("-stream_loop", "-1", "-i", cameras.make(folder / "udp.ts", "-bf", "2"), "-c", "copy", "-f", "mpegts")
+        with cameras.ffmpeg(*sender, f"udp://127.0.0.1:{relay.port}?pkt_size=1316"):
+            with Publish(key, f"udp://127.0.0.1:{port}", "--packets", "--timeout", 5) as publish:
+                publish.ready(60)
+                with Subscriber(key, mode="ordered") as subscriber:
+                    stamps = frames_from(subscriber, 60)
+                assert stamps == sorted(set(stamps))
+                status, report = publish.stop()
+        assert relay.lost > 10
+    assert status == 143
+    assert report["published"] >= 60
+    assert report["delay_p50_us"] > 0
+    assert len(publish.errors) < 10
+
+
 def test_srt_through_ffmpeg(key, folder):
     """PyAV's wheels have no SRT; the ffmpeg command has, and dies with us."""
     cameras.needs_ffmpeg()

@@ -160,6 +160,27 @@ def test_passwords_are_not_shown():
     with open_source("rtsp://admin:s3cret@camera/1") as camera:
         assert camera.url == "rtsp://admin:***@camera/1"
         assert "s3cret" not in repr(camera)
+    assert urls.hide_password("srt://h:1?passphrase=s3cret&latency=9") == "srt://h:1?passphrase=***&latency=9"
+    assert urls.hide_password("rtsp://u:p@s@h/x: refused") == "rtsp://u:***@h/x: refused"
+
+
+def test_rtsp_over_udp_takes_turns_with_tcp(monkeypatch):
+    """A firewall that stops UDP says nothing, and FFmpeg's own time-out comes too late."""
+    asked = []
+
+    def silent(url, options, **more):
+        asked.append(options.get("rtsp_transport"))
+        raise av.error.ExitError(1, "nothing")
+
+    monkeypatch.setattr(av, "open", silent)
+    monkeypatch.setattr(source, "FIRST_PAUSE", 0.001)
+    for options, expected in (({}, [None, "tcp", None]), ({"rtsp_transport": "udp"}, ["udp"] * 3)):
+        asked.clear()
+        with open_source("rtsp://127.0.0.1:1/x", options=options) as video:
+            while len(asked) < 3:
+                with contextlib.suppress(Timeout):
+                    video.next(0.01)
+        assert asked[:3] == expected
 
 
 def test_repeated_lines_are_counted(caplog, monkeypatch):

@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from cuframes._native.status import monotonic_ns
 from cuframes.cli import pixels
 from cuframes.cli.shapes import Shaper
+from cuframes.cli.watch import percentiles
 from cuframes.errors import FrameDropped, PacketOversized
 from cuframes.media.sources import EncodedPacket, Picture, StreamInfo
 from cuframes.media.sources.clock import Thinner
@@ -21,6 +24,7 @@ log = logging.getLogger("cuframes")
 
 MAX_SLOTS = 1024  # of the packet ring; the slots are small
 WAIT_SECONDS = 0.01
+DELAYS_KEPT = 10_000
 
 
 class Sharing(NamedTuple):
@@ -71,6 +75,7 @@ class Output:
         self.memory = ""
         self.published = self.dropped = self.packets = 0  # by publishers that are closed
         self.seq = self.subscribers = 0  # of the last one
+        self.delays_ns: deque[int] = deque(maxlen=DELAYS_KEPT)
         self._shaper = shaper
         self._sharing = sharing
         self._fps = None if fps is None else rate(fps)
@@ -110,6 +115,8 @@ class Output:
                     slot.pts_ns = picture.pts_ns
             else:
                 publisher.publish(frame, pts_ns=picture.pts_ns)
+            if picture.stream.live:
+                self.delays_ns.append(monotonic_ns() - picture.arrived_ns)
 
     def _take_packet(self, packet: EncodedPacket) -> None:
         # Kept for a ring to come: the size of a stream is known with its first picture, which comes after its packets.
@@ -228,7 +235,7 @@ class Output:
         self._leave()
 
     def report(self) -> dict[str, Any]:
-        """The figures, once it is closed."""
+        """The figures, once it is closed. The delay is the time from a live packet's arrival to its frame."""
         report: dict[str, Any] = {
             "key": self.key,
             "memory": self.memory,
@@ -237,4 +244,7 @@ class Output:
             "seq": self.seq,
             "subscribers": self.subscribers,
         }
+        if self.delays_ns:
+            p50, p99 = percentiles(self.delays_ns)
+            report |= {"delay_p50_us": p50, "delay_p99_us": p99}
         return report | ({} if self._packet_bytes is None else {"packets": self.packets})

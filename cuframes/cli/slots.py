@@ -31,7 +31,10 @@ def words(report: dict[str, Any]) -> str:
     if "slot_id" in report:
         return f"{report['written']} frames written"
     beside = f" and {report['packets']} packets" if "packets" in report else ""
-    return f"{report['published']} frames{beside} published, {report['dropped']} dropped"
+    delay = ""
+    if "delay_p50_us" in report:
+        delay = f", delay p50 / p99 {report['delay_p50_us']:.0f} / {report['delay_p99_us']:.0f} us from packet to frame"
+    return f"{report['published']} frames{beside} published, {report['dropped']} dropped{delay}"
 
 
 class SlotOutput:

@@ -1,6 +1,7 @@
 """Frames as pictures, through PyAV: as arrays, images, PyAV's frames, PNG, JPEG and v210; and PyAV's as ours."""
 
 import functools
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -323,7 +324,12 @@ def rotation_of(frame: Any) -> int:
     """Degrees (0, 90, 180, 270) by which a PyAV frame must be turned clockwise to be upright; PyAV counts the other way
     round.
     """
-    return round(-getattr(frame, "rotation", 0) / 90) * 90 % 360
+    angle = getattr(frame, "rotation", None)
+    if angle is None:  # a decoder, or PyAV 14
+        matrix = getattr(frame, "side_data", {}).get("DISPLAYMATRIX")
+        right, down = (1, 0) if matrix is None else numpy.frombuffer(matrix, "i4")[:2]
+        angle = -math.degrees(math.atan2(down, right))
+    return -round(angle / 90) * 90 % 360
 
 
 def _decoded_format(video: Any) -> str | None:

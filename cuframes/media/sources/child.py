@@ -8,7 +8,7 @@ import threading
 from collections import deque
 
 from cuframes.errors import SourceError
-from cuframes.media.sources.urls import Place
+from cuframes.media.sources.urls import Place, hide_password
 
 __all__ = ["Remuxer"]
 
@@ -52,7 +52,7 @@ class Remuxer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             if self._child.wait(END_SECONDS) > 0:
                 self._listener.join(END_SECONDS)
-                said = b"".join(self._said).decode(errors="replace").strip()[-WORDS:]
+                said = hide_password(b"".join(self._said).decode(errors="replace").strip()[-WORDS:])
                 return SourceError(f"{self._shown}: {said or f'ffmpeg ended with status {self._child.returncode}'}")
         return problem
 

@@ -6,6 +6,7 @@ come.
 """
 
 import contextlib
+import errno
 import queue
 import threading
 import time
@@ -259,7 +260,8 @@ class Connection:
             try:
                 packet = next(demuxer)
             except (StopIteration, IndexError):  # PyAV trips over streams that have come up meanwhile
-                break
+                yield None
+                return
             except av.error.BlockingIOError:
                 time.sleep(AGAIN_SECONDS)
                 demuxer = container.demux(stream)
@@ -267,7 +269,8 @@ class Connection:
             except av.FFmpegError as problem:
                 raise SourceError(f"{place.shown}: {_reason(problem, self._request.timeout)}") from None
             if not packet.size:
-                break
+                yield packet
+                return
             now_ns = monotonic_ns()
             passed = (now_ns - before_ns) / 1e9 if live and before_ns is not None else None
             bare = packet.pts is None and packet.dts is None
@@ -279,7 +282,6 @@ class Connection:
             if len(self._arrivals) > ARRIVALS_KEPT:
                 self._arrivals.pop(next(iter(self._arrivals)))
             yield packet
-        yield None
 
     def _decoded(
         self, packets: Iterator[Any], ahead: list[tuple[Any, list[Any]]], info: StreamInfo, stream: Any, repeat: Any
@@ -289,7 +291,7 @@ class Connection:
             self._share(packet, info, repeat)
             yield packet, frames
         for packet in packets:
-            if packet is not None:
+            if packet is not None and packet.size:
                 self._share(packet, info, repeat)
             try:
                 yield packet, decode(stream.codec_context, packet)
@@ -367,7 +369,7 @@ def describe(container: Any, stream: Any, place: Place, decoder: str) -> StreamI
     context = stream.codec_context
     rate = stream.average_rate or stream.guessed_rate
     return StreamInfo(
-        codec=context.codec.canonical_name,
+        codec=getattr(context.codec, "canonical_name", context.codec.name),  # PyAV 14 has only the decoder's name
         codec_id=context.codec.id,
         extradata=bytes(context.extradata or b""),
         width=context.width,
@@ -388,13 +390,13 @@ PERMANENT = (
     av.error.OptionNotFoundError,
     av.error.HTTPUnauthorizedError,
     av.error.HTTPForbiddenError,
-    av.error.ArgumentError,
 )
 
 
 def cannot_open(place: Place, problem: Exception, timeout: float) -> SourceError:
     """The error of an attempt to open a source."""
-    kind = Refused if isinstance(problem, PERMANENT) else SourceError
+    senseless = isinstance(problem, PERMANENT) or getattr(problem, "errno", None) == errno.EINVAL
+    kind = Refused if senseless else SourceError
     remedy = ""
     if isinstance(problem, av.error.ProtocolNotFoundError):
         remedy = "; PyAV's FFmpeg has no such protocol: read it with the ffmpeg command (--via ffmpeg)"

@@ -39,7 +39,7 @@ def first_pictures(packets: Iterator[Any], keep: str | None) -> list[tuple[Any, 
     seen: list[tuple[Any, list[Any]]] = []
     frames: list[Any] = []
     for packet in packets:
-        if packet is None:
+        if packet is None or not packet.size:
             break
         frames = packet.decode()
         seen.append((packet, frames))

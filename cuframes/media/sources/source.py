@@ -88,7 +88,6 @@ class Source:
         place = find(url, format, via, size=f"{size[0]}x{size[1]}", fps=str(self._fps or 25))
         self.url = place.shown
         self.on_state: Callable[[SourceState], object] | None = None
-        self._kind = place.kind
         self._reconnect = reconnect
         self._timeout = timeout
         self._realtime = realtime
@@ -110,6 +109,7 @@ class Source:
         self._damaged = self._dropped = 0
         self._held: Picture | None = None  # a file's picture that is not due yet
         self._thinner: Thinner | None = None
+        self._over_tcp = False
         self._count = 0
         self._start: tuple[float, int] | None = None
 
@@ -250,9 +250,16 @@ class Source:
         again = None
         if self._was_live and self._newest_ns is not None:
             again = (monotonic_ns() - self._newest_ns) / SECOND_NS
-        self._connection = Connection(self._request, self._clock, self._items, self._limiter, again)
+        self._connection = Connection(self._attempt(), self._clock, self._items, self._limiter, again)
         self._deadline = now + self._timeout + GRACE_SECONDS
         self._quiet_at = self._deadline
+
+    def _attempt(self) -> Request:
+        """What to open this time. RTSP over UDP is tried in turn with TCP, which goes through what stops UDP."""
+        request = self._request
+        if not self._over_tcp or "rtsp_transport" in request.options:
+            return request
+        return request._replace(options=request.options | {"rtsp_transport": "tcp"})
 
     def _expect(self, *, opened: bool = False) -> None:
         """Something came, so the next thing is waited for from now on."""
@@ -282,7 +289,7 @@ class Source:
     def _fail(self, problem: Exception | None) -> None:
         """The connection is over."""
         assert self._connection is not None
-        opened = self._stream
+        opened, place = self._stream, self._request.place
         self._leave()
         if problem is not None and not isinstance(problem, SourceError):
             log.error("%s: an unexpected error", self.url, exc_info=problem)
@@ -292,9 +299,11 @@ class Source:
             self._closed = True
             if problem is not None:
                 raise problem
-            if opened is not None and self._kind is Kind.STREAM:
+            if opened is not None and place.kind is Kind.STREAM:
                 raise SourceError(f"{self.url}: the stream has ended")
             raise Disconnected(f"{self.url} has ended")
+        if self._live_at is None and place.url.startswith("rtsp:"):
+            self._over_tcp = not self._over_tcp
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._pauses)
         pause = min(LONGEST_PAUSE, pause * random.uniform(1 - JITTER, 1 + JITTER))
         self._pauses += 1
@@ -310,9 +319,9 @@ class Source:
             return False
         if self._reconnect != "auto":
             return self._reconnect == "always"
-        if self._kind is Kind.DOWNLOAD:  # before it was opened once, only its name says what it is
+        if self._request.place.kind is Kind.DOWNLOAD:  # before it was opened once, only its name says what it is
             return not self._request.place.is_file if self._stream is None else self._stream.live
-        return self._kind is Kind.STREAM
+        return self._request.place.kind is Kind.STREAM
 
     def _leave(self) -> None:
         connection, self._connection = self._connection, None

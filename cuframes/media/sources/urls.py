@@ -20,6 +20,8 @@ FILES = ("file", "concat", "concatf", "cache", "crypto", "subfile", "data", "asy
 DOWNLOADS = ("http", "https", "hls", "ftp", "sftp", "smb")
 VIA_FFMPEG = ("srt", "rist")
 FILE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mxf", ".gif", ".png", ".jpg", ".jpeg", ".webp")
+PASSWORD = re.compile(r"(://[^/@:\s]*):[^/\s]*@")
+SECRET = re.compile(r"([?&](?:passphrase|password|passwd|pwd|token)=)[^&\s]*", re.IGNORECASE)
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 
 
@@ -115,6 +117,6 @@ def _knows(scheme: str) -> bool:
     return True
 
 
-def hide_password(url: str) -> str:
-    """An address without its password, for logs and lists."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+def hide_password(text: str) -> str:
+    """A text without the passwords of addresses in it, for logs and lists."""
+    return SECRET.sub(r"\1***", PASSWORD.sub(r"\1:***@", text))
