@@ -440,7 +440,7 @@ def test_a_closed_pipe_is_noticed_while_no_packet_comes(key, encoded):
     with source.publisher(key) as publisher:
         source.publish(publisher)
         child = subprocess.Popen(
-            command("record", key, "-", "--pre", 9), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command("record", key, "-", "--pre", 9), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         assert child.stdout.read(1000)
         child.stdout.close()
