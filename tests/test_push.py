@@ -250,20 +250,18 @@ def test_it_waits_for_the_publisher_and_stays_connected(key, encoded, tmp_path):
         while more := connection.recv(1 << 16):
             data.extend(more)
 
-    with server(serve) as (port, connections):
+    with contextlib.ExitStack() as stack:
+        port, _ = stack.enter_context(server(serve))
         with source.publisher(key) as publisher:
             source.publish(publisher, 0, 24)
-            child = pushing_to(key, f"tcp://127.0.0.1:{port}", "--reconnect", 20)
-            pushed = child.__enter__()
-            assert json.loads(pushed.stdout.readline())["event"] == "connected"
+            child = stack.enter_context(pushing_to(key, f"tcp://127.0.0.1:{port}", "--reconnect", 20))
+            assert json.loads(child.stdout.readline())["event"] == "connected"
             eventually(lambda: len(data) > 1000, timeout=20)
         before = len(data)
         with source.publisher(key) as publisher:
             source.publish(publisher, 0, 24)
             eventually(lambda: len(data) > before + 1000, timeout=20)
-            told, _ = stop(pushed)
-        child.__exit__(None, None, None)
-        eventually(lambda: connections[0].fileno() >= 0)
+            told, _ = stop(child)
     assert told[-1]["connections"] == 1
     (tmp_path / "out.ts").write_bytes(data)
     with av.open(str(tmp_path / "out.ts")) as container:
@@ -283,17 +281,16 @@ def test_another_stream_gets_a_connection_of_its_own(key, encoded):
                 with av.open(io.BytesIO(data), format="mpegts") as container:
                     codecs.append(container.streams.video[0].codec_context.name)
 
-    with server(serve) as (port, connections):
+    with contextlib.ExitStack() as stack:
+        port, connections = stack.enter_context(server(serve))
         with first.publisher(key) as publisher:
             first.publish(publisher)
-            context = pushing_to(key, f"tcp://127.0.0.1:{port}", "--reconnect", 20)
-            child = context.__enter__()
+            child = stack.enter_context(pushing_to(key, f"tcp://127.0.0.1:{port}", "--reconnect", 20))
             eventually(lambda: codecs == ["h264"], timeout=30)
         with second.publisher(key) as publisher:
             second.publish(publisher)
             eventually(lambda: codecs == ["h264", "hevc"], timeout=30)
             told, _ = stop(child)
-        context.__exit__(None, None, None)
     assert [line["event"] for line in told] == ["connected", "changed", "connected", "end"]
 
 
@@ -304,15 +301,14 @@ def test_it_ends_with_the_publisher(key, encoded):
         while connection.recv(1 << 16):
             pass
 
-    with server(serve) as (port, _):
+    with contextlib.ExitStack() as stack:
+        port, _ = stack.enter_context(server(serve))
         with source.publisher(key) as publisher:
             source.publish(publisher)
-            context = pushing_to(key, f"tcp://127.0.0.1:{port}", "--reconnect", 0)
-            child = context.__enter__()
+            child = stack.enter_context(pushing_to(key, f"tcp://127.0.0.1:{port}", "--reconnect", 0))
             assert json.loads(child.stdout.readline())["event"] == "connected"
             eventually(lambda: connections_of(child.pid))
         out, errors = child.communicate(timeout=30)
-        context.__exit__(None, None, None)
     assert (child.returncode, errors) == (0, "")
     assert lines(out)[-1]["event"] == "end"
 
@@ -341,7 +337,7 @@ def test_a_stopped_connection_is_ended(key, encoded):
             stop(child)
 
 
-def test_http_errors_are_told_and_tried_again(key, encoded):
+def test_refusals_are_told_without_passwords(key, encoded):
     def serve(connection):
         connection.recv(1 << 16)
         connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")

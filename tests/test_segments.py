@@ -97,6 +97,22 @@ def test_segments_of_a_process(key, encoded, tmp_path):
     assert found == [published[(first + at) % len(published)] for at in range(len(found))]
 
 
+def test_a_single_recording_can_be_named_by_the_time(key, encoded, tmp_path):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher:
+        source.publish(publisher)
+        for option, name in (("--utc", "ev-%Y-100%%.mkv"), ("--overwrite", "ev-%Y.mkv")):
+            done = subprocess.run(
+                command("record", key, name, "--pre", 100, "--seconds", 0, option),
+                capture_output=True, text=True, timeout=60, cwd=tmp_path,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+    years = {datetime.now(UTC).year, datetime.now(UTC).year - 1}
+    first, second = sorted(os.listdir(tmp_path))
+    assert first == "ev-%Y.mkv"
+    assert second in {f"ev-{year}-100%.mkv" for year in years}
+
+
 def test_names(monkeypatch):
     at = int(datetime(2026, 7, 1, 22, 30, 5, tzinfo=UTC).timestamp() * 1e9)
     monkeypatch.setenv("TZ", "Europe/Berlin")
@@ -247,7 +263,7 @@ def test_units():
         (["x.mkv", "--segment", "1h", "--keep", "1d"], "the file name must have a time in it"),
         (["x.mkv", "--keep", "1d"], "--keep needs --segment"),
         (["x.mkv", "--max-size", "1G"], "--max-size needs --segment"),
-        (["x.mkv", "--utc"], "--utc and --local needs --segment"),
+        (["x%Q.mkv", "--utc"], "'%Q' in 'x%Q.mkv' is not understood"),
         (["%Y.mkv", "--segment", "1h", "--overwrite"], "--overwrite cannot be used with --segment"),
         (["-", "--segment", "1h"], "--segment is for files, and - is standard output"),
         (["x.mkv", "--format-name", "nut"], "--format-name is for standard output"),

@@ -32,8 +32,8 @@ def record(
     out: Annotated[
         str,
         typer.Argument(
-            help="File to write: .mp4, .mov, .mkv or .ts. With --segment a pattern, as in 'rec/%Y-%m-%d/%H-%M-%S.mkv'. "
-            "- is standard output."
+            help="File to write: .mp4, .mov, .mkv or .ts. With --segment a pattern for strftime, in local time unless "
+            "--utc is given. - is standard output."
         ),
     ],
     segment: Annotated[
@@ -52,7 +52,11 @@ def record(
     ] = None,
     utc: Annotated[
         bool | None,
-        typer.Option("--utc/--local", help="With --segment: names by UTC or local time.", show_default="local"),
+        typer.Option(
+            "--utc/--local",
+            help="OUT is a pattern of UTC or local time, also without --segment.",
+            show_default="local with --segment",
+        ),
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
     pre: Annotated[float, typer.Option(min=0, help="Include up to this many seconds from before the start.")] = 0.0,
@@ -184,9 +188,10 @@ class _Target:
         elif format_name is not None:
             raise ValueError("--format-name is for standard output (-); the end of a file's name selects its format")
         if segment is None:
-            given = {"--keep": keep, "--max-size": max_size, "--utc and --local": utc}
-            for option in (option for option, value in given.items() if value is not None):
-                raise ValueError(f"{option} needs --segment")
+            if keep is not None or max_size is not None:
+                raise ValueError(f"{'--max-size' if keep is None else '--keep'} needs --segment")
+            if utc is not None:
+                self._out = str(Pattern(out, utc=utc).path(time.time_ns()))
         else:
             if overwrite:
                 raise ValueError("--overwrite cannot be used with --segment, which never replaces a file")
