@@ -333,6 +333,14 @@ def test_what_cannot_be_done_is_said(key, clip, tmp_path, arguments, status, mes
     assert (tmp_path / "there.mp4").read_bytes() == b"something"
 
 
+def test_a_recording_that_cannot_be_begun_is_named(key, encoded, tmp_path):
+    source, path = Source(encoded("h264", ".mp4")), tmp_path / "none" / "out.mp4"
+    with source.publisher(key) as publisher, PacketReader(key, "next") as reader:
+        source.publish(publisher, 0, 1)
+        with Recording(path, reader) as recording, pytest.raises(FileNotFoundError, match="none/out"):
+            recording.write(reader.next(0))
+
+
 def test_codec_names():
     assert (codec_id("h264"), codec_id("libx264"), codec_id("hevc"), codec_id(27)) == (27, 27, 173, 27)
     assert (codec_name(27), codec_name(173)) == ("h264", "hevc")

@@ -11,6 +11,7 @@ import av
 from cuframes._native.status import monotonic_ns
 from cuframes.codecs import NANOSECOND
 from cuframes.errors import Disconnected, NoCodecParameters, PacketOverrun, Timeout
+from cuframes.host.files import naming
 from cuframes.packets import Packet, PacketFlags, PacketReader
 
 __all__ = ["Recording", "backlog"]
@@ -118,7 +119,8 @@ class Recording:
         muxed.time_base = NANOSECOND
         muxed.is_keyframe = packet.keyframe
         muxed.stream = self._stream
-        self._container.mux(muxed)
+        with naming(self.paths[-1]):  # which is created by the first packet
+            self._container.mux(muxed)
         self.packets += 1
         self.lost += packet.lost
         self.bytes += len(packet.data)
