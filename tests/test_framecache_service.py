@@ -813,3 +813,14 @@ def test_the_description_is_kept_under_fuzzing(slots, slot_id, tmp_path):
         assert Client(service.url).health()["status"] == "ok"
         assert service.stop() == 0
     assert not service.events("request failed")
+
+
+def test_slots_can_be_created_again_after_the_directory_was_removed(slots, client):
+    """It used to say that there is no room, until it was started again."""
+    client.create("cam", 64, 48, ring_depth=4)
+    remove_slot("cam")
+    shutil.rmtree(slots)
+    assert client.health()["bytes_free"] > 0
+    shutil.rmtree(slots, ignore_errors=True)
+    assert client.create("cam", 64, 48, ring_depth=4).slot_id == "cam"
+    client.remove("cam")
