@@ -200,7 +200,8 @@ class PacketPublisher(lifetime.Closing):
         """Restore the ring's files if they were removed. A publisher of packets alone has no thread for this, so the
         publishing call does it; beside frames, the session thread does."""
         self._next_look = time.monotonic() + LOOK_SECONDS
-        self._segment.look()
+        if os.getpid() == self._pid:  # else the files are the parent's, and the descriptors closed: the ring says so
+            self._segment.look()
 
     def _owned(self) -> OwnedSegment:
         """The ring's segment, for the session thread, which restores its files from now on."""

@@ -386,6 +386,8 @@ class Publisher(lifetime.Closing, Presented):
             Packets are already shared under this key, by this publisher or another one.
         OutOfSharedMemory, ValueError, TypeError
         """
+        if os.getpid() != self._pid:  # a thread of the parent may hold the lock
+            raise self._refusal()
         with self._guard:
             self._open_writer()
             if self._packets is not None:

@@ -14,7 +14,7 @@ from harness import Worker, eventually, python_path
 
 from cuframes import Publisher
 from cuframes.formats import FORMATS
-from cuframes.session.listing import collect_garbage
+from cuframes.session.listing import collect_garbage, list_publishers
 
 av = pytest.importorskip("av")
 pytest.importorskip("typer")
@@ -307,3 +307,50 @@ def test_demo_stops_on_sigint(tmp_path):
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 130
     assert json.loads(out)["torn"] == 0
+
+
+def test_commands_without_a_standard_output_say_so_in_a_line(published):
+    for command, status, said in (("ls", 0, ""), (f"pipe {published}", 1, "no standard output to write to")):
+        line = f"{sys.executable} -m cuframes {command} >&-"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == status
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_no_other_file_takes_the_number_of_a_standard_one_that_is_closed(key):
+    """What libraries print was written to it: to a recording, say."""
+    line = 'exec "$0" -m cuframes publish "$1" --source testsrc --size 320x240 --seconds 60 <&- >&- 2>&-'
+    with subprocess.Popen(["sh", "-c", line, sys.executable, key]) as child:
+        try:
+            eventually(lambda: [found for found in list_publishers() if found.key == key], 30)
+            for number in range(3):
+                assert os.readlink(f"/proc/{child.pid}/fd/{number}") == "/dev/null"
+        finally:
+            child.terminate()
+            assert child.wait(20) == 143
+
+
+def test_an_error_is_not_printed_among_the_frames(key):
+    line = f"{sys.executable} -m cuframes pipe {key} 2>&-"
+    done = subprocess.run(line, shell=True, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == 3
+    assert done.stdout == b""
+
+
+def test_a_file_that_cannot_be_written_is_named(published, tmp_path):
+    full = tmp_path / "a.png"
+    full.symlink_to("/dev/full")
+    done = run("snapshot", published, full, expect=1)
+    assert "No space left" in done.stderr
+    assert str(full) in done.stderr
+
+
+def test_a_demo_that_is_stopped_ends_at_once(tmp_path):
+    command = [sys.executable, "-m", "cuframes", "demo", "--seconds", "60", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as demo:
+        time.sleep(1.5)
+        demo.terminate()
+        _, errors = demo.communicate(timeout=30)
+    assert "no reason given" not in errors
+    assert "Traceback" not in errors

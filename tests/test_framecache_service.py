@@ -813,3 +813,27 @@ def test_the_description_is_kept_under_fuzzing(slots, slot_id, tmp_path):
         assert Client(service.url).health()["status"] == "ok"
         assert service.stop() == 0
     assert not service.events("request failed")
+
+
+def test_slots_can_be_created_again_after_the_directory_was_removed(slots, client):
+    """It used to say that there is no room, until it was started again."""
+    client.create("cam", 64, 48, ring_depth=4)
+    remove_slot("cam")
+    shutil.rmtree(slots)
+    assert client.health()["bytes_free"] > 0
+    shutil.rmtree(slots, ignore_errors=True)
+    assert client.create("cam", 64, 48, ring_depth=4).slot_id == "cam"
+    client.remove("cam")
+
+
+def test_requests_that_do_not_come_to_an_end_do_not_make_its_end_an_error(service):
+    """Each of them was logged with a traceback, after the service had waited for them."""
+    head = b"POST /slots HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    clients = [socket.create_connection(("127.0.0.1", service.port), timeout=20) for _ in range(3)]
+    for client in clients:
+        client.sendall(head)
+    assert request(service, "GET", "/health")[0] == 200  # by now they are being waited for
+    assert service.stop() == 0
+    for client in clients:
+        client.close()
+    assert not [entry for entry in service.log if entry["level"] == "ERROR"]

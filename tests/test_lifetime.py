@@ -309,3 +309,52 @@ def test_a_program_whose_main_thread_has_ended_can_begin_and_list(key, slots):
         threading.Thread(target=work).start()
         """
     assert run(script, key) == ["1", "True", "True"]
+
+
+FORKED_AMID = """
+import ctypes, logging, os, signal, sys, threading, time, warnings
+import cuframes
+from cuframes.host import lifetime
+logging.basicConfig()
+warnings.simplefilter("ignore", DeprecationWarning)  # that this process has threads is the point
+publisher, packets = cuframes.Publisher(sys.argv[1], 64, 48, "gray8"), cuframes.PacketPublisher(sys.argv[1] + "x", 27)
+there = threading.Event()
+
+class Opening:
+    @lifetime.settled
+    def open(self):
+        with publisher._guard:  # as enable_packets() does
+            there.set()
+            time.sleep(60)
+
+threading.Thread(target=Opening().open, daemon=True).start()
+there.wait()
+packets._next_look = 0.0
+pid = FORK()
+if pid == 0:
+    signal.alarm(20)
+    try:
+        ATTEMPT
+    except RuntimeError as problem:
+        os._exit("parent process" not in str(problem))
+    os._exit(2)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+sys.stdout.flush()
+packets.close()
+publisher._guard = threading.RLock()
+publisher.close()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fork", "attempt"),
+    [
+        ("os.fork", "publisher.enable_packets('h264')"),
+        ("ctypes.PyDLL(None).fork", "publisher.enable_packets('h264')"),
+        ("ctypes.PyDLL(None).fork", "packets.publish_packet(b'x', pts_ns=0)"),
+        ("os.fork", "assert not lifetime._busy; publisher.acquire()"),
+    ],
+)
+def test_a_child_does_not_wait_for_its_parents_threads_nor_look_after_its_files(key, fork, attempt):
+    assert run(FORKED_AMID.replace("FORK", fork).replace("ATTEMPT", attempt), key) == ["0"]

@@ -49,6 +49,24 @@ def stop_on_signals() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
+def open_standard_files() -> None:
+    """Open what whoever started us has closed of standard input, output and error.
+
+    The next file to be opened, such as a recording, would get the number, and what libraries print would be written to
+    it. And Python prints to standard output what is meant for an error output that it does not have.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(number, True)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
 def fail(status: int, message: object) -> NoReturn:
     """End with one line on standard error."""
     _complain(message)
@@ -61,8 +79,7 @@ def _complain(message: object) -> None:
 
 def main() -> NoReturn:
     """Entry point. An error is one line with cause and remedy; the exit status tells scripts the kind of error."""
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    open_standard_files()
     # While modules are imported there is nothing to clean up, and an exception could come up anywhere in them: as a
     # traceback, or swallowed. Whoever started us may have SIGINT ignored, and is obeyed.
     numbers = [signal.SIGTERM]

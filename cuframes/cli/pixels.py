@@ -6,6 +6,7 @@ from typing import Any
 import numpy
 
 from cuframes.formats import FrameShape, pixel_format
+from cuframes.host.files import naming
 from cuframes.media.pictures import convert, picture, rows
 from cuframes.memory.driver import upload_columns
 
@@ -25,7 +26,9 @@ def save_picture(frame: Any, path: Path) -> None:
     kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"a picture must be a .png or .jpg file, not {path.name!r}")
-    path.write_bytes(picture(frame, kind))
+    encoded = picture(frame, kind)
+    with naming(path):
+        path.write_bytes(encoded)
 
 
 def check_stampable(format: str, width: int, height: int) -> None:

@@ -245,6 +245,7 @@ def _forget_all() -> None:
         with contextlib.suppress(Exception):
             thing._forget()
     _open.clear()
+    _busy.clear()  # the parent's threads, which this process's exit would wait for
 
 
 os.register_at_fork(after_in_child=_forget_all)

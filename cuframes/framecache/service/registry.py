@@ -164,6 +164,8 @@ class Registry:
             raise AlreadyExists(f"the name {wanted.slot_id!r} is taken by something else than a slot: {reason}")
 
     def _check_room(self, wanted: SlotParameters) -> None:
+        with directory(create=True):  # somebody may have removed it, or put something else there
+            pass
         _, free = self._usage(self.slots())
         if wanted.size > free:
             raise OutOfSharedMemory(
@@ -184,7 +186,7 @@ class Registry:
         """Bytes used by slots, and bytes available to new ones."""
         used = sum(slot.size for slot in slots)
         try:
-            with directory() as folder:
+            with directory(create=True) as folder:
                 free = free_bytes(folder)
         except OSError:
             free = 0

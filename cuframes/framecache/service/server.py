@@ -48,6 +48,11 @@ class Connection(H11Protocol):
             return None
         return self._since
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the client has yet to send the rest of the body of its request."""
+        return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
+
     def cut_off(self) -> None:
         """Close the connection now, even if something is left to be sent."""
         self.transport.abort()
@@ -81,6 +86,9 @@ class Server(uvicorn.Server):
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
+        for connection in list(self._connections):
+            if connection.unfinished:  # nothing was begun, and to wait for the rest would end in an error
+                connection.cut_off()
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
