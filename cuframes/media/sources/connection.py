@@ -132,13 +132,17 @@ class Connection:
         """A picture or packet has left the queue."""
         self._rooms[type(item)].put(None)
 
-    def close(self) -> None:
-        """End it. If FFmpeg does not return soon, its thread is left alone."""
+    def abandon(self) -> None:
+        """End it without waiting."""
         self._closed = True
         if self._remuxer is not None:
             self._remuxer.kill()
         for room in self._rooms.values():
             room.put(None)
+
+    def close(self) -> None:
+        """End it. If FFmpeg does not return soon, its thread is left alone."""
+        self.abandon()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             _stuck.append(self._thread)
