@@ -29,7 +29,8 @@ log = logging.getLogger("cuframes")
 
 LOOK_SECONDS = 0.5  # while nothing comes, look this often whether the time is up
 HELP_ALSO = (
-    "Publish a further size, rate or format: KEY[:WIDTHxHEIGHT][@FPS][:FORMAT], as in cam0-small:640x-2@5:bgr24."
+    "Publish a further size, rate or format, as KEY:SIZE@FPS:FORMAT, of which only KEY must be there: "
+    "cam0-small:640x-2@5:bgr24. Can be repeated."
 )
 
 
