@@ -18,6 +18,7 @@ from harness import eventually
 
 from cuframes import PacketFlags, PacketReader, Subscriber, Timeout
 from cuframes.session.listing import find_publisher
+from cuframes.session.status import SourceStatus, StatusFile, find_status
 
 pytest.importorskip("av")
 pytest.importorskip("typer")
@@ -382,6 +383,32 @@ def test_two_of_one_key(key):
     from cuframes.session.listing import collect_garbage
 
     assert [path.name for path in collect_garbage([key])] == [f"{key}.status"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"[" * 16_000,
+        b'{"pid": 1}',
+        b'{"pid": 1, "source": "x", "state": "live", "since": 1e999, "attempt": 1, "error": null}',
+        b'{"pid": "x", "source": [], "state": {}, "since": "now", "attempt": [], "error": 1}',
+        b"\xff" * 100,
+    ],
+)
+def test_nonsense_in_a_status_file_is_no_status(key, runtime_dir, said):
+    with StatusFile(key) as file:
+        file.write(SourceStatus(key, 1, "\x1b[2J" + "x" * 10_000, "live", 5.0, 1, "e" * 10_000))
+        found = find_status(key)
+        assert found.source.startswith("\ufffd[2J")
+        assert len(found.error) == 500
+        path = runtime_dir / f"{key}.status"
+        path.write_bytes(said)
+        assert find_status(key) is None
+        path.unlink()
+        file.write(SourceStatus(key, 1, "again", "live", 5.0, 1, None))
+        assert find_status(key).source == "again"
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

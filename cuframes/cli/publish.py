@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from fractions import Fraction
@@ -321,7 +322,7 @@ def _parse_also(text: str, fit: Fit, rotate: Rotate) -> tuple[str, Shaper, Fract
     for part in parts:
         what, at, speed = part.partition("@")
         fps = speed if at else fps
-        if what[:1].isdigit() or what[:1] == "-":
+        if re.fullmatch(r"-?\d+x-?\d+", what, re.IGNORECASE):
             size = parse_size(what, "the size of --also", relative=True)
         elif what:
             format = what
