@@ -17,6 +17,8 @@ from cameras import Publish, TcpCamera, garbage, play, reset, silence
 from harness import eventually
 
 from cuframes import PacketFlags, PacketReader, Subscriber, Timeout
+from cuframes.session.listing import find_publisher
+from cuframes.session.status import SourceStatus, StatusFile, find_status
 
 pytest.importorskip("av")
 pytest.importorskip("typer")
@@ -321,6 +323,17 @@ def test_srt_through_ffmpeg(key, folder):
     collect_garbage([key])
 
 
+def test_a_file_through_ffmpeg(key, folder):
+    cameras.needs_ffmpeg()
+    (folder / "via.ts").write_bytes(cameras.stream(folder))
+    with Publish(key, folder / "via.ts", "--via", "ffmpeg", "--fps", 0, "--packets") as publish:
+        status, report = publish.end()
+    assert (status, report["published"], report["packets"]) == (0, 100, 100)
+    with Publish(key, folder / "not there.ts", "--via", "ffmpeg") as publish:
+        assert publish.end()[0] == 1
+    assert "No such file" in publish.errors[-1]
+
+
 def test_the_remedies_where_srt_cannot_be_had(key, tmp_path):
     with Publish(key, "srt://127.0.0.1:1", env={"PATH": str(tmp_path)}) as publish:
         assert publish.end()[0] == 1
@@ -372,6 +385,32 @@ def test_two_of_one_key(key):
     assert [path.name for path in collect_garbage([key])] == [f"{key}.status"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"[" * 16_000,
+        b'{"pid": 1}',
+        b'{"pid": 1, "source": "x", "state": "live", "since": 1e999, "attempt": 1, "error": null}',
+        b'{"pid": "x", "source": [], "state": {}, "since": "now", "attempt": [], "error": 1}',
+        b"\xff" * 100,
+    ],
+)
+def test_nonsense_in_a_status_file_is_no_status(key, runtime_dir, said):
+    with StatusFile(key) as file:
+        file.write(SourceStatus(key, 1, "\x1b[2J" + "x" * 10_000, "live", 5.0, 1, "e" * 10_000))
+        found = find_status(key)
+        assert found.source.startswith("\ufffd[2J")
+        assert len(found.error) == 500
+        path = runtime_dir / f"{key}.status"
+        path.write_bytes(said)
+        assert find_status(key) is None
+        path.unlink()
+        file.write(SourceStatus(key, 1, "again", "live", 5.0, 1, None))
+        assert find_status(key).source == "again"
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("words", ["watch {}", "snapshot {} x.png", "record {} x.mp4", "pipe {}"])
 def test_a_signal_ends_what_waits_for_a_publisher(key, tmp_path, words, number):
@@ -386,6 +425,23 @@ def test_a_signal_ends_what_waits_for_a_publisher(key, tmp_path, words, number):
         _, errors = child.communicate(timeout=20)
     assert child.returncode == 128 + number
     assert errors == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("options", [("--policy", "strict_wait"), ("--wait-for", 1)])
+def test_a_signal_ends_what_waits_for_subscribers(key, options, number):
+    with Publish(key, "testsrc", *options) as publish:
+        publish.ready()
+        if "strict_wait" in options:
+            with Subscriber(key, mode="ordered", max_held=3) as subscriber:
+                held = [subscriber.next(30) for _ in range(3)]
+                eventually(lambda: find_publisher(key).published >= 8)  # it has no slot left
+                status, report = publish.stop(number)
+                del held
+        else:
+            status, report = publish.stop(number)
+    assert status == 128 + number
+    assert report["event"] == "ended"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import subprocess
 import threading
 from fractions import Fraction
@@ -320,6 +321,17 @@ def test_reconnecting_leaves_nothing_behind(folder, monkeypatch):
             assert video.stuck == 0
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("cuframes:tcp")])
     assert descriptors() == before
+
+
+def test_a_source_that_is_forgotten_ends_its_thread(clip):
+    video = open_source(clip)
+    video.next(30)
+    mine = [thread for thread in threading.enumerate() if thread.name == f"cuframes:{clip}"]
+    assert mine
+    with pytest.raises(TypeError, match="open it in the other process"):
+        pickle.dumps(video)
+    del video
+    eventually(lambda: not any(thread.is_alive() for thread in mine))
 
 
 def test_pauses_grow(monkeypatch):

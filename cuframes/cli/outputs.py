@@ -84,9 +84,7 @@ class Output:
         self._wait_for = wait_for
         self._opened = False
         self._shared: tuple[int, bytes] | None = None  # codec and extradata of the packet ring
-        self._kept: list[
-            EncodedPacket
-        ] = []  # the packets since the newest keyframe, if there is no ring to put them in
+        self._kept: list[EncodedPacket] = []  # the packets since the newest keyframe, for a ring to come
         self._kept_bytes = 0
         self._flags = 0
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from fractions import Fraction
@@ -29,7 +30,8 @@ log = logging.getLogger("cuframes")
 
 LOOK_SECONDS = 0.5  # while nothing comes, look this often whether the time is up
 HELP_ALSO = (
-    "Publish a further size, rate or format: KEY[:WIDTHxHEIGHT][@FPS][:FORMAT], as in cam0-small:640x-2@5:bgr24."
+    "Publish a further size, rate or format, as KEY:SIZE@FPS:FORMAT, of which only KEY must be there: "
+    "cam0-small:640x-2@5:bgr24. Can be repeated."
 )
 
 
@@ -320,7 +322,7 @@ def _parse_also(text: str, fit: Fit, rotate: Rotate) -> tuple[str, Shaper, Fract
     for part in parts:
         what, at, speed = part.partition("@")
         fps = speed if at else fps
-        if what[:1].isdigit() or what[:1] == "-":
+        if re.fullmatch(r"-?\d+x-?\d+", what, re.IGNORECASE):
             size = parse_size(what, "the size of --also", relative=True)
         elif what:
             format = what

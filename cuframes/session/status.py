@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from cuframes._native.ring_end import Descriptor
 from cuframes.errors import AlreadyExists, ProtocolError, printable
@@ -18,7 +18,8 @@ from cuframes.host.names import check_directory, check_key, group_id, is_name, r
 __all__ = ["SUFFIX", "SourceStatus", "StatusFile", "find_status", "is_dead_status", "list_statuses"]
 
 SUFFIX = ".status"
-MAX_BYTES = 4096
+MAX_BYTES = 16_384
+LATEST = 2.0**35  # seconds; a moment that every calendar has
 MAX_TEXT = 500  # characters of an address or an error
 
 
@@ -57,16 +58,22 @@ class StatusFile:
         self._file = self._open()
 
     def _open(self) -> Descriptor:
-        file = Descriptor.open(
-            self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600 if self._gid is None else 0o640
-        )
+        mode = 0o600 if self._gid is None else 0o640
+        try:
+            file = Descriptor.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+        except PermissionError as problem:
+            raise PermissionError(
+                problem.errno,
+                f"{self._path} belongs to another user; stop that publisher and remove the file as that user or root, "
+                "or use another key",
+            ) from None
         try:
             if not lock(file.fileno()):
                 raise AlreadyExists(
                     f"another process publishes a source as {self._key!r}; stop it or use another key (see cuframes ls)"
                 )
             os.ftruncate(file.fileno(), 0)
-            os.fchmod(file.fileno(), 0o600 if self._gid is None else 0o640)
+            os.fchmod(file.fileno(), mode)
             if self._gid is not None:
                 os.fchown(file.fileno(), -1, self._gid)
         except BaseException:
@@ -93,6 +100,12 @@ class StatusFile:
         if same_file(self._path, self._file.fileno()):
             self._path.unlink(missing_ok=True)
         self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def list_statuses() -> list[SourceStatus]:
@@ -139,15 +152,17 @@ def _read(path: Path, key: str) -> SourceStatus | None:
                 return None
             raw = os.pread(file.fileno(), MAX_BYTES, 0)
         said: Any = json.loads(raw)
-        error = said["error"]
+        error, since = said["error"], float(said["since"])
+        if not 0 <= since < LATEST:
+            return None
         return SourceStatus(
             key=key,
             pid=int(said["pid"]),
             source=printable(str(said["source"])[:MAX_TEXT]),
             state=printable(str(said["state"])[:MAX_TEXT]),
-            since=float(said["since"]),
+            since=since,
             attempt=int(said["attempt"]),
             error=None if error is None else printable(str(error)[:MAX_TEXT]),
         )
-    except (OSError, ProtocolError, ValueError, TypeError, KeyError):
+    except (OSError, ProtocolError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -134,13 +134,17 @@ class Connection:
         """A picture or packet has left the queue."""
         self._rooms[type(item)].put(None)
 
-    def close(self) -> None:
-        """End it. If FFmpeg does not return soon, its thread is left alone."""
+    def abandon(self) -> None:
+        """End it without waiting."""
         self._closed = True
         if self._remuxer is not None:
             self._remuxer.kill()
         for room in self._rooms.values():
             room.put(None)
+
+    def close(self) -> None:
+        """End it. If FFmpeg does not return soon, its thread is left alone."""
+        self.abandon()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             _stuck.append(self._thread)
@@ -240,10 +244,13 @@ class Connection:
         place = request.place
         options = {} if place.via else dict(request.options)
         format = "nut" if place.via else place.format
+        began = time.monotonic()
         try:
             return av.open(url, format=format, options=options, timeout=(request.timeout, request.timeout), **more)
         except av.FFmpegError as problem:
-            raise cannot_open(place, problem, request.timeout) from None
+            # Interrupted in the middle, some protocols say that the data are invalid.
+            late = time.monotonic() - began >= request.timeout
+            raise cannot_open(place, problem, request.timeout, late=late) from None
         except (ValueError, LookupError) as problem:  # an unknown format, say
             raise Refused(f"cannot open {place.shown!r}: {problem}") from None
 
@@ -393,8 +400,8 @@ PERMANENT = (
 )
 
 
-def cannot_open(place: Place, problem: Exception, timeout: float) -> SourceError:
-    """The error of an attempt to open a source."""
+def cannot_open(place: Place, problem: Exception, timeout: float, *, late: bool) -> SourceError:
+    """The error of an attempt to open a source, which may have been ended because it was `late`."""
     senseless = isinstance(problem, PERMANENT) or getattr(problem, "errno", None) == errno.EINVAL
     kind = Refused if senseless else SourceError
     remedy = ""
@@ -402,10 +409,12 @@ def cannot_open(place: Place, problem: Exception, timeout: float) -> SourceError
         remedy = "; PyAV's FFmpeg has no such protocol: read it with the ffmpeg command (--via ffmpeg)"
     elif place.kind is Kind.FILE:
         remedy = "; give a file, a URL, or testsrc"
-    return kind(f"cannot open {place.shown!r}: {_reason(problem, timeout)}{remedy}")
+    if late:
+        kind = SourceError
+    return kind(f"cannot open {place.shown!r}: {_reason(problem, timeout, late=late)}{remedy}")
 
 
-def _reason(problem: Exception, timeout: float) -> str:
-    if isinstance(problem, (av.error.ExitError, av.error.TimeoutError)):
+def _reason(problem: Exception, timeout: float, *, late: bool = False) -> str:
+    if late or isinstance(problem, (av.error.ExitError, av.error.TimeoutError)):
         return f"nothing came within {timeout:g} s"
     return getattr(problem, "strerror", None) or str(problem)

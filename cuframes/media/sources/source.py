@@ -200,6 +200,14 @@ class Source:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        connection = self.__dict__.get("_connection")
+        if connection is not None:
+            connection.abandon()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a source cannot be copied or pickled; open it in the other process: cuframes.open_source(url)")
+
     def __repr__(self) -> str:
         return f"<Source {self.url!r}, {self._state.name}>"
 
@@ -253,6 +261,8 @@ class Source:
         self._connection = Connection(self._attempt(), self._clock, self._items, self._limiter, again)
         self._deadline = now + self._timeout + GRACE_SECONDS
         self._quiet_at = self._deadline
+        if self._closed:  # by another thread, just now
+            self._leave()
 
     def _attempt(self) -> Request:
         """What to open this time. RTSP over UDP is tried in turn with TCP, which goes through what stops UDP."""
@@ -288,7 +298,8 @@ class Source:
 
     def _fail(self, problem: Exception | None) -> None:
         """The connection is over."""
-        assert self._connection is not None
+        if self._closed:  # by another thread, just now
+            return
         opened, place = self._stream, self._request.place
         self._leave()
         if problem is not None and not isinstance(problem, SourceError):

@@ -67,6 +67,8 @@ def find(
     scheme = "" if os.path.exists(url) else ((SCHEME.match(url) or [""])[0].lower().rstrip(":"))
     if via is None and scheme in VIA_FFMPEG and not _knows(scheme):
         via = "ffmpeg"
+    if via == "ffmpeg" and url == "pipe:0":
+        raise ValueError("standard input is read without --via ffmpeg; leave it out")
     if via == "ffmpeg" and shutil.which("ffmpeg") is None:
         raise SourceError(
             f"cannot open {shown!r}: PyAV's FFmpeg has no {scheme or 'such protocol'}, and there is no ffmpeg command; "
