@@ -212,7 +212,8 @@ class SlotWriter(lifetime.Closing, Presented):
         src : array-like, PyAV frame, sequence of planes, or bytes-like
             See :meth:`Publisher.publish`. Bytes of another size are written unchanged, and keep their size.
         pts_us : int, optional
-            Presentation time in microseconds; default: CLOCK_MONOTONIC.
+            Presentation time in microseconds; default: that of `src` if it is a frame of this library or of PyAV and
+            has one (0 if it is negative), otherwise CLOCK_MONOTONIC.
         wall_us : int, optional
             Time of capture in microseconds since 1970; default: now.
 
