@@ -99,6 +99,19 @@ def test_writes_to_a_frame_never_go_to_a_copy(key):
         assert (frame.copy_to_host()[:144] == 7).all()
 
 
+@pytest.mark.parametrize("size", [(176, 144), (256, 144)])
+@pytest.mark.parametrize("use", [lambda f: f.copy_to_host(), numpy.asarray, memoryview, lambda f: f.tobytes()])
+def test_a_frame_that_was_not_entered_has_no_memory(key, size, use):
+    with Publisher(key, *size, "i420", memory="host") as publisher:
+        frame = publisher.acquire()
+        with pytest.raises((ValueError, BufferError)):
+            use(frame)
+        with frame:
+            frame.planes[0][...] = 1
+        with pytest.raises((ValueError, BufferError)):
+            use(frame)
+
+
 @pytest.mark.parametrize("use", [lambda f: f.copy_to_host(), numpy.asarray, len, lambda f: f.tobytes()])
 def test_a_released_frame_is_refused(taken, use):
     frame = taken("i420", 176, 144)
