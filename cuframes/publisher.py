@@ -310,14 +310,16 @@ class Publisher(lifetime.Closing, Presented):
               ``(planes, height, width)`` for planar RGB and 4:4:4, otherwise ``(height, width[, components])``;
             - a list or tuple of its planes;
             - its bytes without padding;
-            - an object with planes and a format, such as a PyAV ``VideoFrame`` or a :class:`Frame`.
+            - an object with planes and a format, such as a PyAV ``VideoFrame`` or a :class:`Frame`. Its own colours are
+              not looked at: subscribers take it to have those of this publisher.
 
             Samples are uint8, or uint16 if they have more than 8 bits; rows of ``v210`` are bytes. Rows may be padded,
             and may have any order and direction. A publisher in device memory also takes arrays of its GPU (CUDA array
             interface, DLPack, frames that PyAV decoded there) and copies them on `stream`. It uploads host arrays
             through pinned memory. In both cases the host does not wait.
         pts_ns : int, optional
-            Presentation time in nanoseconds. Default: CLOCK_MONOTONIC at the time of publishing.
+            Presentation time in nanoseconds. Default: that of `src` if it is a frame of this library or of PyAV and has
+            one, otherwise CLOCK_MONOTONIC at the time of publishing.
         stream : int or stream object, optional
             For device memory: the CUDA stream that makes the copy, and after whose work the frame is published (CUDA
             Python, CuPy, PyTorch, or a handle). Default: the legacy default stream.

@@ -1,8 +1,11 @@
 """From a frame to an array, an image or PyAV's frame in one call; and back with its pts."""
 
+import concurrent.futures
 import io
+import multiprocessing
 import subprocess
 import sys
+import warnings
 from fractions import Fraction
 
 import numpy
@@ -15,7 +18,7 @@ from cuframes.framecache import SlotReader, SlotWriter, remove_slot
 av = pytest.importorskip("av")
 
 from cuframes.cli import pipe  # noqa: E402
-from cuframes.media.pictures import picture, presentation_of  # noqa: E402
+from cuframes.media.pictures import convert, picture, presentation_of  # noqa: E402
 from cuframes.rates import rate  # noqa: E402
 
 # Padded rows, so that three planes are not one array; without padding; padded, and one array all the same.
@@ -94,6 +97,19 @@ def test_writes_to_a_frame_never_go_to_a_copy(key):
             frame[0]
         frame.planes[0][...] = 7
         assert (frame.copy_to_host()[:144] == 7).all()
+
+
+@pytest.mark.parametrize("size", [(176, 144), (256, 144)])
+@pytest.mark.parametrize("use", [lambda f: f.copy_to_host(), numpy.asarray, memoryview, lambda f: f.tobytes()])
+def test_a_frame_that_was_not_entered_has_no_memory(key, size, use):
+    with Publisher(key, *size, "i420", memory="host") as publisher:
+        frame = publisher.acquire()
+        with pytest.raises((ValueError, BufferError)):
+            use(frame)
+        with frame:
+            frame.planes[0][...] = 1
+        with pytest.raises((ValueError, BufferError)):
+            use(frame)
 
 
 @pytest.mark.parametrize("use", [lambda f: f.copy_to_host(), numpy.asarray, len, lambda f: f.tobytes()])
@@ -211,6 +227,41 @@ with cuframes.Publisher({key!r}, 64, 48, memory="host") as publisher, cuframes.S
             [sys.executable, "-c", script, missing], capture_output=True, text=True, timeout=60, check=False
         )
         assert message in done.stdout, done.stderr
+
+
+def test_pictures_in_a_forked_child(taken):
+    """The child has none of the threads that convert in its parent."""
+    frame = taken("nv12", 1280, 720, numpy.full((1080, 1280), 128, "u1"))
+    before = frame.to_ndarray(width=640)
+    copy = frame.to_video_frame()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads
+        child = multiprocessing.get_context("fork").Process(target=convert_in_child, args=(copy,))
+        child.start()
+    child.join(30)
+    hung = child.is_alive()
+    child.kill()
+    assert not hung
+    assert child.exitcode == 0
+    assert (frame.to_ndarray(width=640) == before).all()
+
+
+def convert_in_child(video):
+    for _ in range(3):
+        convert(video, 640, 360, "rgb24")
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1024, 1024), (176, 144)], ids=str)
+def test_conversions_on_many_threads(taken, size):
+    """Each thread gets its own picture, and nobody another's."""
+    frame = taken("i420", *size)
+    expected = {width: frame.to_ndarray(width=width) for width in (64, 100, 320, size[0])}
+
+    def work(width):
+        return all((frame.to_ndarray(width=width) == expected[width]).all() for _ in range(10))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, [*expected] * 4))
 
 
 # ---- upright -------------------------------------------------------------------------------------------------------

@@ -125,6 +125,8 @@ cdef class View:
         with cython.critical_section(self):
             self.check_held()
             owner = self.owner
+        if owner is None:
+            raise ValueError("the frame has no memory yet: a writable frame is valid inside its with block only")
         return owner
 
     cdef int lend(self) except -1:

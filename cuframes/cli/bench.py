@@ -15,7 +15,7 @@ BENCHMARKS = ("host", "packets", "framecache", "pictures", "gpu")
 
 
 def bench(context: typer.Context) -> None:
-    """Run a benchmark: host (the default), packets, framecache, pictures or gpu. Other arguments go to it."""
+    """Run a benchmark: host (the default), packets, framecache, pictures or gpu. Other arguments go to it (--help)."""
     arguments = context.args
     name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS else "host"
     places = [Path.cwd(), Path(cuframes.__file__).parent.parent]

@@ -214,7 +214,8 @@ class SlotWriter(lifetime.Closing, Presented):
         src : array-like, PyAV frame, sequence of planes, or bytes-like
             See :meth:`Publisher.publish`. Bytes of another size are written unchanged, and keep their size.
         pts_ns : int, optional
-            Presentation time in nanoseconds, which a slot keeps in whole microseconds; default: CLOCK_MONOTONIC.
+            Presentation time in nanoseconds, which a slot keeps in whole microseconds. Default: that of `src` if it is
+            a frame of this library or of PyAV and has one (0 if it is negative), otherwise CLOCK_MONOTONIC.
         pts_us : int, optional
             The same in microseconds, in place of `pts_ns`.
         wall_us : int, optional

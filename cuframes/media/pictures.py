@@ -95,7 +95,7 @@ def _borrowed(frame: Any) -> Any:
         return to_video(frame)
     try:
         video = wrap(planes, format=ffmpeg_format(frame.format), width=frame.width, height=frame.height)
-    except (NotImplementedError, TypeError, ValueError):  # of this version of PyAV
+    except (BufferError, NotImplementedError, TypeError, ValueError):  # of this version of PyAV
         return to_video(frame)
     tag(video, frame.color)
     return video
