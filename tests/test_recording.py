@@ -474,7 +474,11 @@ def test_a_signal_ends_a_recording_whose_reader_does_not_read(key, encoded, numb
     [
         (("record", "KEY", "out.avi"), 2, "a recording must be a .mp4, .mov, .mkv, .ts file"),
         (("record", "KEY", "no/folder/out.mp4"), 1, "there is no folder 'no/folder' to record to; make it first"),
-        (("record", "KEY", "there.mp4"), 1, "there.mp4 already exists"),
+        (
+            ("record", "KEY", "there.mp4"),
+            1,
+            "there.mp4 already exists; choose another name, or replace it with --overwrite",
+        ),
         (("record", "nobody", "out.mp4", "--connect-timeout", "0"), 3, "no publisher of 'nobody'"),
         (("publish", "x", "--source", "testsrc", "--packets"), 2, "not encoded"),
         (("publish", "x", "--source", "CLIP", "--packets", "--fps", "50"), 2, "leave it out"),
@@ -490,6 +494,18 @@ def test_what_cannot_be_done_is_said(key, clip, tmp_path, arguments, status, mes
     assert done.stderr.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["there.mp4"]
     assert (tmp_path / "there.mp4").read_bytes() == b"something"
+
+
+@pytest.mark.parametrize("arguments", [("record", "KEY", "out.mp4"), ("push", "KEY", "udp://127.0.0.1:9")])
+def test_a_publisher_without_packets(key, tmp_path, arguments):
+    words = [word.replace("KEY", key) for word in arguments]
+    with cuframes.Publisher(key, 64, 64, "nv12", memory="host"):
+        done = subprocess.run(
+            command(*words, "--connect-timeout", 0), capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
+    assert done.returncode == 1
+    assert f"shares no packets; start it with `cuframes publish {key} --packets" in done.stderr
+    assert not os.listdir(tmp_path)
 
 
 def test_codec_names():

@@ -156,6 +156,7 @@ class SegmentedRecording(Recording):
         if self._pause is not None and self._file is None and not (packet.keyframe and self._may_try(self._pause)):
             self._given += 1
             self.lost += packet.lost
+            self._apply_retention()  # which may make room
             return
         try:
             super().write(packet)
@@ -165,8 +166,8 @@ class SegmentedRecording(Recording):
             self._stop(problem)
         if self._file is not None:
             self._go_on()
-            if packet.keyframe:
-                self._apply_retention()
+        if packet.keyframe:
+            self._apply_retention()
 
     def look(self) -> None:
         """Notice what happened to the files, while no packet comes. Raises nothing."""
@@ -201,13 +202,16 @@ class SegmentedRecording(Recording):
             else:
                 self._number = plain, number
                 self._began = True
+                self._next_look = 0.0
                 self.paths.append(path)
                 return file
 
     def _apply_retention(self, now: bool = False) -> None:
-        if now or time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK_SECONDS
+        begun = time.monotonic()
+        if now or begun >= self._next_look:
             self._retention.apply(self.paths[-1] if self.paths else None)
+            took = time.monotonic() - begun
+            self._next_look = begun + max(LOOK_SECONDS, 100 * took)  # with very many files, less often
 
     # ---- what cannot be written
 
