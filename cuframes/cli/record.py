@@ -214,7 +214,12 @@ class _Target:
         if self._segment_s is None:
             return Recording(Path(self._out), reader, overwrite=self._overwrite)
         return SegmentedRecording(
-            self._pattern, reader, self._segment_s, retention=self._retention, finished=self._finished, told=_complain
+            self._pattern,
+            reader,
+            self._segment_s,
+            retention=self._retention,
+            finished=self._finished,
+            told=self._notice,
         )
 
     def ready(self, key: str, reader: PacketReader) -> None:
@@ -267,9 +272,10 @@ class _Target:
         else:
             print(f"{file.path}: {seconds:.1f} s, {file.packets} packets, {file.bytes} bytes", file=sys.stderr)
 
+    def _notice(self, text: str) -> None:
+        print(f"cuframes: {text}", file=sys.stderr, flush=True)
+        if self._json:
+            self._print(event="notice", text=text)
+
     def _print(self, **report: Any) -> None:
         print(json.dumps(report), file=self._reports, flush=True)
-
-
-def _complain(text: str) -> None:
-    print(f"cuframes: {text}", file=sys.stderr, flush=True)

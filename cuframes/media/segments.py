@@ -137,6 +137,7 @@ class SegmentedRecording(Recording):
         self._next_look = 0.0
         self._number: tuple[Path, int] | None = None  # the newest name, and how many files have it
         self._pause: _Pause | None = None
+        self._reported = 0  # how much of what is unwritten was told
         self._wait_s = RETRY_SECONDS[0]
         self._gop_bytes = self._since_keyframe = 0
 
@@ -219,7 +220,8 @@ class SegmentedRecording(Recording):
         """Wait for better times."""
         if self._pause is None:
             self._told(f"{problem}; recording goes on when it can be written again")
-            self._pause = _Pause(problem.full, time.monotonic(), self.unwritten - problem.lost)
+            self._pause = _Pause(time.monotonic())
+        self._pause.full = problem.full
         self._pause.folder = problem.path.parent
         self._pause.again_at = time.monotonic() + self._wait_s
         self._wait_s = min(2 * self._wait_s, RETRY_SECONDS[1])
@@ -240,7 +242,8 @@ class SegmentedRecording(Recording):
         pause = self._pause
         if pause is not None and self._file.safe_packets:
             self._pause = None
-            lost, seconds = self.unwritten - pause.unwritten, time.monotonic() - pause.since
+            lost, seconds = self.unwritten - self._reported, time.monotonic() - pause.since
+            self._reported = self.unwritten
             self._told(f"{self._file.path}: recording goes on; {lost} packets in {seconds:.1f} s were lost")
         if self._file.duration_ns > RETRY_SECONDS[1] * SECOND_NS:
             self._wait_s = RETRY_SECONDS[0]
@@ -248,11 +251,10 @@ class SegmentedRecording(Recording):
 
 @dataclass
 class _Pause:
-    """Since when nothing can be written, and what was unwritten before."""
+    """Since when nothing can be written, and why."""
 
-    full: bool
     since: float
-    unwritten: int
+    full: bool = False
     again_at: float = 0.0
     folder: Path = Path()
 
