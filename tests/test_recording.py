@@ -473,7 +473,7 @@ def test_a_signal_ends_a_recording_whose_reader_does_not_read(key, encoded, numb
     ("arguments", "status", "message"),
     [
         (("record", "KEY", "out.avi"), 2, "a recording must be a .mp4, .mov, .mkv, .ts file"),
-        (("record", "KEY", "no/folder/out.mp4"), 1, "there is no folder 'no/folder' to record to; make it first"),
+        (("record", "KEY", "no/folder/out.mp4"), 1, "no/folder/out.mp4: there is no folder 'no/folder'; make it"),
         (
             ("record", "KEY", "there.mp4"),
             1,
