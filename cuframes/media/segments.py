@@ -192,7 +192,8 @@ class SegmentedRecording(Recording):
         return bool(self._file.due(packet, self._segment_ns))
 
     def _open(self, parameters: Parameters, first: Packet) -> PacketFile:
-        plain = self._pattern.path(wall_ns(first))
+        begun_ns = wall_ns(first)
+        plain = self._pattern.path(begun_ns)
         number = self._number[1] + 1 if self._number is not None and self._number[0] == plain else 1
         while True:
             path = plain if number == 1 else plain.with_stem(f"{plain.stem}-{number}")
@@ -201,6 +202,7 @@ class SegmentedRecording(Recording):
             except FileExistsError:
                 number += 1
             else:
+                file.begun_ns = begun_ns
                 self._number = plain, number
                 self._began = True
                 self._next_look = 0.0
