@@ -437,6 +437,38 @@ def test_a_closed_pipe_ends_a_recording_quietly(key, encoded):
     assert errors.splitlines() == [f"recording h264 of {key} to standard output".encode()]
 
 
+def test_standard_output_that_does_not_wait(key, encoded, tmp_path):
+    """A pipe that another program has made non-blocking."""
+    source = Source(encoded("h264", ".mp4"))
+    out, write = os.pipe()
+    os.set_blocking(write, False)
+    with source.publisher(key) as publisher, open(out, "rb") as stream:
+        for turn in range(5):
+            source.publish(publisher, shift_ns=turn * 4_000_000_000)
+        child = subprocess.Popen(
+            command("record", key, "-", "--pre", 100, "--reconnect", 0), stdout=write, stderr=subprocess.PIPE
+        )
+        os.close(write)
+        assert child.stderr.readline().startswith(b"recording")
+        publisher.close()
+        eventually(lambda: select.select([stream], [], [], 0)[0], timeout=30)
+        (tmp_path / "out.ts").write_bytes(stream.read())
+        assert child.wait(30) == 0
+        child.stderr.close()
+    assert probe(tmp_path / "out.ts")[1] == 5 * len(source.packets)
+
+
+def test_a_full_disk_behind_standard_output(key, encoded):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher, open("/dev/full", "wb") as full:
+        source.publish(publisher)
+        done = subprocess.run(
+            command("record", key, "-", "--pre", 100), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert "cuframes: standard output: No space left on device; nothing was recorded" in done.stderr
+
+
 def test_a_closed_pipe_is_noticed_while_no_packet_comes(key, encoded):
     source = Source(encoded("h264", ".mp4"))
     with source.publisher(key) as publisher:

@@ -25,8 +25,8 @@ RAW_DEMUXERS = {
     "mjpeg": "mjpeg",
     "av1": "obu",
 }
-# NAL units that describe the stream, and units that hold a picture, by type.
-PARAMETER_SETS = {"h264": {7, 8}, "hevc": {32, 33, 34}}
+# NAL units that describe the sequence, and units that hold a picture, by type.
+SEQUENCE_SETS = {"h264": 7, "hevc": 33}
 PICTURES = {"h264": range(1, 6), "hevc": range(32)}
 
 
@@ -43,13 +43,13 @@ class Parameters:
         except NoCodecParameters:
             self.extradata = b""
         self._keyframe = bytes(keyframe.data)
-        self._sets = _parameter_sets(codec_name(self.codec_id), self._keyframe)
+        self._sets = _sequence_sets(codec_name(self.codec_id), self._keyframe)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Parameters):
             return NotImplemented
         same = self.codec_id == other.codec_id and self.extradata == other.extradata
-        # A keyframe without parameter sets continues with those of the one before.
+        # A keyframe without sequence parameter sets continues with those of the one before.
         return same and (self._sets == other._sets or not (self._sets and other._sets))
 
     __hash__ = None  # type: ignore[assignment]
@@ -80,10 +80,11 @@ def _flv_tag(body: bytes) -> bytes:
     return head + body + (len(head) + len(body)).to_bytes(4, "big")
 
 
-def _parameter_sets(codec: str | None, data: bytes) -> list[bytes]:
-    """The parameter sets in front of a picture of H.264 or HEVC with start codes."""
+def _sequence_sets(codec: str | None, data: bytes) -> list[bytes]:
+    """The sequence parameter sets in front of a picture of H.264 or HEVC with start codes. (Picture parameter sets may
+    change within a stream.)"""
     found: list[bytes] = []
-    if codec not in PARAMETER_SETS or not data.startswith((b"\0\0\1", b"\0\0\0\1")):
+    if codec not in SEQUENCE_SETS or not data.startswith((b"\0\0\1", b"\0\0\0\1")):
         return found
     at = data.find(b"\0\0\1")
     while at >= 0 and len(data) > at + 3:
@@ -91,7 +92,7 @@ def _parameter_sets(codec: str | None, data: bytes) -> list[bytes]:
         if kind in PICTURES[codec]:
             break
         end = data.find(b"\0\0\1", at + 3)
-        if kind in PARAMETER_SETS[codec]:
+        if kind == SEQUENCE_SETS[codec]:
             found.append(data[at + 3 : end if end >= 0 else None].rstrip(b"\0"))
         at = end
     return found
