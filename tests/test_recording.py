@@ -357,6 +357,30 @@ def test_a_camera_that_changes_its_parameter_sets_begins_another_file(key, encod
     assert widths == [{320}, {640}]
 
 
+@pytest.mark.parametrize(("codec", "format"), [("mjpeg", "yuvj420p"), ("mpeg2video", "yuv420p")])
+def test_pictures_of_another_size_begin_another_file(key, tmp_path, codec, format):
+    sizes = [(320, 240), (320, 240), (640, 360)]
+    with PacketPublisher(key, codec, slots=64) as publisher, PacketReader(key, "next") as reader:
+        for number, (width, height) in enumerate(sizes):
+            encoder = av.CodecContext.create(codec, "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, format
+            encoder.time_base = Fraction(1, 25)
+            frame = av.VideoFrame(width, height, format)
+            for plane in frame.planes:
+                plane.update(bytes(plane.buffer_size))
+            for packet in (*encoder.encode(frame), *encoder.encode(None)):
+                publisher.publish_packet(packet, pts_ns=number * 40_000_000, keyframe=True)
+        with Recording(tmp_path / "out.mkv", reader) as recording:
+            for _ in sizes:
+                recording.write(reader.next(0))
+    assert [path.name for path in recording.paths] == ["out.mkv", "out-2.mkv"]
+    found = []
+    for path in recording.paths:
+        with av.open(str(path)) as container:
+            found += [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert found == sizes
+
+
 # ---- how recordings end
 
 

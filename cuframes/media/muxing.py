@@ -81,8 +81,13 @@ def _flv_tag(body: bytes) -> bytes:
 
 
 def _sequence_sets(codec: str | None, data: bytes) -> list[bytes]:
-    """The sequence parameter sets in front of a picture of H.264 or HEVC with start codes. (Picture parameter sets may
-    change within a stream.)"""
+    """What in a keyframe tells of the picture size: the sequence parameter sets of H.264 and HEVC with start codes
+    (picture parameter sets may change within a stream), and the sizes in MPEG-2 and JPEG."""
+    if codec == "mjpeg":
+        return _jpeg_size(data)
+    if codec == "mpeg2video":
+        at = data.find(b"\0\0\1\xb3")
+        return [data[at + 4 : at + 7]] if at >= 0 else []
     found: list[bytes] = []
     if codec not in SEQUENCE_SETS or not data.startswith((b"\0\0\1", b"\0\0\0\1")):
         return found
@@ -96,6 +101,16 @@ def _sequence_sets(codec: str | None, data: bytes) -> list[bytes]:
             found.append(data[at + 3 : end if end >= 0 else None].rstrip(b"\0"))
         at = end
     return found
+
+
+def _jpeg_size(data: bytes) -> list[bytes]:
+    at = 2
+    while len(data) >= at + 9 and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the start of a frame
+            return [data[at + 5 : at + 9]]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return []
 
 
 class Muxer:
