@@ -357,6 +357,30 @@ def test_a_camera_that_changes_its_parameter_sets_begins_another_file(key, encod
     assert widths == [{320}, {640}]
 
 
+@pytest.mark.parametrize(("codec", "format"), [("mjpeg", "yuvj420p"), ("mpeg2video", "yuv420p")])
+def test_pictures_of_another_size_begin_another_file(key, tmp_path, codec, format):
+    sizes = [(320, 240), (320, 240), (640, 360)]
+    with PacketPublisher(key, codec, slots=64) as publisher, PacketReader(key, "next") as reader:
+        for number, (width, height) in enumerate(sizes):
+            encoder = av.CodecContext.create(codec, "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, format
+            encoder.time_base = Fraction(1, 25)
+            frame = av.VideoFrame(width, height, format)
+            for plane in frame.planes:
+                plane.update(bytes(plane.buffer_size))
+            for packet in (*encoder.encode(frame), *encoder.encode(None)):
+                publisher.publish_packet(packet, pts_ns=number * 40_000_000, keyframe=True)
+        with Recording(tmp_path / "out.mkv", reader) as recording:
+            for _ in sizes:
+                recording.write(reader.next(0))
+    assert [path.name for path in recording.paths] == ["out.mkv", "out-2.mkv"]
+    found = []
+    for path in recording.paths:
+        with av.open(str(path)) as container:
+            found += [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert found == sizes
+
+
 # ---- how recordings end
 
 
@@ -437,6 +461,38 @@ def test_a_closed_pipe_ends_a_recording_quietly(key, encoded):
     assert errors.splitlines() == [f"recording h264 of {key} to standard output".encode()]
 
 
+def test_standard_output_that_does_not_wait(key, encoded, tmp_path):
+    """A pipe that another program has made non-blocking."""
+    source = Source(encoded("h264", ".mp4"))
+    out, write = os.pipe()
+    os.set_blocking(write, False)
+    with source.publisher(key) as publisher, open(out, "rb") as stream:
+        for turn in range(5):
+            source.publish(publisher, shift_ns=turn * 4_000_000_000)
+        child = subprocess.Popen(
+            command("record", key, "-", "--pre", 100, "--reconnect", 0), stdout=write, stderr=subprocess.PIPE
+        )
+        os.close(write)
+        assert child.stderr.readline().startswith(b"recording")
+        publisher.close()
+        eventually(lambda: select.select([stream], [], [], 0)[0], timeout=30)
+        (tmp_path / "out.ts").write_bytes(stream.read())
+        assert child.wait(30) == 0
+        child.stderr.close()
+    assert probe(tmp_path / "out.ts")[1] == 5 * len(source.packets)
+
+
+def test_a_full_disk_behind_standard_output(key, encoded):
+    source = Source(encoded("h264", ".mp4"))
+    with source.publisher(key) as publisher, open("/dev/full", "wb") as full:
+        source.publish(publisher)
+        done = subprocess.run(
+            command("record", key, "-", "--pre", 100), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert "cuframes: standard output: No space left on device; nothing was recorded" in done.stderr
+
+
 def test_a_closed_pipe_is_noticed_while_no_packet_comes(key, encoded):
     source = Source(encoded("h264", ".mp4"))
     with source.publisher(key) as publisher:
@@ -473,8 +529,12 @@ def test_a_signal_ends_a_recording_whose_reader_does_not_read(key, encoded, numb
     ("arguments", "status", "message"),
     [
         (("record", "KEY", "out.avi"), 2, "a recording must be a .mp4, .mov, .mkv, .ts file"),
-        (("record", "KEY", "no/folder/out.mp4"), 1, "there is no folder 'no/folder' to record to; make it first"),
-        (("record", "KEY", "there.mp4"), 1, "there.mp4 already exists"),
+        (("record", "KEY", "no/folder/out.mp4"), 1, "no/folder/out.mp4: there is no folder 'no/folder'; make it"),
+        (
+            ("record", "KEY", "there.mp4"),
+            1,
+            "there.mp4 already exists; choose another name, or replace it with --overwrite",
+        ),
         (("record", "nobody", "out.mp4", "--connect-timeout", "0"), 3, "no publisher of 'nobody'"),
         (("publish", "x", "--source", "testsrc", "--packets"), 2, "not encoded"),
         (("publish", "x", "--source", "CLIP", "--packets", "--fps", "50"), 2, "leave it out"),
@@ -490,6 +550,18 @@ def test_what_cannot_be_done_is_said(key, clip, tmp_path, arguments, status, mes
     assert done.stderr.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["there.mp4"]
     assert (tmp_path / "there.mp4").read_bytes() == b"something"
+
+
+@pytest.mark.parametrize("arguments", [("record", "KEY", "out.mp4"), ("push", "KEY", "udp://127.0.0.1:9")])
+def test_a_publisher_without_packets(key, tmp_path, arguments):
+    words = [word.replace("KEY", key) for word in arguments]
+    with cuframes.Publisher(key, 64, 64, "nv12", memory="host"):
+        done = subprocess.run(
+            command(*words, "--connect-timeout", 0), capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
+    assert done.returncode == 1
+    assert f"shares no packets; start it with `cuframes publish {key} --packets" in done.stderr
+    assert not os.listdir(tmp_path)
 
 
 def test_codec_names():

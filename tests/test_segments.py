@@ -459,3 +459,104 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_once(encoded, tmp_path):
     assert blocked[0] == 1
     assert blocked[1].startswith("cuframes: file: ")
     assert Path(tmp_path / "file").read_bytes() == b""
+
+
+def test_old_files_make_room_on_a_full_disk(encoded, tmp_path):
+    """While nothing can be written, files still grow too old."""
+    source = Source(encoded("h264", ".mp4"))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "source").write_bytes(pickle.dumps((source.codec, source.extradata, source.packets)))
+    script = f"""
+        import json, os, pickle, subprocess, time
+        from pathlib import Path
+        import cuframes
+        from cuframes.media import segments
+        from cuframes.media.patterns import Pattern
+        segments.RETRY_SECONDS = (0.0, 0.0)
+        segments.LOOK_SECONDS = 0.0
+        folder = Path("{tmp_path}/disk")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], check=True)
+        old = folder / "20200101-000000.ts"
+        old.write_bytes(bytes(500 << 10))
+        codec, extradata, packets = pickle.loads(Path("{tmp_path}/source").read_bytes())
+        told = []
+        pattern = Pattern(str(folder / "%Y%m%d-%H%M%S.ts"))
+        with cuframes.PacketPublisher("full", codec, extradata=extradata, slots=64, data_size=1 << 20) as publisher:
+            with cuframes.PacketReader("full", "next") as reader:
+                retention = segments.Retention(pattern, keep_s=3600)
+                recording = segments.SegmentedRecording(pattern, reader, 60, retention=retention, told=told.append)
+                with recording:
+                    end = time.monotonic() + 40
+                    while len(told) < 2 and time.monotonic() < end:
+                        for data, pts, dts, key in packets:
+                            publisher.publish_packet(data, pts_ns=pts, dts_ns=dts, keyframe=key)
+                            recording.write(reader.next(0))
+                        if told and old.exists():
+                            os.utime(old, (0, 0))
+        print(json.dumps([told, old.exists(), retention.removed]))
+    """
+    done = in_namespace(script, 8 << 20)
+    assert done.returncode == 0, done.stderr
+    told, exists, removed = json.loads(done.stdout)
+    assert "No space left on device" in told[0]
+    assert "recording goes on" in told[1]
+    assert (exists, removed) == (False, 1)
+
+
+def test_wherever_the_disk_ends_the_file_can_be_played(encoded, tmp_path):
+    """Also where there is room for all packets, and not for what FFmpeg writes at the end."""
+    source = Source(encoded("h264", ".mp4"))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "source").write_bytes(pickle.dumps((source.codec, source.extradata, source.packets)))
+    script = f"""
+        import json, pickle, subprocess
+        from pathlib import Path
+        import av, cuframes
+        from cuframes.media.files import WriteFailed
+        from cuframes.media.recording import Recording
+        codec, extradata, packets = pickle.loads(Path("{tmp_path}/source").read_bytes())
+        seen = []
+        for suffix in (".mp4", ".mkv", ".ts"):
+            for pages in range(1, 64):
+                size = 4096 * pages
+                mount = ["mount", "-t", "tmpfs", "-o", "size=" + str(size), "tmpfs", "{tmp_path}/disk"]
+                subprocess.run(mount, check=True)
+                path = Path("{tmp_path}/disk/x" + suffix)
+                ring = dict(extradata=extradata, slots=256, data_size=1 << 20)
+                with cuframes.PacketPublisher("full", codec, **ring) as publisher:
+                    for data, pts, dts, key in packets:
+                        publisher.publish_packet(data, pts_ns=pts, dts_ns=dts, keyframe=key)
+                    with cuframes.PacketReader("full", "oldest") as reader:
+                        recording = Recording(path, reader)
+                        failed = "never"
+                        try:
+                            for _ in packets:
+                                recording.write(reader.next(0))
+                            failed = "at its end"
+                            recording.close()
+                            failed = "never"
+                        except WriteFailed as problem:
+                            assert problem.full
+                            failed = "before" if failed == "never" else failed
+                        recording.close()
+                found = decoded = 0
+                if path.exists():
+                    with av.open(str(path)) as container:
+                        found = sum(1 for packet in container.demux(video=0) if packet.size)
+                    with av.open(str(path)) as container:
+                        decoded = sum(1 for _ in container.decode(video=0))
+                seen.append([suffix, size, failed, recording.packets, recording.unwritten, found, decoded])
+                subprocess.run(["umount", "{tmp_path}/disk"], check=True)
+                if failed == "never":
+                    break
+        print(json.dumps(seen))
+    """
+    done = in_namespace(script, 8 << 20)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    for suffix, size, failed, packets, unwritten, found, decoded in seen:
+        assert packets == found == decoded, (suffix, size, failed)
+        assert unwritten == 0 if failed == "never" else unwritten > 0
+    assert {(suffix, failed) for suffix, _, failed, *_ in seen} >= {
+        (suffix, failed) for suffix in (".mp4", ".mkv") for failed in ("before", "at its end", "never")
+    }

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from cuframes.cli import stop_on_signals
+from cuframes.cli.packets import open_reader
 from cuframes.media.destinations import destination, shown
 from cuframes.media.pushing import Pusher, Repeats
-from cuframes.packets import PacketReader
 
 __all__ = ["push"]
 
@@ -55,7 +55,7 @@ def push(
     if to.format == "rtsp":
         to = to._replace(options={"rtsp_transport": rtsp_transport} | options)
     stop_on_signals()
-    with PacketReader(key, connect_timeout=connect_timeout) as reader:
+    with open_reader(key, "keyframe", connect_timeout) as reader:
         codec = reader.codec
     told = _Told(key, shown(url), json_)
     told.begin(codec)

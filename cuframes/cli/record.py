@@ -12,6 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from cuframes.cli import EXIT_ERROR, Stopped, fail, stop_on_signals
+from cuframes.cli.packets import open_reader
 from cuframes.cli.units import parse_duration, parse_size
 from cuframes.errors import CuframesError, Disconnected, NoPacketRing, NotFound, PacketOverrun, Timeout
 from cuframes.media.files import FileReport, WriteFailed
@@ -85,10 +86,13 @@ def record(
     """
     target = _Target(out, segment, keep, max_size, utc, overwrite, format_name, json_)
     stop_on_signals()
-    reader = PacketReader(key, "oldest" if pre else "keyframe", connect_timeout=connect_timeout)
+    reader = open_reader(key, "oldest" if pre else "keyframe", connect_timeout)
     problem: BaseException | None = None
     with reader:
-        recording = target.recording(reader)
+        try:
+            recording = target.recording(reader)
+        except FileExistsError:
+            fail(EXIT_ERROR, f"{out} already exists; choose another name, or replace it with --overwrite")
         try:
             with recording:
                 target.ready(key, reader)
@@ -210,7 +214,12 @@ class _Target:
         if self._segment_s is None:
             return Recording(Path(self._out), reader, overwrite=self._overwrite)
         return SegmentedRecording(
-            self._pattern, reader, self._segment_s, retention=self._retention, finished=self._finished, told=_complain
+            self._pattern,
+            reader,
+            self._segment_s,
+            retention=self._retention,
+            finished=self._finished,
+            told=self._notice,
         )
 
     def ready(self, key: str, reader: PacketReader) -> None:
@@ -263,9 +272,10 @@ class _Target:
         else:
             print(f"{file.path}: {seconds:.1f} s, {file.packets} packets, {file.bytes} bytes", file=sys.stderr)
 
+    def _notice(self, text: str) -> None:
+        print(f"cuframes: {text}", file=sys.stderr, flush=True)
+        if self._json:
+            self._print(event="notice", text=text)
+
     def _print(self, **report: Any) -> None:
         print(json.dumps(report), file=self._reports, flush=True)
-
-
-def _complain(text: str) -> None:
-    print(f"cuframes: {text}", file=sys.stderr, flush=True)

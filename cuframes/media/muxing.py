@@ -25,8 +25,8 @@ RAW_DEMUXERS = {
     "mjpeg": "mjpeg",
     "av1": "obu",
 }
-# NAL units that describe the stream, and units that hold a picture, by type.
-PARAMETER_SETS = {"h264": {7, 8}, "hevc": {32, 33, 34}}
+# NAL units that describe the sequence, and units that hold a picture, by type.
+SEQUENCE_SETS = {"h264": 7, "hevc": 33}
 PICTURES = {"h264": range(1, 6), "hevc": range(32)}
 
 
@@ -43,13 +43,13 @@ class Parameters:
         except NoCodecParameters:
             self.extradata = b""
         self._keyframe = bytes(keyframe.data)
-        self._sets = _parameter_sets(codec_name(self.codec_id), self._keyframe)
+        self._sets = _sequence_sets(codec_name(self.codec_id), self._keyframe)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Parameters):
             return NotImplemented
         same = self.codec_id == other.codec_id and self.extradata == other.extradata
-        # A keyframe without parameter sets continues with those of the one before.
+        # A keyframe without sequence parameter sets continues with those of the one before.
         return same and (self._sets == other._sets or not (self._sets and other._sets))
 
     __hash__ = None  # type: ignore[assignment]
@@ -80,10 +80,16 @@ def _flv_tag(body: bytes) -> bytes:
     return head + body + (len(head) + len(body)).to_bytes(4, "big")
 
 
-def _parameter_sets(codec: str | None, data: bytes) -> list[bytes]:
-    """The parameter sets in front of a picture of H.264 or HEVC with start codes."""
+def _sequence_sets(codec: str | None, data: bytes) -> list[bytes]:
+    """What in a keyframe tells of the picture size: the sequence parameter sets of H.264 and HEVC with start codes
+    (picture parameter sets may change within a stream), and the sizes in MPEG-2 and JPEG."""
+    if codec == "mjpeg":
+        return _jpeg_size(data)
+    if codec == "mpeg2video":
+        at = data.find(b"\0\0\1\xb3")
+        return [data[at + 4 : at + 7]] if at >= 0 else []
     found: list[bytes] = []
-    if codec not in PARAMETER_SETS or not data.startswith((b"\0\0\1", b"\0\0\0\1")):
+    if codec not in SEQUENCE_SETS or not data.startswith((b"\0\0\1", b"\0\0\0\1")):
         return found
     at = data.find(b"\0\0\1")
     while at >= 0 and len(data) > at + 3:
@@ -91,10 +97,20 @@ def _parameter_sets(codec: str | None, data: bytes) -> list[bytes]:
         if kind in PICTURES[codec]:
             break
         end = data.find(b"\0\0\1", at + 3)
-        if kind in PARAMETER_SETS[codec]:
+        if kind == SEQUENCE_SETS[codec]:
             found.append(data[at + 3 : end if end >= 0 else None].rstrip(b"\0"))
         at = end
     return found
+
+
+def _jpeg_size(data: bytes) -> list[bytes]:
+    at = 2
+    while len(data) >= at + 9 and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the start of a frame
+            return [data[at + 5 : at + 9]]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return []
 
 
 class Muxer:

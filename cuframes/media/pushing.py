@@ -160,7 +160,8 @@ class Pusher:
                 what = {"opening": "was not opened", "starting": "was not begun"}.get(state, "took nothing")
                 return "failed", f"the connection {what} for {limit:g} s"
             self._count(told)
-            state, limit = told["state"], self._timeout
+            state = told["state"]
+            limit = START_SECONDS if state == "waiting" else self._timeout  # before that it is not about the peer
             match state:
                 case "open":
                     self.connections += 1

@@ -89,7 +89,7 @@ class Recording:
         check_suffix(self._path)
         self._overwrite = overwrite
         if not self._path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {str(self._path.parent)!r} to record to; make it first")
+            raise FileNotFoundError(f"{self._path}: there is no folder {str(self._path.parent)!r}; make it first")
         self._check_free(self._path)
 
     def _begin(self, reader: PacketReader, finished: Callable[[FileReport], object] | None) -> None:

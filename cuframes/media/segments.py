@@ -137,6 +137,7 @@ class SegmentedRecording(Recording):
         self._next_look = 0.0
         self._number: tuple[Path, int] | None = None  # the newest name, and how many files have it
         self._pause: _Pause | None = None
+        self._reported = 0  # how much of what is unwritten was told
         self._wait_s = RETRY_SECONDS[0]
         self._gop_bytes = self._since_keyframe = 0
 
@@ -156,6 +157,7 @@ class SegmentedRecording(Recording):
         if self._pause is not None and self._file is None and not (packet.keyframe and self._may_try(self._pause)):
             self._given += 1
             self.lost += packet.lost
+            self._apply_retention()  # which may make room
             return
         try:
             super().write(packet)
@@ -165,8 +167,8 @@ class SegmentedRecording(Recording):
             self._stop(problem)
         if self._file is not None:
             self._go_on()
-            if packet.keyframe:
-                self._apply_retention()
+        if packet.keyframe:
+            self._apply_retention()
 
     def look(self) -> None:
         """Notice what happened to the files, while no packet comes. Raises nothing."""
@@ -190,7 +192,8 @@ class SegmentedRecording(Recording):
         return bool(self._file.due(packet, self._segment_ns))
 
     def _open(self, parameters: Parameters, first: Packet) -> PacketFile:
-        plain = self._pattern.path(wall_ns(first))
+        begun_ns = wall_ns(first)
+        plain = self._pattern.path(begun_ns)
         number = self._number[1] + 1 if self._number is not None and self._number[0] == plain else 1
         while True:
             path = plain if number == 1 else plain.with_stem(f"{plain.stem}-{number}")
@@ -199,15 +202,19 @@ class SegmentedRecording(Recording):
             except FileExistsError:
                 number += 1
             else:
+                file.begun_ns = begun_ns
                 self._number = plain, number
                 self._began = True
+                self._next_look = 0.0
                 self.paths.append(path)
                 return file
 
     def _apply_retention(self, now: bool = False) -> None:
-        if now or time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK_SECONDS
+        begun = time.monotonic()
+        if now or begun >= self._next_look:
             self._retention.apply(self.paths[-1] if self.paths else None)
+            took = time.monotonic() - begun
+            self._next_look = begun + max(LOOK_SECONDS, 100 * took)  # with very many files, less often
 
     # ---- what cannot be written
 
@@ -215,7 +222,8 @@ class SegmentedRecording(Recording):
         """Wait for better times."""
         if self._pause is None:
             self._told(f"{problem}; recording goes on when it can be written again")
-            self._pause = _Pause(problem.full, time.monotonic(), self.unwritten - problem.lost)
+            self._pause = _Pause(time.monotonic())
+        self._pause.full = problem.full
         self._pause.folder = problem.path.parent
         self._pause.again_at = time.monotonic() + self._wait_s
         self._wait_s = min(2 * self._wait_s, RETRY_SECONDS[1])
@@ -236,7 +244,8 @@ class SegmentedRecording(Recording):
         pause = self._pause
         if pause is not None and self._file.safe_packets:
             self._pause = None
-            lost, seconds = self.unwritten - pause.unwritten, time.monotonic() - pause.since
+            lost, seconds = self.unwritten - self._reported, time.monotonic() - pause.since
+            self._reported = self.unwritten
             self._told(f"{self._file.path}: recording goes on; {lost} packets in {seconds:.1f} s were lost")
         if self._file.duration_ns > RETRY_SECONDS[1] * SECOND_NS:
             self._wait_s = RETRY_SECONDS[0]
@@ -244,11 +253,10 @@ class SegmentedRecording(Recording):
 
 @dataclass
 class _Pause:
-    """Since when nothing can be written, and what was unwritten before."""
+    """Since when nothing can be written, and why."""
 
-    full: bool
     since: float
-    unwritten: int
+    full: bool = False
     again_at: float = 0.0
     folder: Path = Path()
 

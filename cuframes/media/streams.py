@@ -4,7 +4,7 @@ import os
 import select
 from pathlib import Path
 
-from cuframes.media.files import FileReport, wall_ns
+from cuframes.media.files import FileReport, WriteFailed, wall_ns
 from cuframes.media.muxing import Muxer, Parameters
 from cuframes.media.recording import Recording
 from cuframes.packets import Packet, PacketReader
@@ -107,7 +107,14 @@ class PacketStream:
     def _pass_on(self) -> None:
         left = memoryview(self._pieces.take())
         while left:
-            left = left[os.write(self._descriptor, left) :]
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # whoever gave it to us does not wait for its reader; we do
+                select.select([], [self._descriptor], [])
+            except BrokenPipeError:
+                raise
+            except OSError as problem:
+                raise WriteFailed(problem, Path("standard output")) from None
 
 
 class _Pieces:
