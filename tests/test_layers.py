@@ -22,12 +22,12 @@ LAYERS = [
         "_shm",
         *(
             f"_native.{name}"
-            for name in ("status", "ring_end", "mapping", "control", "messages", "layout", "source", "packets", "slot")
+            for name in ("status", "ring_end", "mapping", "control", "messages", "layout", "arrays", "packets", "slot")
         ),
         *(f"_native.{name}" for name in ("dlpack", "cuda", "frame_ring", "slot_table", "pending", "debug")),
     ],
     ["_core"],
-    ["_native.views", "_native.device_source", "_native.frame", "_native.wait_any"],
+    ["_native.views", "_native.device_arrays", "_native.frame", "_native.wait_any"],
     ["host"],
     ["memory", "session"],
     ["publisher", "subscriber", "packets", "waiting", "framecache"],

@@ -390,7 +390,7 @@ def test_webrtc_offers_the_stream(key, tmp_path):
         (["KEY", "ftp://x/y"], 2, "packets can be pushed to URLs of rtsp, rtsps, rtmp"),
         (["KEY", "cam.mp4"], 2, "packets can be pushed to URLs of rtsp"),
         (["KEY", "udp://127.0.0.1:9", "--format-name", "nonsense"], 2, "PyAV's FFmpeg has no format 'nonsense'"),
-        (["KEY", "udp://127.0.0.1:9", "--option", "x"], 2, "--option must be KEY=VALUE"),
+        (["KEY", "udp://127.0.0.1:9", "--option", "x"], 2, "--option must be NAME=VALUE"),
         (["KEY", "rtsp://127.0.0.1:9", "--rtsp-transport", "ip"], 2, "--rtsp-transport must be tcp or udp"),
         (["nobody", "udp://127.0.0.1:9", "--connect-timeout", "0"], 3, "no publisher of 'nobody'"),
     ],

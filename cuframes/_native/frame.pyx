@@ -5,11 +5,11 @@ from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport int64_t, uintptr_t
 
 from cuframes._core cimport FrameReader, FrameWriter, Hold, Owner, WriteLease
+from cuframes._native.arrays cimport FrameRows, Rows, cf_copy_rows, copy_frame, plain_rows, pts_of, rows_of
 from cuframes._native.cuda cimport Device, check_driver, stream_of
+from cuframes._native.device_arrays cimport device_rows_of
 from cuframes._native.frame_ring cimport cf_reader_valid
-from cuframes._native.device_source cimport device_source_of
 from cuframes._native.layout cimport MAX_PLANES, FrameLayout, Geometry
-from cuframes._native.source cimport Rows, Source, cf_copy_rows, copy_frame, plain_rows, pts_of, source_of
 from cuframes._native.ring_end cimport is_inherited
 from cuframes._native.status cimport deadline_after, nanoseconds_of
 from cuframes._native.views cimport Plane, View
@@ -424,9 +424,9 @@ cdef class WritableFrame(FrameView):
 
     def copy_from(self, src):
         """Copy a whole frame into the slot. `src` is anything that ``Publisher.publish`` accepts."""
-        cdef Source source
+        cdef FrameRows source
         self.check_usable()
-        source = find_source(self.writer, self.layout, self.stream, src)
+        source = find_rows(self.writer, self.layout, self.stream, src)
         self.check_usable()  # once more, since inspecting an array can run arbitrary code
         source.part_from(self.address)
         fill(self.writer, source, self.address, self.stream)
@@ -437,14 +437,14 @@ cdef class WritableFrame(FrameView):
 
 # ---- copying an array-like into the ring ---------------------------------------------------------------------------
 
-cdef Source find_source(FrameWriter writer, FrameLayout layout, void* stream, object src):
+cdef FrameRows find_rows(FrameWriter writer, FrameLayout layout, void* stream, object src):
     """The rows of an array-like that is to be copied into the writer's memory (host or GPU)."""
     if writer.slots.device is None:
-        return source_of(layout, src)
-    return device_source_of(layout, writer.slots.device, stream, src)
+        return rows_of(layout, src)
+    return device_rows_of(layout, writer.slots.device, stream, src)
 
 
-cdef int fill(FrameWriter writer, Source source, char* target, void* stream) except -1:
+cdef int fill(FrameWriter writer, FrameRows source, char* target, void* stream) except -1:
     """Copy the rows into the begun slot. On a GPU the copy is only queued."""
     cdef FrameLayout layout = source.layout
     cdef Device gpu = writer.slots.device
@@ -500,7 +500,7 @@ cdef object publish_inside(FrameWriter writer, FrameLayout layout, object src, o
             PyBuffer_Release(&buffer)
         return writer.commit(pts_ns, layout.nbytes, NULL)
     cdef void* handle = writer_stream(writer, stream)
-    cdef Source source = find_source(writer, layout, handle, src)
+    cdef FrameRows source = find_rows(writer, layout, handle, src)
     if pts_ns is None:
         pts_ns = pts_of(src)
     if pts_ns is not None:

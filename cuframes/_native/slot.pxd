@@ -1,9 +1,9 @@
 # The declarations of slot_ring.h, and a slot's two ends for Python.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from cuframes._native.arrays cimport Rows
 from cuframes._native.layout cimport FrameLayout
 from cuframes._native.mapping cimport Mapping
-from cuframes._native.source cimport Rows
 from cuframes._shm cimport cf_presentation
 from cuframes._native.ring_end cimport Descriptor, ReaderEnd, RingEnd, cf_gate
 

@@ -12,12 +12,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 from posix.fcntl cimport O_CREAT, O_EXCL
 
+from cuframes._native.arrays cimport FrameRows, Rows, cf_copy_rows, check_unmasked, copy_frame, is_short_frame
+from cuframes._native.arrays cimport plain_rows, pts_of, rows_of
 from cuframes._native.control cimport presentation_values, store_presentation
 from cuframes._native.layout cimport MAX_PLANES, FrameLayout
 from cuframes._native.mapping cimport Borrowed_make, Mapping, check_whole
 from cuframes._shm cimport cf_presentation, cf_load_acquire, cf_load_seq_cst_u32, cf_low_half, cf_now_ns
-from cuframes._native.source cimport Rows, Source, cf_copy_rows, check_unmasked, copy_frame, is_short_frame
-from cuframes._native.source cimport plain_rows, pts_of, source_of
 from cuframes._native.ring_end cimport Descriptor, ReaderEnd, RingEnd, cf_gate_is_shut
 from cuframes._native.status cimport *
 
@@ -282,7 +282,7 @@ cdef class CacheWriter(RingEnd):
         """Copy a frame into the slot and publish it. The copy runs without the GIL. A failure publishes nothing."""
         cdef Py_buffer buffer
         cdef Rows[MAX_PLANES] rows
-        cdef Source source
+        cdef FrameRows source
         if pts_us is not None:
             pts_us = microseconds_of(pts_us)
         if wall_us is not None:
@@ -303,7 +303,7 @@ cdef class CacheWriter(RingEnd):
                 return self.write_bytes(&buffer, pts_us, wall_us)
             finally:
                 PyBuffer_Release(&buffer)
-        source = source_of(self.layout, src)
+        source = rows_of(self.layout, src)
         if pts_us is None:
             pts_ns = pts_of(src)
             pts_us = None if pts_ns is None else max(0, pts_ns) // 1000
@@ -451,11 +451,11 @@ cdef class WritableSlotFrame:
 
     def copy_from(self, src):
         """Copy a whole frame into the slot. `src` is anything that :meth:`SlotWriter.write` accepts."""
-        cdef Source source
+        cdef FrameRows source
         self.check_begun()
         if self.writer.layout is None:
             raise ValueError("the slot's pixel format is unknown; write to frame.data instead")
-        source = source_of(self.writer.layout, src)
+        source = rows_of(self.writer.layout, src)
         self.check_begun()  # once more, since inspecting an array can run arbitrary code
         source.part_from(self.pixels)
         copy_frame(self.writer.layout, source.rows, self.pixels)
@@ -869,7 +869,7 @@ cdef class SlotFrame:
             return None
 
     cdef object as_array(self):
-        """:attr:`data` as an array of the frame's shape: `out` may be any buffer of so many bytes."""
+        """:attr:`data` as an array of the frame's shape: `out` may be any buffer with as many bytes."""
         with cython.critical_section(self):
             if self.array is None:
                 whole = self.layout is not None and <Py_ssize_t>self.found.size == self.layout.tight_bytes

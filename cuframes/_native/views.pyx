@@ -14,9 +14,9 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 
 from cuframes._core cimport Owner
+from cuframes._native.arrays cimport cf_copy_rows, check_unmasked
 from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, check_driver
 from cuframes._native.dlpack cimport *
-from cuframes._native.source cimport cf_copy_rows, check_unmasked
 
 from numbers import Integral
 

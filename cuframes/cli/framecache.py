@@ -60,9 +60,9 @@ def serve(
         float | None, typer.Option(min=0, help="Limit for all slots together, in GB; default: the free memory.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Members of this group may read and write new slots.")] = None,
-    log_format: Annotated[str, typer.Option(help="Format of the log: json or text.")] = "json",
+    log_format: Annotated[str, typer.Option(metavar="json|text", help="Format of the log.")] = "json",
     log_level: Annotated[
-        str, typer.Option(help="Level of the log: debug (every request), info, warning or error.")
+        str, typer.Option(metavar="debug|info|warning|error", help="Level of the log; debug: every request.")
     ] = "info",
 ) -> None:
     """Run the service until SIGTERM or SIGINT. Slots stay, and the service adopts them when it starts again."""
@@ -120,7 +120,7 @@ def create(
     slot_id: SlotId,
     size: Annotated[str, typer.Option(help="Size of the frames: WIDTHxHEIGHT.")],
     fps: Annotated[str, typer.Option(help="Nominal rate: 25, 59.94, 60000/1001.")] = "25",
-    format: Annotated[str, typer.Option(help="Pixel format.")] = "uyvy422",
+    format: Annotated[str, typer.Option(help="Pixel format, by its FFmpeg, GStreamer or V4L2 name.")] = "uyvy422",
     ring_depth: Annotated[int, typer.Option(help="Number of frames that the slot holds.")] = DEFAULT_DEPTH,
     source_type: Annotated[str, typer.Option(help="Kind of source, shown to people: sdi, srt, …")] = "",
     group: Annotated[

@@ -38,7 +38,7 @@ class Sharing(NamedTuple):
 
 
 class Output:
-    """One key. Its publisher is opened with the first picture, and anew when what it says of the stream has changed.
+    """One key. Its publisher is opened with the first picture, and again when size, codec or extradata change.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ class Output:
     shaper : Shaper
     sharing : Sharing
     fps : number, optional
-        Take only so many pictures per second.
+        Take only this many pictures per second.
     packet_bytes : int, optional
-        Also share the packets, and keep so many bytes of them.
+        Also share the packets, and keep this many bytes of them.
     wait_for : int
         How many subscribers :meth:`wait` waits for.
 

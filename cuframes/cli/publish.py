@@ -48,12 +48,14 @@ def publish(
         str | None, typer.Option(help="Scale to WIDTHxHEIGHT; 640x-2 keeps the shape, in multiples of 2.")
     ] = None,
     fit: Annotated[
-        Fit, typer.Option(help="A picture of another shape gets bars, is cropped or distorted.")
+        Fit, typer.Option(help="A picture of another shape gets black bars, loses its edges, or is distorted.")
     ] = "letterbox",
-    rotate: Annotated[Rotate, typer.Option(help="Turn pictures that say that they lie on their side.")] = "auto",
+    rotate: Annotated[
+        Rotate, typer.Option(help="auto: turn pictures that say that they lie on their side; keep: do not.")
+    ] = "auto",
     fps: Annotated[
         str | None,
-        typer.Option(help="Live: take only so many frames per second. File: play at this rate; 0: at full speed."),
+        typer.Option(help="Live: take only this many frames per second. File: play at this rate; 0: at full speed."),
     ] = None,
     realtime: Annotated[
         bool | None,
@@ -69,12 +71,14 @@ def publish(
     packets: Annotated[
         bool, typer.Option("--packets", help="Also publish the encoded packets, with the frames' timestamps.")
     ] = False,
-    packet_bytes: Annotated[int, typer.Option(min=1, help="Number of bytes of packets to keep.")] = DATA_SIZE,
+    packet_bytes: Annotated[
+        int, typer.Option(min=1, help="Number of bytes of packets that late readers can start with.")
+    ] = DATA_SIZE,
     loop: Annotated[bool, typer.Option(help="Repeat a file; its timestamps keep increasing.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
     reconnect: Annotated[
         Literal["auto", "always", "never"],
-        typer.Option(help="Open the source again when it fails or ends; auto: live sources."),
+        typer.Option(help="Open the source again when it fails or ends; auto: if it is live."),
     ] = "auto",
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that opening may take, and that the source may be silent.")
@@ -97,7 +101,7 @@ def publish(
     threads: Annotated[int, typer.Option(min=0, max=64, help="Threads of the decoder; 0: all cores.")] = 0,
     hwaccel: Annotated[
         Literal["auto", "none", "cuda"],
-        typer.Option(help="Decode on the GPU; auto: if the frames stay there as they are."),
+        typer.Option(help="Decode on the GPU; auto: if the frames stay there as they are; cuda: or fail."),
     ] = "auto",
     memory: Annotated[
         Literal["auto", "host", "cuda", "cuda-ipc"],
@@ -189,7 +193,7 @@ class Run:
     video : Source
     outputs : list
     seconds : float, optional
-        Stop so long after the first picture, or after the start if none comes.
+        Stop this many seconds after the first picture, or after the start if none comes.
     json_ : bool
     checked : bool
         Refuse a file, whose frames would get other timestamps than its packets.

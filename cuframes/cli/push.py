@@ -17,14 +17,19 @@ __all__ = ["push"]
 
 def push(
     key: Annotated[str, typer.Argument(help="Key of the publisher.")],
-    url: Annotated[str, typer.Argument(help="rtsp://, rtmp://, http://, udp://, tcp:// …; http://…/whip is WebRTC.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="rtsp://, rtsps://, rtmp://, rtmps://, http://, https://, udp://, tcp://; http://…/whip is WebRTC."
+        ),
+    ],
     format_name: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="FFmpeg's name of the format.", show_default="the usual one for the URL"),
     ] = None,
-    rtsp_transport: Annotated[str, typer.Option(help="For rtsp://: tcp or udp.")] = "tcp",
+    rtsp_transport: Annotated[str, typer.Option(metavar="tcp|udp", help="How to send to rtsp://.")] = "tcp",
     option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of FFmpeg; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of FFmpeg; may be repeated.")
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds in which the server must answer, and take what is sent.")
@@ -47,7 +52,7 @@ def push(
     for text in option or ():
         name, equals, value = text.partition("=")
         if not name or not equals:
-            raise ValueError(f"--option must be KEY=VALUE, not {text!r}")
+            raise ValueError(f"--option must be NAME=VALUE, not {text!r}")
         options[name] = value
     if rtsp_transport not in ("tcp", "udp"):
         raise ValueError(f"--rtsp-transport must be tcp or udp, not {rtsp_transport!r}")

@@ -66,7 +66,7 @@ def record(
     ] = 5.0,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
     format_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="For standard output: mpegts, nut or mkv.", show_default="mpegts")
+        str | None, typer.Option(metavar="mpegts|nut|mkv", help="Format of standard output.", show_default="mpegts")
     ] = None,
     connect_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the publisher.")] = 5.0,
     json_: Annotated[

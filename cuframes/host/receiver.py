@@ -461,7 +461,7 @@ class WatchedReceiver(Receiver[T, W, C], Generic[T, W, C]):
 
     def _start_watching(self, ring: W, event: Descriptor) -> None:
         """If this is interrupted, the next call starts another thread, which does no harm."""
-        os.eventfd_write(event.fileno(), 1)  # for what is there already
+        os.eventfd_write(event.fileno(), 1)  # for what has come already
         # Ring and thread have descriptors of their own, and no reference to us: we may be closed, and collected, while
         # they still use them.
         signalled = [Descriptor.dup(event.fileno())]

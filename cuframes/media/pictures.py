@@ -169,7 +169,7 @@ def to_image(frame: Any) -> Any:
 
 
 def upright(video: Any, rotation: int | None) -> Any:
-    """A PyAV frame, turned clockwise by so many degrees. It is RGB then."""
+    """A PyAV frame, turned clockwise by `rotation` degrees. The turned frame is RGB."""
     if not rotation:
         return video
     rgb = reformat(video, video.width, video.height, "rgb24")
@@ -187,8 +187,8 @@ def picture(frame: Any, kind: str, width: int | None = None, height: int = MAX_S
     ----------
     kind : {"png", "jpeg"}
     width, height : int, optional
-        At most so large, for a screen: with square samples. Otherwise the samples are those of the frame, and the file
-        says their aspect.
+        The largest size, for a screen: with square samples. Otherwise the samples are those of the frame, and the
+        file says their aspect.
     """
     video = to_video(frame)
     turned = frame.rotation in (90, 270)

@@ -94,7 +94,7 @@ class Pusher:
         self.connections = 0
 
     def run(self, seconds: float | None = None) -> None:
-        """Push until the publisher ends, or so many seconds are over. Blocks; a signal handler may raise.
+        """Push until the publisher ends, or `seconds` are over. Blocks; a signal handler may raise.
 
         Raises
         ------

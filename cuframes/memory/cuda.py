@@ -343,7 +343,7 @@ def buffer_pointer(buffer: Any) -> int:
     if interface is not None:
         return int(interface["data"][0])
     if hasattr(buffer, "__dlpack__"):
-        from cuframes._native.device_source import dlpack_pointer
+        from cuframes._native.device_arrays import dlpack_pointer
 
         return int(dlpack_pointer(buffer))
     raise TypeError(f"a buffer must be a device array or a device address, not {type(buffer).__name__}")

@@ -37,7 +37,8 @@ HANDSHAKE_SECONDS = 2.0
 MAX_CONNECTIONS = 128
 LOOK_SECONDS = 0.5  # how often the thread looks whether its files and its subscribers' events are as they should be
 PAUSE_SECONDS = 0.1  # how long nobody is accepted when descriptors have run out
-# A neighbour that comes and goes, or is refused, all the time must not fill the disk: so many lines in so long.
+# A neighbour that comes and goes, or is refused, all the time must not fill the disk with log lines: at most this many
+# in this time.
 LOG_LINES = 100
 LOG_SECONDS = 60.0
 CLOSE_SECONDS = 2.0  # how long close() waits for the thread; it may be in a log handler that waits for us

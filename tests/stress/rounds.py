@@ -106,7 +106,7 @@ def die_with_parent() -> None:
 
 
 def play(scenario: Scenario, seed: int, first: int, seconds: float, folder: Path, report_fd: int, again: bool) -> None:
-    """Play rounds from number `first` on (or that one `again` and again), for so many seconds; at least one."""
+    """Play rounds from number `first` on (or that one `again` and again), for `seconds`; at least one."""
 
     def report(**line: Any) -> None:
         os.write(report_fd, (json.dumps(line) + "\n").encode())
@@ -168,7 +168,7 @@ def _check_left(game: Round, before: tuple[dict[str, str], int]) -> None:
 
 
 def _files(key: str) -> list[Path]:
-    """What is there with `key` in its name."""
+    """The files with `key` in their names."""
     places = [SHM, Path(os.environ["CUFRAMES_RUNTIME_DIR"]), Path(os.environ["CUFRAMES_FRAMECACHE_DIR"])]
     return [path for place in places if place.exists() for path in place.iterdir() if key in path.name]
 
@@ -191,7 +191,7 @@ def _same(text: str) -> str:
 
 
 def watch(scenario: Scenario, seed: int, first: int, seconds: float, folder: Path, again: bool) -> Outcome:
-    """Have a scenario played, for so many seconds."""
+    """Have a scenario played, for `seconds`."""
     faults: list[Fault] = []
     rounds, number, end = 0, first, time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""Publishes packets whose pts is the checksum of their bytes. Runs until killed, or until so many are out."""
+"""Publishes packets whose pts is the checksum of their bytes. Runs until killed, or for a given number."""
 
 import argparse
 import itertools

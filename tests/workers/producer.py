@@ -1,4 +1,4 @@
-"""Publishes frames of one colour each: that of their dense number. Runs until killed, or until so many are out."""
+"""Publishes frames of one colour each: that of their dense number. Runs until killed, or for a given number."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Writes a slot; every 8 bytes of a frame are its number. Runs until killed, or until so many are written."""
+"""Writes a slot; every 8 bytes of a frame are its number. Runs until killed, or for a given number."""
 
 import argparse
 import json

@@ -32,8 +32,8 @@ from cuframes.packets import PacketFlags
 
 __all__ = ["Connection", "Ended", "Opened", "Request", "stuck"]
 
-# What a consumer has not taken yet. Pictures are large. A live source that is ahead by so many is not read on, or drops
-# its newest picture.
+# What a consumer has not taken yet. Pictures are large. A source that is ahead by this many is not read on (a
+# file), or drops its newest picture (a live source).
 PICTURES_AHEAD = 4
 PACKETS_AHEAD = 512
 PATIENCE_SECONDS = 0.5  # how long a live source waits for a consumer that is busy, before it drops pictures

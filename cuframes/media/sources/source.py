@@ -26,9 +26,9 @@ TIMEOUT = 10.0
 GRACE_SECONDS = 1.0  # how long after FFmpeg's own time-out its thread is given up
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause is twice the one before
 JITTER = 0.2  # of a pause, so that many sources do not all come back at once
-HEALTHY_SECONDS = 60.0  # after so long without a problem, the next pause is the first again
+HEALTHY_SECONDS = 60.0  # after this time without a problem, the next pause is the first again
 STALLED_SECONDS = 1.5  # a live source without a picture for longer than this, and than three pictures, has stalled
-MAX_STUCK = 8  # threads that FFmpeg does not give back; with so many, nothing is opened
+MAX_STUCK = 8  # threads that FFmpeg does not give back; with this many, nothing is opened
 SECOND_NS = 1_000_000_000
 
 
@@ -419,7 +419,7 @@ def open_source(
         Whether a source that has failed or ended is opened again: after 0.5 s, then after twice as long, up to 30 s.
         ``auto`` does so with live sources, and not with files and pipes.
     fps : number, str or Fraction, optional
-        Of a live source, take only so many pictures per second. Play a file at this rate, whatever its own is.
+        Of a live source, take only this many pictures per second. Play a file at this rate, whatever its own is.
     realtime : bool, optional
         Give a file's pictures at their own pace, or as fast as they can be decoded. Default: at their own pace.
     loop : bool

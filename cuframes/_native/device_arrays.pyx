@@ -3,10 +3,10 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uintptr_t
 
+from cuframes._native.arrays cimport DL_CUDA, MAX_NDIM, Array, FrameRows, wrong_sample
 from cuframes._native.cuda cimport CF_CUDA_STREAM_LEGACY, Device, check_driver
 from cuframes._native.dlpack cimport PyCapsule_GetPointer, PyCapsule_SetName, cf_dl_managed, cf_dl_tensor
 from cuframes._native.layout cimport FrameLayout
-from cuframes._native.source cimport DL_CUDA, MAX_NDIM, Array, Source, wrong_sample
 
 
 cdef class Tensor:
@@ -108,7 +108,7 @@ cdef int order(Device gpu, void* first, void* second) except -1:
     return 0
 
 
-cdef class DeviceSource(Source):
+cdef class DeviceFrameRows(FrameRows):
     """The rows of each plane of a frame that is copied on `stream` of a GPU, from arrays in host or device memory."""
 
     cdef Array find_on_device(self, object array, tuple where):
@@ -118,9 +118,9 @@ cdef class DeviceSource(Source):
         return dlpack_array(self.layout, self.gpu, self.stream, array)
 
 
-cdef Source device_source_of(FrameLayout layout, Device gpu, void* stream, object src):
+cdef FrameRows device_rows_of(FrameLayout layout, Device gpu, void* stream, object src):
     """Find the rows of an array-like in host or device memory, or raise. The rows are not copied yet."""
-    cdef DeviceSource source = DeviceSource.__new__(DeviceSource)
+    cdef DeviceFrameRows source = DeviceFrameRows.__new__(DeviceFrameRows)
     source.layout = layout
     source.gpu = gpu
     source.stream = stream

@@ -1,6 +1,6 @@
 from typing import Any
 
-from cuframes._native.source import Source
+from cuframes._native.arrays import FrameRows
 
 def dlpack_pointer(buffer: Any) -> int:
     """Device address of a DLPack tensor. The caller must keep the tensor alive."""
@@ -8,5 +8,5 @@ def dlpack_pointer(buffer: Any) -> int:
 class Tensor:
     """Keeps a consumed DLPack tensor."""
 
-class DeviceSource(Source):
+class DeviceFrameRows(FrameRows):
     """The rows of each plane of a frame that is copied on `stream` of a GPU, from arrays in host or device memory."""

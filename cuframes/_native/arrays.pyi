@@ -5,5 +5,5 @@ class Array:
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-class Source:
+class FrameRows:
     """The rows of each plane of a frame that is to be published. Keeps the memory of the rows alive."""

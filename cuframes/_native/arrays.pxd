@@ -41,7 +41,7 @@ cdef class Array:
     cdef object keep
 
 
-cdef class Source:
+cdef class FrameRows:
     cdef FrameLayout layout
     cdef Rows[MAX_PLANES] rows
     cdef list keep
@@ -65,6 +65,6 @@ cdef int check_unmasked(object array) except -1
 cdef wrong_sample(FrameLayout layout, str found)
 cdef bint is_short_frame(object src, Py_ssize_t frame_bytes) except -1
 cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1
-cdef Source source_of(FrameLayout layout, object src)
+cdef FrameRows rows_of(FrameLayout layout, object src)
 cdef object pts_of(object src)
 cdef void copy_frame(FrameLayout layout, const Rows* rows, char* target) noexcept

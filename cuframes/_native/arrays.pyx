@@ -1,4 +1,4 @@
-"""Array-likes as rows of planes: finds the bytes of a frame that is to be published. ``device_source`` does the same
+"""Array-likes as rows of planes: finds the bytes of a frame that is to be published. ``device_arrays`` does the same
 for arrays on a GPU.
 
 An array is checked completely here, before a slot of the ring is claimed. :func:`look` is the only function that
@@ -246,8 +246,8 @@ cdef inline void lay_out(FrameLayout layout, const Strided* a, int how, bint on_
 cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* rows) except -1:
     """Find the rows in the usual case, without creating an object: a host array of the frame's shape, or its bytes.
 
-    True: the caller must release `buffer`. False: the caller must use :func:`source_of`, which handles all cases and
-    reports errors. The fast path serves only the type that :func:`source_of` last found to be a plain buffer (not a
+    True: the caller must release `buffer`. False: the caller must use :func:`rows_of`, which handles all cases and
+    reports errors. The fast path serves only the type that :func:`rows_of` last found to be a plain buffer (not a
     video frame, not on a GPU).
     """
     cdef Strided found
@@ -263,7 +263,7 @@ cdef bint plain_rows(FrameLayout layout, object src, Py_buffer* buffer, Rows* ro
     return True
 
 
-cdef class Source:
+cdef class FrameRows:
     """The rows of each plane of a frame that is to be published. Keeps the memory of the rows alive."""
 
     cdef int read(self, object src) except -1:
@@ -448,9 +448,9 @@ cdef Array host_bytes(object plane):
     return array
 
 
-cdef Source source_of(FrameLayout layout, object src):
+cdef FrameRows rows_of(FrameLayout layout, object src):
     """Find the rows of an array-like in host memory, or raise. The rows are not copied yet."""
-    cdef Source source = Source.__new__(Source)
+    cdef FrameRows source = FrameRows.__new__(FrameRows)
     source.layout = layout
     source.read(src)
     return source
