@@ -1,3 +1,5 @@
+"""Frame rates: what a number means, and the standard rate nearest to a measured one."""
+
 from fractions import Fraction
 
 import numpy

@@ -32,8 +32,8 @@ from cuframes.packets import PacketFlags
 
 __all__ = ["Connection", "Ended", "Opened", "Request", "stuck"]
 
-# What a consumer has not taken yet. Pictures are large. A source that is ahead by this many is not read on (a
-# file), or drops its newest picture (a live source).
+# What a consumer has not taken yet. Pictures are large. A source that is ahead by this many is not read on, but
+# the newest picture of a live source is dropped.
 PICTURES_AHEAD = 4
 PACKETS_AHEAD = 512
 PATIENCE_SECONDS = 0.5  # how long a live source waits for a consumer that is busy, before it drops pictures
