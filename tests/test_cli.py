@@ -53,6 +53,18 @@ def test_help_names_every_command():
     assert run("--version").stdout.strip()
 
 
+def test_info_says_what_the_pictures_look_like(key):
+    said = {"color": "bt709", "sample_aspect_ratio": (64, 45), "field_order": "tt", "frame_rate": 59.94, "rotation": 90}
+    with Publisher(key, 64, 48, "gray8", memory="host", **said):
+        found = json.loads(run("info", key, "--json").stdout)
+        assert (found["color_matrix"], found["color_range"]) == ("bt709", None)
+        assert (found["sample_aspect_ratio"], found["frame_rate"], found["rotation"]) == ("64:45", "60000/1001", 90)
+        line = "bt709, bt709, bt709, fps 60000/1001, aspect 64:45, fields tt, to be turned by 90 degrees"
+        assert line in run("info", key).stdout
+    with Publisher(key, 64, 48, "gray8", memory="host"):
+        assert json.loads(run("info", key, "--json").stdout)["frame_rate"] is None
+
+
 def test_errors_name_the_options_of_the_command(key):
     with Publisher(key, 64, 48, "gray8", memory="host"):
         assert "start it with --packets" in run("watch", key, "--packets", expect=1).stderr

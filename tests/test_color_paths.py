@@ -14,6 +14,7 @@ from cuframes.color import CODES
 from cuframes.framecache import SlotReader, SlotWriter, remove_slot
 
 av = pytest.importorskip("av")
+pytest.importorskip("fastapi")
 
 from cuframes.cli import pipe, pixels  # noqa: E402
 from cuframes.framecache.service.thumbnails import Thumbnails  # noqa: E402
