@@ -287,13 +287,14 @@ def presentation_of(
         assumed = Color().assumed(width, height).matrix
         if assumed != Color().assumed(*size).matrix and not is_rgb(format or was or ""):
             said = said._replace(matrix=assumed)
-    rate = stream.average_rate or stream.guessed_rate
+    rates = (stream.average_rate, stream.guessed_rate)
+    rate = next((known for known in rates if known and 0 < known <= FASTEST), None)
     found: dict[str, Any] = {
         "color": said,
         "sample_aspect_ratio": stream.sample_aspect_ratio or context.sample_aspect_ratio,
         "field_order": getattr(context, "field_order", None),
         "rotation": -getattr(frame, "rotation", 0) % 360 or None,
-        "frame_rate": nearest(rate) if rate and 0 < rate <= FASTEST else None,
+        "frame_rate": None if rate is None else nearest(rate),
     }
     for name, value in found.items():
         try:
