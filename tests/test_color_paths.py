@@ -134,6 +134,44 @@ def test_from_the_ring(key, bars, case, format):
     check(colors_of_file(y4m), expected, BARS)
 
 
+def test_y4m_of_hd_is_bt709_unless_it_is_told(key):
+    """The header cannot name the matrix, so it is the one that players assume for the size."""
+    y, u, v = samples("bt2020nc", "tv", 8)
+    wide = 1280 // len(BARS) // 2 * 2
+    planes = [numpy.full((64 // d, 1280 // d), 128, "u1") for d in (1, 2, 2)]
+    for plane, values in zip(planes, (y, u, v), strict=True):
+        row = numpy.repeat(values, wide * plane.shape[1] // 1280)
+        plane[:, : row.size] = row
+    looks = {"memory": "host", "color": ("tv", "bt2020nc")}
+    with Publisher(key, 1280, 64, "i420", **looks) as publisher, Subscriber(key) as subscriber:
+        publisher.publish(planes)
+        with subscriber.next(5) as frame:
+            for matrix, read_as in ((None, "bt709"), ("smpte170m", "smpte170m"), ("bt2020nc", "bt2020nc")):
+                y4m = io.BytesIO()
+                copier = pipe.Copier(y4m, "y4m", Fraction(25), matrix, 1)
+                copier.copy(subscriber, lambda _, frame=frame: Kept(frame), None)
+                y4m.seek(0)
+                with av.open(y4m) as container:
+                    video = next(container.decode(video=0))
+                video.colorspace = CODES["matrix"][read_as]
+                pictures = (convert(video, 1280, 64, "rgb24").to_ndarray(), frame.to_ndarray())
+                middles = [wide * i + wide // 2 for i in range(len(BARS))]
+                check(*(picture[32, middles].astype(float) for picture in pictures))
+
+
+class Kept:
+    """A frame that leaving a block does not release."""
+
+    def __init__(self, frame):
+        self.frame = frame
+
+    def __enter__(self):
+        return self.frame
+
+    def __exit__(self, *exc):
+        pass
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_jpeg_and_png_files(key, bars, case, tmp_path):
     decoded, looks, expected = first(bars(*case), "nv12")

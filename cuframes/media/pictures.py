@@ -275,13 +275,14 @@ def presentation_of(
         scaling or turning. Values that are not known, or not possible, are None.
     """
     context = stream.codec_context
-    rate = stream.average_rate or stream.guessed_rate
+    rates = (stream.average_rate, stream.guessed_rate)
+    rate = next((known for known in rates if known and 0 < known <= FASTEST), None)
     found: dict[str, Any] = {
         "color": color_as(color_of_video(context), frame or context, format, size),
         "sample_aspect_ratio": stream.sample_aspect_ratio or context.sample_aspect_ratio,
         "field_order": getattr(context, "field_order", None),
         "rotation": rotation_of(frame) or None,
-        "frame_rate": nearest(rate) if rate and 0 < rate <= FASTEST else None,
+        "frame_rate": None if rate is None else nearest(rate),
     }
     for name, value in found.items():
         try:
