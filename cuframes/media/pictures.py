@@ -335,8 +335,5 @@ def rotation_of(frame: Any) -> int:
 
 def _decoded_format(video: Any) -> str | None:
     """FFmpeg's name of the samples' format, also of a frame on a GPU."""
-    format = getattr(video, "format", None)
-    name = getattr(format, "name", None)
-    if name == "cuda":
-        name = getattr(getattr(video, "sw_format", None), "name", None)
-    return name
+    name: str | None = video.format.name if isinstance(video, av.VideoFrame) else video.pix_fmt
+    return getattr(getattr(video, "sw_format", None), "name", None) if name == "cuda" else name
