@@ -169,7 +169,7 @@ def test_watch(published):
 def test_ls_info_and_exit_statuses(published):
     found = json.loads(run("ls", "--json").stdout)
     mine = next(p for p in found if p["key"] == published)
-    assert (mine["format"], mine["width"], mine["height"], mine["alive"]) == ("nv12", 1280, 720, True)
+    assert (mine["format"], mine["width"], mine["height"], mine["alive"]) == ("i420", 1280, 720, True)
     assert published in run("ls").stdout
     assert "no subscribers" in run("info", published).stdout
     assert json.loads(run("info", published, "--json").stdout)["key"] == published

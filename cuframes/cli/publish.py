@@ -14,7 +14,7 @@ import typer
 
 from cuframes.cli import Stopped, ready, slots, stop_on_signals
 from cuframes.cli.outputs import Output, Sharing
-from cuframes.cli.shapes import Fit, Rotate, Shaper, Size, parse_size
+from cuframes.cli.shapes import DEFAULT_FORMAT, Fit, Rotate, Shaper, Size, parse_size
 from cuframes.errors import DeviceError, Disconnected, SourceError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.host.names import check_key
@@ -63,7 +63,9 @@ def publish(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(help="Pixel format, by its FFmpeg, GStreamer or V4L2 name; default: nv12, or uyvy422 for a slot."),
+        typer.Option(
+            help="Pixel format, by its FFmpeg, GStreamer or V4L2 name; default: the decoder's, for a new slot uyvy422."
+        ),
     ] = None,
     also: Annotated[list[str] | None, typer.Option(help=HELP_ALSO)] = None,
     packets: Annotated[
@@ -134,8 +136,8 @@ def publish(
         wanted, format = slots.geometry(key, wanted, format)
     else:
         check_key(key)
-    format = format or "nv12"
-    pixel_format(format)
+    if format is not None:
+        pixel_format(format)
     others = [_parse_also(text, fit, rotate) for text in also or ()]
     if len({key, *(name for name, *_ in others)}) <= len(others):
         raise ValueError("each --also needs a key of its own")
@@ -318,7 +320,7 @@ def _parse_also(text: str, fit: Fit, rotate: Rotate) -> tuple[str, Shaper, Fract
     key, *parts = text.split(":")
     key, _, fps = key.partition("@")
     size: Size | None = None
-    format = "nv12"
+    format: str | None = None
     for part in parts:
         what, at, speed = part.partition("@")
         fps = speed if at else fps
@@ -326,14 +328,16 @@ def _parse_also(text: str, fit: Fit, rotate: Rotate) -> tuple[str, Shaper, Fract
             size = parse_size(what, "the size of --also", relative=True)
         elif what:
             format = what
-    pixel_format(format)
+    if format is not None:
+        pixel_format(format)
     return check_key(key), Shaper(format, size, fit, rotate, key), rate(fps) if fps else None
 
 
-def _acceleration(wish: str, source: str, memory: str, format: str, converts: bool) -> Acceleration | None:
+def _acceleration(wish: str, source: str, memory: str, format: str | None, converts: bool) -> Acceleration | None:
     """The GPU to decode on: that of the published frames. None: decode on the CPU."""
     if wish == "none" or source == "testsrc":
         return None
+    format = format or DEFAULT_FORMAT  # what NVDEC gives
     on_gpu = memory in ("cuda", "cuda-ipc") or (memory == "auto" and has_gpu())
     stays = on_gpu and not converts and pixel_format(format).name in ("nv12", "p010")
     if wish == "cuda":

@@ -9,11 +9,11 @@ import av
 from cuframes.cli import pixels
 from cuframes.color import Color, Presentation
 from cuframes.formats import FrameShape, pixel_format
-from cuframes.media.pictures import color_as, rotation_of, video_rows
+from cuframes.media.pictures import color_as, decoded_format, rotation_of, video_rows
 from cuframes.media.scaling import color_of_video, tag
 from cuframes.media.sources import Picture
 
-__all__ = ["Fit", "Rotate", "Shaper", "Size", "parse_size"]
+__all__ = ["DEFAULT_FORMAT", "Fit", "Rotate", "Shaper", "Size", "parse_size"]
 
 log = logging.getLogger("cuframes")
 
@@ -22,6 +22,7 @@ Rotate = Literal["auto", "keep"]
 TURNS = {90: "transpose=clock", 180: "hflip,vflip", 270: "transpose=cclock"}  # clockwise
 # A difference of the shapes by less than this is a matter of whole pixels.
 ALIKE = Fraction(1, 100)
+DEFAULT_FORMAT = "nv12"
 
 
 class Size(NamedTuple):
@@ -48,8 +49,9 @@ class Shaper:
 
     Parameters
     ----------
-    format : str
-        Pixel format, by any of its names.
+    format : str or None
+        Pixel format, by any of its names. None: that of the first picture, which costs no conversion; NV12 if this
+        library does not have it.
     size : Size, optional
         Default: the source's own, without the last row or column if the format needs even ones.
     fit : {"letterbox", "crop", "stretch"}
@@ -61,24 +63,36 @@ class Shaper:
     """
 
     def __init__(
-        self, format: str, size: Size | None = None, fit: Fit = "letterbox", rotate: Rotate = "auto", name: str = ""
+        self,
+        format: str | None,
+        size: Size | None = None,
+        fit: Fit = "letterbox",
+        rotate: Rotate = "auto",
+        name: str = "",
     ) -> None:
-        self.format = format
+        self.format = ""
         self._wanted = size
         self._fit = fit
         self._rotate = rotate
         self._name = name
-        self._divisors = pixel_format(format).divisors
-        v210 = pixel_format(format).name == "v210"
-        self._planar = "yuv422p10le" if v210 else format  # in which bars are drawn
         self._canvas: tuple[tuple[int, int, int, int, Color], Any] | None = None
         self._graph: tuple[tuple[Any, ...], Any] | None = None
         self._warned = False
         self._color: Color | None = None  # of what is published
+        if format is not None:
+            self._set_format(format)
+
+    def _set_format(self, format: str) -> None:
+        self.format = format
+        self._divisors = pixel_format(format).divisors
+        v210 = pixel_format(format).name == "v210"
+        self._planar = "yuv422p10le" if v210 else format  # in which bars are drawn
 
     def size_of(self, picture: Picture) -> tuple[int, int]:
         """The size in which a picture is published."""
         frame = picture.frame
+        if not self.format:
+            self._set_format(_own_format(frame))
         width, height = frame.width, frame.height
         if self._turn(frame) in (90, 270):
             width, height = height, width
@@ -227,6 +241,16 @@ class _Graph:
     def run(self, frame: Any) -> Any:
         self._graph.push(frame)
         return self._graph.pull()
+
+
+def _own_format(frame: Any) -> str:
+    """The pixel format of a decoded frame, by FFmpeg's name, if frames in it can be published."""
+    name = decoded_format(frame) or DEFAULT_FORMAT
+    try:
+        pixel_format(name)
+    except ValueError:
+        return DEFAULT_FORMAT
+    return name
 
 
 def _multiple(side: Fraction | float, of: int) -> int:

@@ -19,6 +19,7 @@ __all__ = [
     "color_as",
     "convert",
     "converted",
+    "decoded_format",
     "encode",
     "ffmpeg_format",
     "picture",
@@ -308,7 +309,7 @@ def color_as(said: Color, video: Any, format: str | None, size: tuple[int, int] 
         the other size would stand for another one.
     """
     said = Color(*(one or other for one, other in zip(color_of_video(video), said, strict=True)))
-    was = _decoded_format(video)
+    was = decoded_format(video)
     if was is not None and was.startswith("yuvj"):
         said = said._replace(range="pc")
     if was is not None and format is not None and ffmpeg_format(format) != was:
@@ -333,7 +334,7 @@ def rotation_of(frame: Any) -> int:
     return -round(angle / 90) * 90 % 360
 
 
-def _decoded_format(video: Any) -> str | None:
+def decoded_format(video: Any) -> str | None:
     """FFmpeg's name of the samples' format, also of a frame on a GPU."""
     name: str | None = video.format.name if isinstance(video, av.VideoFrame) else video.pix_fmt
     return getattr(getattr(video, "sw_format", None), "name", None) if name == "cuda" else name
