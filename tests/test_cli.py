@@ -1,5 +1,6 @@
 """The command, as a user types it."""
 
+import contextlib
 import json
 import os
 import pty
@@ -63,6 +64,22 @@ def test_info_says_what_the_pictures_look_like(key):
         assert line in run("info", key).stdout
     with Publisher(key, 64, 48, "gray8", memory="host"):
         assert json.loads(run("info", key, "--json").stdout)["frame_rate"] is None
+
+
+def test_ls_does_not_cut_keys(key):
+    long = f"{key}-{'x' * (60 - len(key))}"
+    with Publisher(long, 64, 48, "gray8", memory="host"):
+        leader, follower = pty.openpty()
+        with os.fdopen(leader, "rb") as screen:
+            environment = os.environ | {"COLUMNS": "80"}
+            done = subprocess.run(command("ls"), stdout=follower, env=environment, timeout=60, check=False)
+            os.close(follower)
+            assert done.returncode == 0
+            shown = b""
+            with contextlib.suppress(OSError):  # the other side is closed
+                while part := screen.read1():
+                    shown += part
+    assert long in shown.decode()
 
 
 def test_errors_name_the_options_of_the_command(key):

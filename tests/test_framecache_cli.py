@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -276,3 +277,11 @@ def test_help_names_every_command():
     out = run("framecache", "--help").stdout
     for name in ("serve", "ls", "create", "rm", "watch"):
         assert name in out
+
+
+def test_a_port_that_is_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = run("framecache", "serve", "--port", port, expect=1).stderr
+    assert f"port {port} of 127.0.0.1 is in use" in said
+    assert "--port" in said

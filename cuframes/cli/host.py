@@ -29,7 +29,11 @@ __all__ = ["gc", "info", "ls", "print_table"]
 
 
 def print_table(table: Table) -> None:
-    """Print a table, as wide as the terminal, or up to 300 columns if the output is not a terminal."""
+    """Print a table, as wide as the terminal, or up to 300 columns if the output is not a terminal. Its first column,
+    of names, is never cut.
+    """
+    first = table.columns[0]
+    first.min_width = max(len(str(cell)) for cell in [first.header, *first.cells])
     Console(width=None if sys.stdout.isatty() else 300, markup=False, emoji=False).print(table)
 
 
