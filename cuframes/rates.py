@@ -3,9 +3,10 @@
 from fractions import Fraction
 from numbers import Rational, Real
 
-__all__ = ["Rate", "nearest", "rate"]
+__all__ = ["UNKNOWN_RATE", "Rate", "nearest", "rate"]
 
 Rate = Fraction | int | float | str | tuple[int, int]
+UNKNOWN_RATE = Fraction(25)  # what is assumed where a rate is needed and none is known
 MAX_DENOMINATOR = 1001
 SLOWEST_DENOMINATOR = 1_000_000  # of rates below one frame per second
 # Of NTSC: named by a rounded decimal number, and 1000/1001 of a whole number.

@@ -22,7 +22,7 @@ pytest.importorskip("typer")
 
 from recorded import Source, command, lines, probe, probe_packets, relative, steady  # noqa: E402
 
-from cuframes.cli.units import parse_duration, parse_size  # noqa: E402
+from cuframes.cli.units import parse_bytes, parse_duration  # noqa: E402
 from cuframes.media import segments  # noqa: E402
 from cuframes.media.patterns import Pattern  # noqa: E402
 from cuframes.media.segments import Retention, SegmentedRecording  # noqa: E402
@@ -243,7 +243,7 @@ def test_units():
     assert [parse_duration(text, "--keep") for text in ("600", "10min", "1h", "7d", "1.5m", "2 weeks")] == [
         600, 600, 3600, 7 * DAY, 90, 14 * DAY,
     ]  # fmt: skip
-    assert [parse_size(text, "--max-size") for text in ("5", "500G", "1.5TB", "200MiB", "1ki", "7kb")] == [
+    assert [parse_bytes(text, "--max-size") for text in ("5", "500G", "1.5TB", "200MiB", "1ki", "7kb")] == [
         5, 500 * 10**9, 1_500_000_000_000, 200 << 20, 1024, 7000,
     ]  # fmt: skip
     for text in ("", "x", "-1", "0", "nan", "1e3", "7y"):
@@ -251,7 +251,7 @@ def test_units():
             parse_duration(text, "--keep")
     for text in ("", "x", "-1", "0", "inf", "1i", "5X"):
         with pytest.raises(ValueError, match="--max-size must be a size such as"):
-            parse_size(text, "--max-size")
+            parse_bytes(text, "--max-size")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import typer
 
 from cuframes._version import __version__
 from cuframes.cli import bench, demo, framecache, host, pipe, publish, push, record, snapshot, watch
-from cuframes.cli.stale import told
+from cuframes.cli.stale import reports_stale
 
 __all__ = ["app"]
 
@@ -34,13 +34,13 @@ def _common(
 
 app.command()(demo.demo)
 app.command()(publish.publish)
-app.command()(told(watch.watch))
+app.command()(reports_stale(watch.watch))
 app.command("ls")(host.ls)
 app.command()(host.info)
-app.command()(told(snapshot.snapshot))
-app.command()(told(pipe.pipe))
-app.command()(told(record.record))
-app.command()(told(push.push))
+app.command()(reports_stale(snapshot.snapshot))
+app.command()(reports_stale(pipe.pipe))
+app.command()(reports_stale(record.record))
+app.command()(reports_stale(push.push))
 app.add_typer(framecache.app, name="framecache")
 app.command()(host.gc)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(

@@ -12,7 +12,7 @@ from rich.table import Table
 from cuframes.cli import EXIT_STALE
 from cuframes.codecs import codec_name
 from cuframes.color import Presentation
-from cuframes.errors import NotFound
+from cuframes.errors import NotFound, printable
 from cuframes.host.names import runtime_dirs
 from cuframes.session.listing import (
     PacketRingInfo,
@@ -35,11 +35,6 @@ def print_table(table: Table) -> None:
     first = table.columns[0]
     first.min_width = max(len(str(cell)) for cell in [first.header, *first.cells])
     Console(width=None if sys.stdout.isatty() else 300, markup=False, emoji=False).print(table)
-
-
-def _printable(text: str) -> str:
-    """A name that another process chose, made safe for a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _as_json(info: PublisherInfo, packets: PacketRingInfo | None, source: SourceStatus | None = None) -> dict[str, Any]:
@@ -162,7 +157,7 @@ def info(
             print(f"  {_packets_in_words(packets)}")
         table = Table("subscriber", "pid", "bit", "received", "lost", "skipped", "held", box=None, pad_edge=False)
         for subscriber in found.subscribers:
-            table.add_row(_printable(subscriber.name), *map(str, subscriber[1:]))
+            table.add_row(printable(subscriber.name), *map(str, subscriber[1:]))
         if found.subscribers:
             print_table(table)
         else:

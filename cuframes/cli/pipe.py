@@ -1,10 +1,7 @@
 """``cuframes pipe``: frames to standard output, for ffmpeg or ffplay."""
 
 import contextlib
-import errno
 import math
-import os
-import select
 import sys
 import time
 from collections.abc import Callable
@@ -14,12 +11,14 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from cuframes.cli import EXIT_STALE, fail, stop_on_signals
+from cuframes.cli.stdout import check_stdout, discard_stdout
 from cuframes.color import Color, color_of
 from cuframes.errors import Disconnected, Timeout
 from cuframes.formats import FORMATS
 from cuframes.framecache import SlotReader
 from cuframes.media import pictures
-from cuframes.rates import nearest
+from cuframes.media.streams import check_reader
+from cuframes.rates import UNKNOWN_RATE, nearest
 from cuframes.rates import rate as exact_rate
 from cuframes.subscriber import Subscriber
 
@@ -28,7 +27,6 @@ __all__ = ["pipe"]
 SECOND_NS = 1_000_000_000
 MEASURED_FRAMES = 5  # at least, and over at least a second
 MEASURED_SECONDS = 10  # for timestamps that stand still
-UNKNOWN_RATE = Fraction(25)
 LOOK_SECONDS = 0.2  # while no frame comes, look this often whether the reader has gone
 # Formats that YUV4MPEG2 has: the colour space in its header, FFmpeg's name of the planar format, and ours that are
 # written in it.
@@ -60,7 +58,7 @@ def pipe(
     key: Annotated[str, typer.Argument(help="Key of the publisher, or with --slot the name of a framecache slot.")],
     slot: Annotated[bool, typer.Option("--slot", help="KEY is the name of a framecache slot.")] = False,
     format: Annotated[
-        str, typer.Option(help="Output format: y4m (with a header) or raw (pixels in the publisher's own format).")
+        str, typer.Option(metavar="y4m|raw", help="y4m: with a header; raw: pixels in the publisher's own format.")
     ] = "y4m",
     fps: Annotated[
         float | None,
@@ -81,10 +79,7 @@ def pipe(
     """
     if format not in ("y4m", "raw"):
         raise ValueError(f"--format must be y4m or raw, not {format!r}")
-    if sys.__stdout__ is None:
-        raise OSError(errno.EBADF, "there is no standard output to write to")
-    if sys.stdout.isatty():
-        raise ValueError("frames cannot be shown on a terminal; pipe them: cuframes pipe KEY | ffplay -")
+    check_stdout("frames", "cuframes pipe KEY | ffplay -")
     stop_on_signals()
     out = sys.stdout.buffer
     rate = exact_rate(fps) if fps else None
@@ -96,8 +91,8 @@ def pipe(
             return
         with Subscriber(key, mode="ordered", start="latest") as joined, contextlib.suppress(Disconnected):
             copier.copy(joined, joined.next, joined.frame_rate)
-    except BrokenPipeError:  # the reader has closed it; the interpreter's own flush at exit must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+    except BrokenPipeError:  # the reader has closed it
+        discard_stdout()
 
 
 def _pipe_slot(slot_id: str, copier: "Copier") -> None:
@@ -125,7 +120,7 @@ class Copier:
     matrix : str, optional
         The colour matrix to convert to.
     frames : int, optional
-        Stop after so many.
+        Stop after this many.
     """
 
     def __init__(
@@ -158,10 +153,7 @@ class Copier:
             try:
                 return take(LOOK_SECONDS)
             except Timeout:
-                watched = select.poll()
-                watched.register(self._out.fileno(), 0)  # errors and hang-ups are reported anyway
-                if watched.poll(0):
-                    raise BrokenPipeError from None
+                check_reader(self._out.fileno())
 
     def _write(self, frame: Any) -> None:
         if not self._y4m:

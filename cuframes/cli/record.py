@@ -1,6 +1,5 @@
 """``cuframes record``: packets to files or to standard output, without encoding."""
 
-import errno
 import json
 import os
 import sys
@@ -13,7 +12,8 @@ import typer
 
 from cuframes.cli import EXIT_ERROR, Stopped, fail, stop_on_signals
 from cuframes.cli.packets import open_reader
-from cuframes.cli.units import parse_duration, parse_size
+from cuframes.cli.stdout import check_stdout, discard_stdout
+from cuframes.cli.units import parse_bytes, parse_duration
 from cuframes.errors import CuframesError, Disconnected, NoPacketRing, NotFound, PacketOverrun, Timeout
 from cuframes.media.files import FileReport, WriteFailed
 from cuframes.media.patterns import Pattern
@@ -105,8 +105,7 @@ def record(
         except (Stopped, CuframesError, OSError) as caught:
             problem = caught
     if out == "-":
-        # The interpreter's own flush at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
     target.report(key, recording)
     if isinstance(problem, WriteFailed):
         fail(EXIT_ERROR, f"{problem}; {_kept(recording)}")
@@ -185,10 +184,7 @@ class _Target:
                 raise ValueError(f"{option} is for files, and - is standard output")
             if self._format not in STREAM_FORMATS:
                 raise ValueError(f"--format-name must be {', '.join(STREAM_FORMATS)}, not {format_name!r}")
-            if sys.__stdout__ is None:
-                raise OSError(errno.EBADF, "there is no standard output to write to")
-            if sys.stdout.isatty():
-                raise ValueError("packets cannot be shown on a terminal; pipe them: cuframes record KEY - | ffplay -")
+            check_stdout("packets", "cuframes record KEY - | ffplay -")
         elif format_name is not None:
             raise ValueError("--format-name is for standard output (-); the end of a file's name selects its format")
         if segment is None:
@@ -204,7 +200,7 @@ class _Target:
             self._retention = Retention(
                 self._pattern,
                 None if keep is None else parse_duration(keep, "--keep"),
-                None if max_size is None else parse_size(max_size, "--max-size"),
+                None if max_size is None else parse_bytes(max_size, "--max-size"),
             )
 
     def recording(self, reader: PacketReader) -> Recording:

@@ -15,8 +15,6 @@ from cuframes.media.sources import EncodedPacket, Picture
 
 __all__ = ["SlotOutput", "geometry", "words"]
 
-UNKNOWN_RATE = Fraction(25)
-
 
 def geometry(slot_id: str, size: Size | None, format: str | None) -> tuple[Size | None, str]:
     """Size and format to convert to: those given, else the slot's, else the source's size and UYVY."""
@@ -139,4 +137,4 @@ class SlotOutput:
 
 def _nominal(rate: Fraction | None) -> Fraction:
     """The rate of a slot: a standard one if it is near, since files give an average."""
-    return rates.nearest(rate) if rate else UNKNOWN_RATE
+    return rates.nearest(rate) if rate else rates.UNKNOWN_RATE

@@ -1,4 +1,4 @@
-"""Commands that join a publisher tell one that died from one that never was."""
+"""Exit status 4 instead of 3: the publisher that a command wanted to join was there, and has died."""
 
 import contextlib
 import functools
@@ -9,11 +9,11 @@ from cuframes.cli import EXIT_STALE, fail
 from cuframes.errors import CuframesError, NotFound
 from cuframes.session.listing import PacketRingInfo, PublisherInfo, find_packet_ring, find_publisher
 
-__all__ = ["told"]
+__all__ = ["reports_stale"]
 
 
-def told(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the parameter `key`, that ends with status 4 if the publisher of this key has died."""
+def reports_stale(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command with the parameter `key` end with status 4 if the publisher of this key has died."""
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:

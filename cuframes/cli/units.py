@@ -1,8 +1,8 @@
-"""Durations and sizes, as people write them."""
+"""Durations and numbers of bytes, as people write them."""
 
 import re
 
-__all__ = ["parse_duration", "parse_size"]
+__all__ = ["parse_bytes", "parse_duration"]
 
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 SECONDS = {
@@ -25,7 +25,7 @@ def parse_duration(text: str, option: str) -> float:
     return float(found[1]) * SECONDS[found[2].lower()]
 
 
-def parse_size(text: str, option: str) -> int:
+def parse_bytes(text: str, option: str) -> int:
     """Bytes in ``500G``, ``1.5TB``, ``200MiB``, …: k, M, G and T are powers of 1000, ki, Mi, Gi and Ti of 1024.
 
     Raises

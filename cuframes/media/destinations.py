@@ -6,6 +6,10 @@ from urllib.parse import urlsplit
 
 import av
 
+from cuframes.errors import printable
+from cuframes.media.muxing import MPEGTS_OPTIONS
+from cuframes.media.sources.urls import hide_password
+
 __all__ = ["Destination", "destination", "shown"]
 
 # By the scheme: FFmpeg's name of the container's format.
@@ -24,7 +28,7 @@ FORMATS = {
 OPTIONS = {
     "rtsp": {"rtsp_transport": "tcp"},
     "flv": {"flush_packets": "1", "flvflags": "no_duration_filesize"},
-    "mpegts": {"max_delay": "0", "flush_packets": "1"},
+    "mpegts": MPEGTS_OPTIONS,
 }
 
 
@@ -69,6 +73,5 @@ def destination(url: str, format: str | None = None, options: dict[str, str] | N
 
 
 def shown(url: str) -> str:
-    """A URL for logs: without its password, and without control characters."""
-    text = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url)
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+    """A URL for logs: without its passwords, and without control characters."""
+    return printable(hide_password(url))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cuframes._native.status import monotonic_ns
-from cuframes.media.muxing import Muxer, Parameters
+from cuframes.media.muxing import MPEGTS_OPTIONS, Muxer, Parameters
 from cuframes.packets import Packet
 
 __all__ = ["FORMATS", "FileReport", "PacketFile", "WriteFailed", "wall_ns"]
@@ -23,7 +23,7 @@ FORMATS = {
     ".mp4": ("mp4", MP4),
     ".mov": ("mov", MP4),
     ".mkv": ("matroska", {"flush_packets": "1"}),
-    ".ts": ("mpegts", {"flush_packets": "1", "max_delay": "0"}),  # otherwise its clock begins at 1.4 s
+    ".ts": ("mpegts", MPEGTS_OPTIONS),
 }
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

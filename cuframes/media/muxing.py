@@ -12,9 +12,11 @@ from cuframes.errors import NoCodecParameters
 from cuframes.media.timeline import Timeline
 from cuframes.packets import Packet, PacketReader
 
-__all__ = ["Muxer", "Parameters"]
+__all__ = ["MPEGTS_OPTIONS", "Muxer", "Parameters"]
 
 TIME_BASE = Fraction(1, 90_000)
+# Every packet is written at once. Without max_delay FFmpeg's clock begins at 1.4 s.
+MPEGTS_OPTIONS = {"flush_packets": "1", "max_delay": "0"}
 # How FLV names the codecs whose extradata are a record rather than a piece of the stream.
 FLV_FOURCC = {"hevc": b"hvc1", "av1": b"av01"}
 RAW_DEMUXERS = {

@@ -10,6 +10,7 @@ import numpy
 from numpy.lib.stride_tricks import as_strided
 
 from cuframes._native.views import Plane
+from cuframes.codecs import NANOSECOND
 from cuframes.color import Color, is_gray, is_rgb, presentation
 from cuframes.formats import FORMATS, FrameShape, pixel_format, whole_number
 from cuframes.media.scaling import color_of_video, converted, ffmpeg_format, reformat, tag
@@ -35,7 +36,6 @@ __all__ = [
     "video_rows",
 ]
 
-NANOSECOND = Fraction(1, 10**9)
 # FFmpeg's planar RGB has its planes in the order G, B, R.
 GBR_OF_RGB = (2, 0, 1)
 ENCODERS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p"), "v210": ("v210", "yuv422p10le")}

@@ -5,18 +5,26 @@ import select
 from pathlib import Path
 
 from cuframes.media.files import FileReport, WriteFailed, wall_ns
-from cuframes.media.muxing import Muxer, Parameters
+from cuframes.media.muxing import MPEGTS_OPTIONS, Muxer, Parameters
 from cuframes.media.recording import Recording
 from cuframes.packets import Packet, PacketReader
 
-__all__ = ["STREAM_FORMATS", "StreamRecording"]
+__all__ = ["STREAM_FORMATS", "StreamRecording", "check_reader"]
 
 # By the name that the command line knows: FFmpeg's, and options. No packet waits for later ones.
 STREAM_FORMATS = {
-    "mpegts": ("mpegts", {"flush_packets": "1", "max_delay": "0"}),
+    "mpegts": ("mpegts", MPEGTS_OPTIONS),
     "nut": ("nut", {"flush_packets": "1"}),
     "mkv": ("matroska", {"flush_packets": "1", "cluster_time_limit": "1"}),
 }
+
+
+def check_reader(descriptor: int) -> None:
+    """Raise BrokenPipeError if a pipe or socket has no reader any more."""
+    watched = select.poll()
+    watched.register(descriptor, 0)  # errors and hang-ups are reported anyway
+    if watched.poll(0):
+        raise BrokenPipeError
 
 
 class StreamRecording(Recording):
@@ -56,10 +64,7 @@ class StreamRecording(Recording):
 
     def look(self) -> None:
         """Raise BrokenPipeError if nobody reads any more."""
-        watched = select.poll()
-        watched.register(self._descriptor, 0)  # errors and hang-ups are reported anyway
-        if watched.poll(0):
-            raise BrokenPipeError
+        check_reader(self._descriptor)
 
 
 class PacketStream:
