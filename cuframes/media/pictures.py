@@ -15,6 +15,7 @@ from cuframes.media.scaling import color_of_video, converted, ffmpeg_format, ref
 from cuframes.rates import nearest
 
 __all__ = [
+    "color_of_video",
     "convert",
     "converted",
     "encode",
