@@ -17,7 +17,7 @@ av = pytest.importorskip("av")
 
 from cuframes.cli import pipe, pixels  # noqa: E402
 from cuframes.framecache.service.thumbnails import Thumbnails  # noqa: E402
-from cuframes.media.pictures import color_of_video, convert, presentation_of  # noqa: E402
+from cuframes.media.pictures import color_of_video, convert, picture, presentation_of, reformat  # noqa: E402
 
 
 def command(*arguments):
@@ -176,6 +176,28 @@ def test_conversion_to_the_colors_of_a_publisher(key, bars, format, color):
                 check(colors(frame.to_ndarray()), numpy.rint(luma)[:, None].repeat(3, 1))
             else:
                 check(colors(frame.to_ndarray()), expected, BARS)
+
+
+@pytest.mark.parametrize("format", ["yuv420p", "yuvj420p", "gray", "yuv444p10le", "rgb24"])
+@pytest.mark.parametrize("range_", [0, 1, 2])
+def test_a_conversion_does_not_change_what_it_is_given(format, range_):
+    video = av.VideoFrame(64, 48, format)
+    video.color_range, video.colorspace = range_, 1
+    before = video.color_range, video.colorspace, video.format.name
+    for wanted in ("yuv420p", "yuvj420p", "gray", "nv12", "rgb24", "yuv444p10le"):
+        reformat(video, 64, 48, wanted)
+        reformat(video, 64, 48, wanted, Color("pc", "smpte170m"))
+        assert (video.color_range, video.colorspace, video.format.name) == before
+
+
+@pytest.mark.parametrize("format", ["i420", "yuvj420p", "gray8"])
+def test_a_picture_that_is_like_jpeg_already(key, format):
+    with Publisher(key, 64, 48, format, memory="host", color=("pc", "smpte170m")) as publisher:
+        with Subscriber(key) as subscriber:
+            publisher.publish(numpy.full((48, 64) if format == "gray8" else (72, 64), 128, "u1"))
+            with subscriber.next(5) as frame, av.open(io.BytesIO(picture(frame, "jpeg"))) as container:
+                rgb = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert abs(rgb.astype(int) - 128).max() <= 1
 
 
 class Kept:

@@ -132,6 +132,8 @@ def reformat(video: Any, width: int, height: int, format: str, to: Color | None 
     if is_rgb(format):
         target = source
     new = _scaled(video, (width, height, format), (source, target), (source_range, after.range))
+    if new is video:  # FFmpeg found nothing to do
+        return video
     tag(new, after if said.primaries or said.transfer else after._replace(primaries=None, transfer=None))
     return new
 
