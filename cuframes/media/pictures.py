@@ -18,6 +18,7 @@ from cuframes.rates import nearest
 
 __all__ = [
     "color_as",
+    "color_of_video",
     "convert",
     "converted",
     "decoded_format",
