@@ -19,6 +19,7 @@ from cuframes.errors import DeviceError, Disconnected, SourceError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.host.names import check_key
 from cuframes.media.sources import Acceleration, EncodedPacket, Picture, Source, SourceState
+from cuframes.media.sources.urls import hide_password
 from cuframes.memory.driver import gpu, has_gpu
 from cuframes.packets import DATA_SIZE
 from cuframes.rates import rate
@@ -126,6 +127,7 @@ def publish(
     """
     stop_on_signals()
     wanted = parse_size(size, relative=True)
+    there: Size | None = None
     speed, realtime = _pace(fps, realtime)
     if slot:
         if packets or wait_for or also or (memory, policy, ring_size) != ("auto", "drop_oldest", 8):
@@ -133,7 +135,7 @@ def publish(
                 "--packets, --also, --wait-for, --memory, --policy and --ring-size cannot be used with --slot; "
                 "leave them out"
             )
-        wanted, format = slots.geometry(key, wanted, format)
+        there, format = slots.geometry(key, format)
     else:
         check_key(key)
     if format is not None:
@@ -159,9 +161,11 @@ def publish(
         video_stream=video_stream,
         acceleration=acceleration,
         via=via,
-        size=wanted if wanted and min(wanted) > 0 else (1280, 720),
+        size=wanted if wanted and min(wanted) > 0 else there or (1280, 720),
     )
     shaper = Shaper(format, wanted, fit, rotate, key)
+    if there and not wanted:
+        shaper.fix(*there)
     outputs: list[Output | slots.SlotOutput]
     if slot:
         outputs = [slots.SlotOutput(key, shaper, source=source, ring_depth=ring_depth, group=group, stamp=stamp)]
@@ -345,5 +349,6 @@ def _acceleration(wish: str, source: str, memory: str, format: str | None, conve
             raise DeviceError("--hwaccel cuda needs an NVIDIA GPU, and there is none; use auto or none")
         return Acceleration(gpu().ordinal, format if stays else None, required=True)
     if on_gpu and not stays:
-        log.warning("%s: decoding on the CPU, because it converts the frames to %s", source, format)
+        shown = hide_password(source)
+        log.warning("%s: decoding on the CPU, because it converts the frames to %s", shown, format)
     return Acceleration(gpu().ordinal, format) if stays else None

@@ -79,6 +79,8 @@ class Shaper:
         self._graph: tuple[tuple[Any, ...], Any] | None = None
         self._warned = False
         self._color: Color | None = None  # of what is published
+        self._aspect = Fraction(1)  # of the samples of what is published
+        self._fixed = False
         if format is not None:
             self._set_format(format)
 
@@ -90,14 +92,10 @@ class Shaper:
 
     def size_of(self, picture: Picture) -> tuple[int, int]:
         """The size in which a picture is published."""
-        frame = picture.frame
         if not self.format:
-            self._set_format(_own_format(frame))
-        width, height = frame.width, frame.height
-        if self._turn(frame) in (90, 270):
-            width, height = height, width
+            self._set_format(_own_format(picture.frame))
         if self._wanted is None:
-            return self._whole(width), self._whole(height, 1)
+            return self._own_size(picture.frame)
         shape = self._shape(picture)
         wide, high = self._wanted
         if high < 0:
@@ -112,11 +110,13 @@ class Shaper:
         self._color = color_as(said.color, frame, self.format, (width, height))
         turn, lies = self._turn(frame), rotation_of(frame)
         aspect = said.sample_aspect_ratio
-        if self._wanted is not None:
+        if not self._keeps(frame, width, height):
             aspect = Fraction(1)
         elif turn in (90, 270) and aspect:
             aspect = 1 / aspect
-        kept = (width, height) == (self._whole(frame.width), self._whole(frame.height, 1)) and not turn
+        self._aspect = aspect or Fraction(1)
+        alike = abs(self._shape(picture) / self._aspect / Fraction(width, height) - 1) < ALIKE
+        kept = (width, height) == self._own_size(frame) and alike and not turn
         return said._replace(
             color=self._color,
             sample_aspect_ratio=aspect,
@@ -125,8 +125,9 @@ class Shaper:
         )
 
     def fix(self, width: int, height: int) -> None:
-        """From now on pictures are fitted into this size."""
+        """From now on pictures are fitted into this size. Those that have it anyway stay as they are."""
         self._wanted = Size(width, height)
+        self._fixed = True
 
     def convert(self, picture: Picture, width: int, height: int) -> Any:
         """A picture's frame, for ``Publisher.publish``, in a size from :meth:`size_of`; good until the next call."""
@@ -134,14 +135,11 @@ class Shaper:
         if frame.format.name == "cuda":  # the GPU decodes only when nothing needs converting
             return frame
         steps = [TURNS[turn]] if (turn := self._turn(frame)) else []
-        shape = self._shape(picture)
+        shape = self._shape(picture) / self._aspect  # in samples
         target = Fraction(width, height)
         same = abs(shape / target - 1) < ALIKE
-        if self._wanted is None:
-            if turn in (90, 270):
-                wide, high = frame.height, frame.width
-            else:
-                wide, high = frame.width, frame.height
+        if self._keeps(frame, width, height):
+            wide, high = self._upright(frame)
             if 0 <= wide - width < 2 and 0 <= high - height < 2 and (wide, high) != (width, height):
                 steps.append(f"crop={width}:{height}:0:0:exact=1")
             return self._converted(self._filtered(frame, steps), width, height)
@@ -193,6 +191,19 @@ class Shaper:
         if self._rotate == "keep" or frame.format.name == "cuda":
             return 0
         return rotation_of(frame)
+
+    def _upright(self, frame: Any) -> tuple[int, int]:
+        """Width and height once it is turned."""
+        return (frame.height, frame.width) if self._turn(frame) in (90, 270) else (frame.width, frame.height)
+
+    def _own_size(self, frame: Any) -> tuple[int, int]:
+        """The size of a frame as it is, without what the format cannot have."""
+        width, height = self._upright(frame)
+        return self._whole(width), self._whole(height, 1)
+
+    def _keeps(self, frame: Any, width: int, height: int) -> bool:
+        """Whether the pixels of a frame stay where they are."""
+        return self._wanted is None or (self._fixed and self._own_size(frame) == (width, height))
 
     def _shape(self, picture: Picture) -> Fraction:
         """Width by height of the picture as it is to be seen."""
