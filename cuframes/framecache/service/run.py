@@ -79,7 +79,7 @@ def serve(
     with _listen(host, port) as listening:
         # Scripts wait for this line. With port 0 they learn the port from it.
         log.info("listening", extra={"host": host, "port": listening.getsockname()[1], **registry.summary()})
-        server = Server(config)
+        server = Server(config, registry.refresh)
         with _ended_by_signals(server):
             server.run(sockets=[listening])
 
