@@ -68,7 +68,7 @@ with SlotReader(slot_id) as reader:
     cpu = begin()
     last = -1
     while last < count - 1:
-        frame = reader.read(5, not view, out=out)
+        frame = reader.read(5, copy=not view, out=out)
         took.append(time.monotonic_ns() - frame.pts_us * 1000)
         assert frame.valid
         last = frame.seq

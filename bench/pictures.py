@@ -4,9 +4,13 @@
 
 Both convert with FFmpeg's scaler, in the same run and in turns. ``beside`` is how much of its speed a thread of Python
 keeps while another one converts: near 1 only if the conversion does not hold the GIL (and a core is free).
+
+The C library keeps freed memory here. By default it may give it back to the kernel after each call, depending on what
+else is in the heap, and page faults then take longer than the conversion.
 """
 
 import argparse
+import ctypes
 import json
 import threading
 import time
@@ -20,6 +24,7 @@ from measure import alternate, conditions, percentiles
 
 from cuframes import Publisher, Subscriber
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 SIZES = ((1280, 720), (1920, 1080), (854, 480))
 FORMATS = ("nv12", "yuv420p", "p010le")
 
@@ -75,6 +80,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only check that everything works")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        ctypes.CDLL(None).mallopt(threshold, 2**25)
     rounds, times, seconds = (1, 2, 0.05) if options.quick else (9, 30, 1.0)
     result: dict[str, Any] = {"conditions": conditions("numpy", "av")}
     for width, height in SIZES:

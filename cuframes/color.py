@@ -237,6 +237,17 @@ class Presentation(NamedTuple):
             *((per_second.denominator, per_second.numerator) if per_second else (0, 0)),
         )
 
+    @property
+    def named(self) -> dict[str, str | int | None]:
+        """The values under names of their own, as text or numbers, for JSON."""
+        aspect, per_second = self.sample_aspect_ratio, self.frame_rate
+        return {f"color_{part}": value for part, value in self.color._asdict().items()} | {
+            "sample_aspect_ratio": None if aspect is None else f"{aspect.numerator}:{aspect.denominator}",
+            "field_order": self.field_order,
+            "rotation": self.rotation,
+            "frame_rate": None if per_second is None else f"{per_second.numerator}/{per_second.denominator}",
+        }
+
     @classmethod
     def of_stored(cls, values: tuple[int, ...]) -> Self:
         """What ``cf_presentation`` says. Any process may have written it: values that are not defined say nothing."""

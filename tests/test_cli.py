@@ -1,5 +1,6 @@
 """The command, as a user types it."""
 
+import contextlib
 import json
 import os
 import pty
@@ -51,6 +52,34 @@ def test_help_names_every_command():
     for name in ("demo", "publish", "watch", "ls", "info", "snapshot", "pipe", "record", "gc"):
         assert name in out
     assert run("--version").stdout.strip()
+
+
+def test_info_says_what_the_pictures_look_like(key):
+    said = {"color": "bt709", "sample_aspect_ratio": (64, 45), "field_order": "tt", "frame_rate": 59.94, "rotation": 90}
+    with Publisher(key, 64, 48, "gray8", memory="host", **said):
+        found = json.loads(run("info", key, "--json").stdout)
+        assert (found["color_matrix"], found["color_range"]) == ("bt709", None)
+        assert (found["sample_aspect_ratio"], found["frame_rate"], found["rotation"]) == ("64:45", "60000/1001", 90)
+        line = "bt709, bt709, bt709, fps 60000/1001, aspect 64:45, fields tt, to be turned by 90 degrees"
+        assert line in run("info", key).stdout
+    with Publisher(key, 64, 48, "gray8", memory="host"):
+        assert json.loads(run("info", key, "--json").stdout)["frame_rate"] is None
+
+
+def test_ls_does_not_cut_keys(key):
+    long = f"{key}-{'x' * (60 - len(key))}"
+    with Publisher(long, 64, 48, "gray8", memory="host"):
+        leader, follower = pty.openpty()
+        with os.fdopen(leader, "rb") as screen:
+            environment = os.environ | {"COLUMNS": "80"}
+            done = subprocess.run(command("ls"), stdout=follower, env=environment, timeout=60, check=False)
+            os.close(follower)
+            assert done.returncode == 0
+            shown = b""
+            with contextlib.suppress(OSError):  # the other side is closed
+                while part := screen.read1():
+                    shown += part
+    assert long in shown.decode()
 
 
 def test_errors_name_the_options_of_the_command(key):
@@ -157,7 +186,7 @@ def test_watch(published):
 def test_ls_info_and_exit_statuses(published):
     found = json.loads(run("ls", "--json").stdout)
     mine = next(p for p in found if p["key"] == published)
-    assert (mine["format"], mine["width"], mine["height"], mine["alive"]) == ("nv12", 1280, 720, True)
+    assert (mine["format"], mine["width"], mine["height"], mine["alive"]) == ("i420", 1280, 720, True)
     assert published in run("ls").stdout
     assert "no subscribers" in run("info", published).stdout
     assert json.loads(run("info", published, "--json").stdout)["key"] == published

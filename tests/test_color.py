@@ -4,6 +4,7 @@ import mmap
 import os
 import pickle
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -195,6 +196,50 @@ def test_values_that_are_refused(key, arguments, message):
 def test_an_aspect_that_is_not_said():
     for value in (None, 0, (0, 1), "0:1", (1, 0)):
         assert presentation(sample_aspect_ratio=value).sample_aspect_ratio is None
+
+
+def stream(**values):
+    """PyAV's stream, as far as it is looked at."""
+    unknown = {"color_range": 0, "colorspace": 2, "color_primaries": 2, "color_trc": 2, "field_order": 0}
+    context = {"pix_fmt": "yuv420p", "width": 1920, "height": 1080, "sample_aspect_ratio": None} | unknown
+    context |= {name: value for name, value in values.items() if name in context}
+    of_stream = {"average_rate": None, "guessed_rate": None, "sample_aspect_ratio": None}
+    of_stream |= {name: value for name, value in values.items() if name not in context or name in of_stream}
+    return SimpleNamespace(codec_context=SimpleNamespace(**context), **of_stream)
+
+
+@pytest.mark.parametrize(
+    ("known", "format", "size", "expected"),
+    [
+        ({}, None, None, {"color": Color()}),
+        ({"colorspace": 1, "color_range": 1}, "p010", None, {"color": Color("tv", "bt709")}),
+        ({"colorspace": 1, "color_range": 1}, "rgb24", None, {"color": Color("pc", "gbr")}),
+        ({"pix_fmt": "yuvj422p"}, "nv12", None, {"color": Color("pc", "bt709")}),
+        ({"pix_fmt": "yuvj420p"}, None, None, {"color": Color("pc")}),
+        ({"pix_fmt": "rgb24", "colorspace": 0}, "nv12", None, {"color": Color("tv", "bt709")}),
+        ({"color_primaries": 9, "color_trc": 16}, None, None, {"color": Color(None, None, "bt2020", "smpte2084")}),
+        # Scaled down, HD that does not say its matrix would be taken for SD.
+        ({}, None, (640, 360), {"color": Color(None, "bt709")}),
+        ({}, None, (1280, 720), {"color": Color()}),
+        ({"colorspace": 99, "color_trc": 256}, None, None, {"color": Color()}),
+        ({"average_rate": Fraction(2997, 100)}, None, None, {"frame_rate": Fraction(30000, 1001)}),
+        ({"average_rate": Fraction(90000), "guessed_rate": Fraction(25)}, None, None, {"frame_rate": 25}),
+        ({"average_rate": Fraction(0)}, None, None, {"frame_rate": None}),
+        ({"field_order": 2}, None, None, {"field_order": "tt"}),
+        ({"field_order": 77}, None, None, {"field_order": None}),
+        ({"sample_aspect_ratio": Fraction(64, 45)}, None, None, {"sample_aspect_ratio": Fraction(64, 45)}),
+        ({"sample_aspect_ratio": Fraction(0)}, None, None, {"sample_aspect_ratio": None}),
+    ],
+    ids=str,
+)
+def test_what_a_decoder_knows(key, known, format, size, expected):
+    pytest.importorskip("av")
+    from cuframes.media.pictures import presentation_of
+
+    found = presentation_of(stream(**known), format=format, size=size)
+    assert {name: found[name] for name in expected} == expected
+    with Publisher(key, 64, 48, memory="host", **found) as publisher:
+        assert publisher.color == found["color"]
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ import numpy
 import pytest
 
 from cuframes import Publisher, Subscriber
-from cuframes.color import CODES
+from cuframes.color import CODES, Color
 from cuframes.framecache import SlotReader, SlotWriter, remove_slot
 
 av = pytest.importorskip("av")
+pytest.importorskip("fastapi")
 
 from cuframes.cli import pipe, pixels  # noqa: E402
 from cuframes.framecache.service.thumbnails import Thumbnails  # noqa: E402
-from cuframes.media.pictures import convert, presentation_of  # noqa: E402
+from cuframes.media.pictures import color_of_video, convert, picture, presentation_of, reformat  # noqa: E402
 
 
 def command(*arguments):
@@ -131,6 +132,86 @@ def test_from_the_ring(key, bars, case, format):
             pipe.Copier(y4m, "y4m", Fraction(25), None, 1).copy(subscriber, lambda _: frame, None)
     y4m.seek(0)
     check(colors_of_file(y4m), expected, BARS)
+
+
+def test_y4m_of_hd_is_bt709_unless_it_is_told(key):
+    """The header cannot name the matrix, so it is the one that players assume for the size."""
+    y, u, v = samples("bt2020nc", "tv", 8)
+    wide = 1280 // len(BARS) // 2 * 2
+    planes = [numpy.full((64 // d, 1280 // d), 128, "u1") for d in (1, 2, 2)]
+    for plane, values in zip(planes, (y, u, v), strict=True):
+        row = numpy.repeat(values, wide * plane.shape[1] // 1280)
+        plane[:, : row.size] = row
+    looks = {"memory": "host", "color": ("tv", "bt2020nc")}
+    with Publisher(key, 1280, 64, "i420", **looks) as publisher, Subscriber(key) as subscriber:
+        publisher.publish(planes)
+        with subscriber.next(5) as frame:
+            for matrix, read_as in ((None, "bt709"), ("smpte170m", "smpte170m"), ("bt2020nc", "bt2020nc")):
+                y4m = io.BytesIO()
+                copier = pipe.Copier(y4m, "y4m", Fraction(25), matrix, 1)
+                copier.copy(subscriber, lambda _, frame=frame: Kept(frame), None)
+                y4m.seek(0)
+                with av.open(y4m) as container:
+                    video = next(container.decode(video=0))
+                video.colorspace = CODES["matrix"][read_as]
+                pictures = (convert(video, 1280, 64, "rgb24").to_ndarray(), frame.to_ndarray())
+                middles = [wide * i + wide // 2 for i in range(len(BARS))]
+                check(*(picture[32, middles].astype(float) for picture in pictures))
+
+
+@pytest.mark.parametrize("format", ["nv12", "yuvj420p", "rgb24", "gray8", "p010"])
+@pytest.mark.parametrize("color", [("tv", "smpte170m"), ("pc", "bt2020nc"), ("pc", "gbr"), (None, "ictcp")], ids=str)
+def test_conversion_to_the_colors_of_a_publisher(key, bars, format, color):
+    """When a stream changes its colours, its frames are converted to those that the publisher has said."""
+    decoded, _, expected = first(bars("bt709", "tv", 8), format)
+    converted = convert(decoded, WIDTH, HEIGHT, format, Color(*color))
+    said = color_of_video(converted)
+    assert said.range == (color[0] or "tv" if format in ("nv12", "p010") else "pc")
+    if format in ("nv12", "p010"):
+        assert said.matrix == (color[1] if color[1] in STANDARDS else "bt709")
+    with Publisher(key, WIDTH, HEIGHT, format, memory="host", color=said) as publisher, Subscriber(key) as subscriber:
+        publisher.publish(converted)
+        with subscriber.next(5) as frame:
+            if format == "gray8":
+                luma = expected @ (0.299, 0.587, 0.114)
+                check(colors(frame.to_ndarray()), numpy.rint(luma)[:, None].repeat(3, 1))
+            else:
+                check(colors(frame.to_ndarray()), expected, BARS)
+
+
+@pytest.mark.parametrize("format", ["yuv420p", "yuvj420p", "gray", "yuv444p10le", "rgb24"])
+@pytest.mark.parametrize("range_", [0, 1, 2])
+def test_a_conversion_does_not_change_what_it_is_given(format, range_):
+    video = av.VideoFrame(64, 48, format)
+    video.color_range, video.colorspace = range_, 1
+    before = video.color_range, video.colorspace, video.format.name
+    for wanted in ("yuv420p", "yuvj420p", "gray", "nv12", "rgb24", "yuv444p10le"):
+        reformat(video, 64, 48, wanted)
+        reformat(video, 64, 48, wanted, Color("pc", "smpte170m"))
+        assert (video.color_range, video.colorspace, video.format.name) == before
+
+
+@pytest.mark.parametrize("format", ["i420", "yuvj420p", "gray8"])
+def test_a_picture_that_is_like_jpeg_already(key, format):
+    with Publisher(key, 64, 48, format, memory="host", color=("pc", "smpte170m")) as publisher:
+        with Subscriber(key) as subscriber:
+            publisher.publish(numpy.full((48, 64) if format == "gray8" else (72, 64), 128, "u1"))
+            with subscriber.next(5) as frame, av.open(io.BytesIO(picture(frame, "jpeg"))) as container:
+                rgb = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert abs(rgb.astype(int) - 128).max() <= 1
+
+
+class Kept:
+    """A frame that leaving a block does not release."""
+
+    def __init__(self, frame):
+        self.frame = frame
+
+    def __enter__(self):
+        return self.frame
+
+    def __exit__(self, *exc):
+        pass
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -5,10 +5,14 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
+import cameras
+import numpy
 import pytest
 from harness import Service, eventually
 
@@ -139,6 +143,22 @@ def test_watch_shows_no_latency_of_frames_that_are_still_to_come(slots, slot_id)
             meter.take(reader.read(5))
         assert meter.received == 3
         assert meter.figures(final=True)["latency_p50_us"] is None
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_pictures_of_a_slots_size_are_written_as_they_are(slots, slot_id, tmp_path, there):
+    """Also where their samples are not square, as in every PAL picture."""
+    white = "color=white:size=72x58:rate=25"
+    path = cameras.make(
+        tmp_path / "pal.mkv", "-vf", "format=gray,setsar=64/45", "-c:v", "ffv1", source=white, seconds=1
+    )
+    if there:
+        create_slot(slot_id, 72, 58, "gray8", ring_depth=2)
+    said = run("publish", slot_id, "--slot", "--source", path, "--fps", 0, "--format", "gray8", "--ring-depth", 2)
+    assert "black bars" not in said.stderr
+    with SlotReader(slot_id, start="latest") as reader, reader.read(5) as frame:
+        assert (numpy.asarray(frame) > 200).all()
+        assert frame.sample_aspect_ratio == Fraction(64, 45)
 
 
 def test_publish_fills_a_slot_from_a_real_file(slots, slot_id, clip):
@@ -276,3 +296,11 @@ def test_help_names_every_command():
     out = run("framecache", "--help").stdout
     for name in ("serve", "ls", "create", "rm", "watch"):
         assert name in out
+
+
+def test_a_port_that_is_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = run("framecache", "serve", "--port", port, expect=1).stderr
+    assert f"port {port} of 127.0.0.1 is in use" in said
+    assert "--port" in said

@@ -50,6 +50,15 @@ def client(service):
     return Client(service.url)
 
 
+def test_the_list_in_a_file_follows_others(service, slots, slot_id):
+    """Slots that are made and removed without the service, and without a request to it."""
+    listed = slots / "registry.json"
+    create_slot(slot_id, 64, 48, ring_depth=4)
+    eventually(lambda: slot_id in listed.read_text())
+    remove_slot(slot_id)
+    eventually(lambda: slot_id not in listed.read_text())
+
+
 def request(service, method, path, body=None, **headers):
     """Status, content type and parsed body of one request, exactly as it is sent."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
@@ -427,7 +436,7 @@ def test_who_connects_in_the_moment_of_the_end_leaves_no_traceback():
         asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
         config = uvicorn.Config(answer, http=Connection, lifespan="off", log_config=None)
         config.load()
-        server = Server(config)
+        server = Server(config, lambda: None)
         server.lifespan = config.lifespan_class(config)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             await server.startup(sockets=[listening])

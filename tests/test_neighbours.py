@@ -742,12 +742,12 @@ def test_publishers_are_asked_also_if_no_thread_can_be_started(key, runtime_dir,
         assert key in [found.key for found in list_publishers()]
 
 
-def test_a_program_may_go_elsewhere_although_its_directories_are_relative(key, tmp_path, monkeypatch, caplog):
+def test_directories_may_be_relative(key, tmp_path, monkeypatch, caplog):
     """As daemons do. The files were thought to be lost, and were made again where the program was by then."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", f"run-{key}")
-    monkeypatch.setenv("CUFRAMES_FRAMECACHE_DIR", f"slots-{key}")
+    monkeypatch.setenv("CUFRAMES_RUNTIME_DIR", "run")
+    monkeypatch.setenv("CUFRAMES_FRAMECACHE_DIR", "slots")
     monkeypatch.chdir(tmp_path)
     with Publisher(key, 64, 48, "gray8") as publisher, SlotWriter(key, 64, 48, "gray8", ring_depth=3) as writer:
         monkeypatch.chdir(elsewhere)
@@ -761,7 +761,7 @@ def test_a_program_may_go_elsewhere_although_its_directories_are_relative(key, t
             assert writer.info().write_cursor == 1
     remove_slot(key)
     assert not list(elsewhere.iterdir())
-    assert not list((tmp_path / f"run-{key}").iterdir())
+    assert not list((tmp_path / "run").iterdir())
     assert not caplog.messages
 
 

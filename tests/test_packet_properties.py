@@ -39,6 +39,7 @@ class Expectation:
 
     def __init__(self, model, start):
         self.model = model
+        self.start = start
         self.owed = start == "next"
         self.wanted = model.newest + 1
         self.scanning = not self.owed  # for the first keyframe that comes
@@ -64,6 +65,14 @@ class Expectation:
             self.wanted += 1
         if not self.seeking and self.wanted > self.model.newest:
             return None
+        if not self.owed and not self.seeking and self.start == "oldest":
+            # It has taken nothing and was overtaken: it begins anew at what is the oldest keyframe by now.
+            keys = self.model.keyframes()
+            if not keys:
+                self.wanted = self.model.newest + 1
+                return None
+            self.took(keys[0])
+            return keys[0], 0
         self.seeking = True
         ever = any(key for _, key in self.model.packets)
         keys = self.model.keyframes()[-1:] if ever or not self.owed else [self.model.newest]

@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import cameras
 import pytest
 from cameras import Publish, TcpCamera, garbage, play, reset, silence
-from harness import eventually
+from harness import eventually, has_stopped
 
-from cuframes import PacketFlags, PacketReader, Subscriber, Timeout
+from cuframes import Disconnected, PacketFlags, PacketReader, Subscriber, Timeout
 from cuframes.session.listing import find_publisher
 from cuframes.session.status import SourceStatus, StatusFile, find_status
 
@@ -221,6 +222,33 @@ def test_standard_input(key, folder):
         status, report = publish.end()
         writer.join(10)
     assert (status, report["published"]) == (0, 100)
+
+
+def test_a_publisher_that_was_stopped_goes_on(key, folder):
+    """It was stopped for longer than its time-out: its source was not silent, the publisher was."""
+    data = cameras.stream(folder)
+    again = threading.Event()
+
+    def act(sock, over):
+        sock.sendall(data[: len(data) // 2])
+        again.wait(60)
+        play(data[len(data) // 2 :], 2)(sock, over)
+
+    with TcpCamera(act) as camera:
+        with Publish(key, camera.url, "--timeout", 4, "--reconnect", "never", "--wait-for", 1) as publish:
+            with Subscriber(key, mode="ordered", connect_timeout=30) as subscriber:
+                frames_from(subscriber, 10)
+                publish.process.send_signal(signal.SIGSTOP)
+                eventually(lambda: has_stopped(publish.process.pid))
+                time.sleep(6)
+                publish.process.send_signal(signal.SIGCONT)
+                time.sleep(0.5)  # if it gives its source up, it does so now
+                again.set()
+                with contextlib.suppress(Disconnected):
+                    while True:
+                        newest = subscriber.next(30)
+                assert newest.frame_no > 90
+    assert camera.connections == 1
 
 
 def test_fps_thins_a_live_source(key, folder):

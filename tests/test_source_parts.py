@@ -334,6 +334,17 @@ def test_a_source_that_is_forgotten_ends_its_thread(clip):
     eventually(lambda: not any(thread.is_alive() for thread in mine))
 
 
+def test_a_source_that_is_closed_at_its_last_pictures_ends_its_thread(folder):
+    """With threads the decoder gives many pictures at once when a file ends."""
+    path = cameras.make(folder / "short.mp4", "-frames:v", "12")
+    before = connection.stuck()
+    with open_source(str(path), threads=16, realtime=False) as video:
+        video.next(30)
+        room = video._connection._rooms[Picture]
+        eventually(room.empty)
+    eventually(lambda: connection.stuck() == before)
+
+
 def test_pauses_grow(monkeypatch):
     """0.5 s, then twice as long, with jitter, up to 30 s."""
     pauses = []

@@ -12,7 +12,6 @@ app = typer.Typer(
     name="cuframes",
     help="Share video frames and encoded packets in place between the processes of this machine.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

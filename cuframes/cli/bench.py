@@ -11,11 +11,13 @@ from cuframes.errors import NotFound
 
 __all__ = ["bench"]
 
-BENCHMARKS = ("host", "packets", "framecache", "pictures", "gpu")
+BENCHMARKS = ("host", "packets", "framecache", "sources", "pictures", "gpu")
 
 
 def bench(context: typer.Context) -> None:
-    """Run a benchmark: host (the default), packets, framecache, pictures or gpu. Other arguments go to it (--help)."""
+    """Run a benchmark: host (the default), packets, framecache, sources, pictures or gpu. Other
+    arguments go to it (--help).
+    """
     arguments = context.args
     name = arguments.pop(0) if arguments and arguments[0] in BENCHMARKS else "host"
     places = [Path.cwd(), Path(cuframes.__file__).parent.parent]

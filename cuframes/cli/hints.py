@@ -10,6 +10,7 @@ OPTIONS = (
     (r"with group=", "with --group GROUP"),
     (r"or overwrite it\b", "or use --overwrite"),
     (r"\bmemory='([\w-]+)'", r"--memory \1"),
+    (r"; choose another port$", "; choose another one with --port"),
     (r"\bring_size\b", "--ring-size"),
     (r"\bring_depth\b", "--ring-depth"),
     (r"send the header Authorization: Bearer \S+", "give it with --token-file"),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cuframes.cli import EXIT_STALE
 from cuframes.codecs import codec_name
+from cuframes.color import Presentation
 from cuframes.errors import NotFound, printable
 from cuframes.host.names import runtime_dirs
 from cuframes.session.listing import (
@@ -28,14 +29,33 @@ __all__ = ["gc", "info", "ls", "print_table"]
 
 
 def print_table(table: Table) -> None:
-    """Print a table, as wide as the terminal, or up to 300 columns if the output is not a terminal."""
+    """Print a table, as wide as the terminal, or up to 300 columns if the output is not a terminal. Its first column,
+    of names, is never cut.
+    """
+    first = table.columns[0]
+    first.min_width = max(len(str(cell)) for cell in [first.header, *first.cells])
     Console(width=None if sys.stdout.isatty() else 300, markup=False, emoji=False).print(table)
 
 
 def _as_json(info: PublisherInfo, packets: PacketRingInfo | None, source: SourceStatus | None = None) -> dict[str, Any]:
     subscribers = [subscriber._asdict() for subscriber in info.subscribers]
     beside = {"packets": packets and _packets_as_json(packets), "source": source and _source_as_json(source)}
-    return info._asdict() | {"subscribers": subscribers} | beside
+    said = info._asdict()
+    del said["presentation"]
+    return said | info.presentation.named | {"subscribers": subscribers} | beside
+
+
+def _looks(presentation: Presentation) -> str:
+    """What a publisher says about its pictures, in a line."""
+    color = presentation.color
+    said = [part for part in (color.range, color.matrix, color.primaries, color.transfer) if part]
+    named = presentation.named
+    for word, name in (("fps", "frame_rate"), ("aspect", "sample_aspect_ratio"), ("fields", "field_order")):
+        if named[name] is not None:
+            said.append(f"{word} {named[name]}")
+    if presentation.rotation:
+        said.append(f"to be turned by {presentation.rotation} degrees")
+    return ", ".join(said)
 
 
 def _source_as_json(source: SourceStatus) -> dict[str, Any]:
@@ -125,6 +145,8 @@ def info(
             print(f"  {_source_in_words(source)}")
         video = f"{found.format} {found.width}x{found.height}"
         print(f"  {video}, {found.memory} memory, {found.ring_size} slots, {found.policy}")
+        if looks := _looks(found.presentation):
+            print(f"  {looks}")
         print(f"  {found.published} frames published, {found.dropped} dropped, newest sequence number {found.seq}")
         if not found.named:
             print(

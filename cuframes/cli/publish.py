@@ -14,11 +14,12 @@ import typer
 
 from cuframes.cli import Stopped, ready, slots, stop_on_signals
 from cuframes.cli.outputs import Output, Sharing
-from cuframes.cli.shapes import Fit, Rotate, Shaper, Size, parse_size
+from cuframes.cli.shapes import DEFAULT_FORMAT, Fit, Rotate, Shaper, Size, parse_size
 from cuframes.errors import DeviceError, Disconnected, SourceError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.host.names import check_key
 from cuframes.media.sources import Acceleration, EncodedPacket, Picture, Source, SourceState
+from cuframes.media.sources.urls import hide_password
 from cuframes.memory.driver import gpu, has_gpu
 from cuframes.packets import DATA_SIZE
 from cuframes.rates import rate
@@ -65,7 +66,9 @@ def publish(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(help="Pixel format, by its FFmpeg, GStreamer or V4L2 name; default: nv12, or uyvy422 for a slot."),
+        typer.Option(
+            help="Pixel format, by its FFmpeg, GStreamer or V4L2 name; default: the decoder's, for a new slot uyvy422."
+        ),
     ] = None,
     also: Annotated[list[str] | None, typer.Option(help=HELP_ALSO)] = None,
     packets: Annotated[
@@ -128,6 +131,7 @@ def publish(
     """
     stop_on_signals()
     wanted = parse_size(size, relative=True)
+    there: Size | None = None
     speed, realtime = _pace(fps, realtime)
     if slot:
         if packets or wait_for or also or (memory, policy, ring_size) != ("auto", "drop_oldest", 8):
@@ -135,11 +139,11 @@ def publish(
                 "--packets, --also, --wait-for, --memory, --policy and --ring-size cannot be used with --slot; "
                 "leave them out"
             )
-        wanted, format = slots.geometry(key, wanted, format)
+        there, format = slots.geometry(key, format)
     else:
         check_key(key)
-    format = format or "nv12"
-    pixel_format(format)
+    if format is not None:
+        pixel_format(format)
     others = [_parse_also(text, fit, rotate) for text in also or ()]
     if len({key, *(name for name, *_ in others)}) <= len(others):
         raise ValueError("each --also needs a key of its own")
@@ -161,9 +165,11 @@ def publish(
         video_stream=video_stream,
         acceleration=acceleration,
         via=via,
-        size=wanted if wanted and min(wanted) > 0 else (1280, 720),
+        size=wanted if wanted and min(wanted) > 0 else there or (1280, 720),
     )
     shaper = Shaper(format, wanted, fit, rotate, key)
+    if there and not wanted:
+        shaper.fix(*there)
     outputs: list[Output | slots.SlotOutput]
     if slot:
         outputs = [slots.SlotOutput(key, shaper, source=source, ring_depth=ring_depth, group=group, stamp=stamp)]
@@ -322,7 +328,7 @@ def _parse_also(text: str, fit: Fit, rotate: Rotate) -> tuple[str, Shaper, Fract
     key, *parts = text.split(":")
     key, _, fps = key.partition("@")
     size: Size | None = None
-    format = "nv12"
+    format: str | None = None
     for part in parts:
         what, at, speed = part.partition("@")
         fps = speed if at else fps
@@ -330,14 +336,16 @@ def _parse_also(text: str, fit: Fit, rotate: Rotate) -> tuple[str, Shaper, Fract
             size = parse_size(what, "the size of --also", relative=True)
         elif what:
             format = what
-    pixel_format(format)
+    if format is not None:
+        pixel_format(format)
     return check_key(key), Shaper(format, size, fit, rotate, key), rate(fps) if fps else None
 
 
-def _acceleration(wish: str, source: str, memory: str, format: str, converts: bool) -> Acceleration | None:
+def _acceleration(wish: str, source: str, memory: str, format: str | None, converts: bool) -> Acceleration | None:
     """The GPU to decode on: that of the published frames. None: decode on the CPU."""
     if wish == "none" or source == "testsrc":
         return None
+    format = format or DEFAULT_FORMAT  # what NVDEC gives
     on_gpu = memory in ("cuda", "cuda-ipc") or (memory == "auto" and has_gpu())
     stays = on_gpu and not converts and pixel_format(format).name in ("nv12", "p010")
     if wish == "cuda":
@@ -345,5 +353,6 @@ def _acceleration(wish: str, source: str, memory: str, format: str, converts: bo
             raise DeviceError("--hwaccel cuda needs an NVIDIA GPU, and there is none; use auto or none")
         return Acceleration(gpu().ordinal, format if stays else None, required=True)
     if on_gpu and not stays:
-        log.warning("%s: decoding on the CPU, because it converts the frames to %s", source, format)
+        shown = hide_password(source)
+        log.warning("%s: decoding on the CPU, because it converts the frames to %s", shown, format)
     return Acceleration(gpu().ordinal, format) if stays else None

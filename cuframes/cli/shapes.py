@@ -9,11 +9,11 @@ import av
 from cuframes.cli import pixels
 from cuframes.color import Color, Presentation
 from cuframes.formats import FrameShape, pixel_format
-from cuframes.media.pictures import color_as, rotation_of, video_rows
+from cuframes.media.pictures import color_as, decoded_format, rotation_of, video_rows
 from cuframes.media.scaling import color_of_video, tag
 from cuframes.media.sources import Picture
 
-__all__ = ["Fit", "Rotate", "Shaper", "Size", "parse_size"]
+__all__ = ["DEFAULT_FORMAT", "Fit", "Rotate", "Shaper", "Size", "parse_size"]
 
 log = logging.getLogger("cuframes")
 
@@ -22,6 +22,7 @@ Rotate = Literal["auto", "keep"]
 TURNS = {90: "transpose=clock", 180: "hflip,vflip", 270: "transpose=cclock"}  # clockwise
 # A difference of the shapes by less than this is a matter of whole pixels.
 ALIKE = Fraction(1, 100)
+DEFAULT_FORMAT = "nv12"
 
 
 class Size(NamedTuple):
@@ -48,8 +49,9 @@ class Shaper:
 
     Parameters
     ----------
-    format : str
-        Pixel format, by any of its names.
+    format : str or None
+        Pixel format, by any of its names. None: that of the first picture, which costs no conversion; NV12 if this
+        library does not have it.
     size : Size, optional
         Default: the source's own, without the last row or column if the format needs even ones.
     fit : {"letterbox", "crop", "stretch"}
@@ -61,29 +63,39 @@ class Shaper:
     """
 
     def __init__(
-        self, format: str, size: Size | None = None, fit: Fit = "letterbox", rotate: Rotate = "auto", name: str = ""
+        self,
+        format: str | None,
+        size: Size | None = None,
+        fit: Fit = "letterbox",
+        rotate: Rotate = "auto",
+        name: str = "",
     ) -> None:
-        self.format = format
+        self.format = ""
         self._wanted = size
         self._fit = fit
         self._rotate = rotate
         self._name = name
-        self._divisors = pixel_format(format).divisors
-        v210 = pixel_format(format).name == "v210"
-        self._planar = "yuv422p10le" if v210 else format  # in which bars are drawn
         self._canvas: tuple[tuple[int, int, int, int, Color], Any] | None = None
         self._graph: tuple[tuple[Any, ...], Any] | None = None
         self._warned = False
         self._color: Color | None = None  # of what is published
+        self._aspect = Fraction(1)  # of the samples of what is published
+        self._fixed = False
+        if format is not None:
+            self._set_format(format)
+
+    def _set_format(self, format: str) -> None:
+        self.format = format
+        self._divisors = pixel_format(format).divisors
+        v210 = pixel_format(format).name == "v210"
+        self._planar = "yuv422p10le" if v210 else format  # in which bars are drawn
 
     def size_of(self, picture: Picture) -> tuple[int, int]:
         """The size in which a picture is published."""
-        frame = picture.frame
-        width, height = frame.width, frame.height
-        if self._turn(frame) in (90, 270):
-            width, height = height, width
+        if not self.format:
+            self._set_format(_own_format(picture.frame))
         if self._wanted is None:
-            return self._whole(width), self._whole(height, 1)
+            return self._own_size(picture.frame)
         shape = self._shape(picture)
         wide, high = self._wanted
         if high < 0:
@@ -98,11 +110,13 @@ class Shaper:
         self._color = color_as(said.color, frame, self.format, (width, height))
         turn, lies = self._turn(frame), rotation_of(frame)
         aspect = said.sample_aspect_ratio
-        if self._wanted is not None:
+        if not self._keeps(frame, width, height):
             aspect = Fraction(1)
         elif turn in (90, 270) and aspect:
             aspect = 1 / aspect
-        kept = (width, height) == (self._whole(frame.width), self._whole(frame.height, 1)) and not turn
+        self._aspect = aspect or Fraction(1)
+        alike = abs(self._shape(picture) / self._aspect / Fraction(width, height) - 1) < ALIKE
+        kept = (width, height) == self._own_size(frame) and alike and not turn
         return said._replace(
             color=self._color,
             sample_aspect_ratio=aspect,
@@ -111,8 +125,9 @@ class Shaper:
         )
 
     def fix(self, width: int, height: int) -> None:
-        """From now on pictures are fitted into this size."""
+        """From now on pictures are fitted into this size. Those that have it anyway stay as they are."""
         self._wanted = Size(width, height)
+        self._fixed = True
 
     def convert(self, picture: Picture, width: int, height: int) -> Any:
         """A picture's frame, for ``Publisher.publish``, in a size from :meth:`size_of`; good until the next call."""
@@ -120,14 +135,11 @@ class Shaper:
         if frame.format.name == "cuda":  # the GPU decodes only when nothing needs converting
             return frame
         steps = [TURNS[turn]] if (turn := self._turn(frame)) else []
-        shape = self._shape(picture)
+        shape = self._shape(picture) / self._aspect  # in samples
         target = Fraction(width, height)
         same = abs(shape / target - 1) < ALIKE
-        if self._wanted is None:
-            if turn in (90, 270):
-                wide, high = frame.height, frame.width
-            else:
-                wide, high = frame.width, frame.height
+        if self._keeps(frame, width, height):
+            wide, high = self._upright(frame)
             if 0 <= wide - width < 2 and 0 <= high - height < 2 and (wide, high) != (width, height):
                 steps.append(f"crop={width}:{height}:0:0:exact=1")
             return self._converted(self._filtered(frame, steps), width, height)
@@ -180,6 +192,19 @@ class Shaper:
             return 0
         return rotation_of(frame)
 
+    def _upright(self, frame: Any) -> tuple[int, int]:
+        """Width and height once it is turned."""
+        return (frame.height, frame.width) if self._turn(frame) in (90, 270) else (frame.width, frame.height)
+
+    def _own_size(self, frame: Any) -> tuple[int, int]:
+        """The size of a frame as it is, without what the format cannot have."""
+        width, height = self._upright(frame)
+        return self._whole(width), self._whole(height, 1)
+
+    def _keeps(self, frame: Any, width: int, height: int) -> bool:
+        """Whether the pixels of a frame stay where they are."""
+        return self._wanted is None or (self._fixed and self._own_size(frame) == (width, height))
+
     def _shape(self, picture: Picture) -> Fraction:
         """Width by height of the picture as it is to be seen."""
         frame = picture.frame
@@ -227,6 +252,16 @@ class _Graph:
     def run(self, frame: Any) -> Any:
         self._graph.push(frame)
         return self._graph.pull()
+
+
+def _own_format(frame: Any) -> str:
+    """The pixel format of a decoded frame, by FFmpeg's name, if frames in it can be published."""
+    name = decoded_format(frame) or DEFAULT_FORMAT
+    try:
+        pixel_format(name)
+    except ValueError:
+        return DEFAULT_FORMAT
+    return name
 
 
 def _multiple(side: Fraction | float, of: int) -> int:

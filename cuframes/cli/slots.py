@@ -16,12 +16,12 @@ from cuframes.media.sources import EncodedPacket, Picture
 __all__ = ["SlotOutput", "geometry", "words"]
 
 
-def geometry(slot_id: str, size: Size | None, format: str | None) -> tuple[Size | None, str]:
-    """Size and format to convert to: those given, else the slot's, else the source's size and UYVY."""
+def geometry(slot_id: str, format: str | None) -> tuple[Size | None, str]:
+    """The size of a slot, if it is there; and the format to convert to: that given, else the slot's, else UYVY."""
     with contextlib.suppress(NotFound):
         there = find_slot(slot_id)
-        size, format = size or Size(there.width, there.height), format or there.pixel_format
-    return size, format or "uyvy422"
+        return Size(there.width, there.height), format or there.pixel_format
+    return None, format or "uyvy422"
 
 
 def words(report: dict[str, Any]) -> str:

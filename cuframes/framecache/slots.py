@@ -263,11 +263,7 @@ def info(slot_id: str, ring: CacheRing) -> SlotInfo:
     header = ring.describe() | {"slot_id": slot_id}
     code = header.pop("pixel_format")
     writer_pid = header.pop("writer_pid")
-    looks = Presentation.of_stored(header.pop("presentation"))
-    header |= {f"color_{part}": value for part, value in looks.color._asdict().items()}
-    aspect = looks.sample_aspect_ratio
-    header["sample_aspect_ratio"] = None if aspect is None else f"{aspect.numerator}:{aspect.denominator}"
-    header["field_order"], header["rotation"] = looks.field_order, looks.rotation
+    header |= Presentation.of_stored(header.pop("presentation")).named
     header["pixel_format"] = NAMES.get(code, f"unknown ({code})")
     header["writer_pid"] = writer_pid if ring.check()[1] else None
     header["fps"], header["last_frame_age_s"] = _measured(ring, header)

@@ -18,8 +18,10 @@ from cuframes.rates import nearest
 
 __all__ = [
     "color_as",
+    "color_of_video",
     "convert",
     "converted",
+    "decoded_format",
     "encode",
     "ffmpeg_format",
     "picture",
@@ -275,13 +277,14 @@ def presentation_of(
         scaling or turning. Values that are not known, or not possible, are None.
     """
     context = stream.codec_context
-    rate = stream.average_rate or stream.guessed_rate
+    rates = (stream.average_rate, stream.guessed_rate)
+    rate = next((known for known in rates if known and 0 < known <= FASTEST), None)
     found: dict[str, Any] = {
         "color": color_as(color_of_video(context), frame or context, format, size),
         "sample_aspect_ratio": stream.sample_aspect_ratio or context.sample_aspect_ratio,
         "field_order": getattr(context, "field_order", None),
         "rotation": rotation_of(frame) or None,
-        "frame_rate": nearest(rate) if rate and 0 < rate <= FASTEST else None,
+        "frame_rate": None if rate is None else nearest(rate),
     }
     for name, value in found.items():
         try:
@@ -307,7 +310,7 @@ def color_as(said: Color, video: Any, format: str | None, size: tuple[int, int] 
         the other size would stand for another one.
     """
     said = Color(*(one or other for one, other in zip(color_of_video(video), said, strict=True)))
-    was = _decoded_format(video)
+    was = decoded_format(video)
     if was is not None and was.startswith("yuvj"):
         said = said._replace(range="pc")
     if was is not None and format is not None and ffmpeg_format(format) != was:
@@ -332,10 +335,7 @@ def rotation_of(frame: Any) -> int:
     return -round(angle / 90) * 90 % 360
 
 
-def _decoded_format(video: Any) -> str | None:
+def decoded_format(video: Any) -> str | None:
     """FFmpeg's name of the samples' format, also of a frame on a GPU."""
-    format = getattr(video, "format", None)
-    name = getattr(format, "name", None)
-    if name == "cuda":
-        name = getattr(getattr(video, "sw_format", None), "name", None)
-    return name
+    name: str | None = video.format.name if isinstance(video, av.VideoFrame) else video.pix_fmt
+    return getattr(getattr(video, "sw_format", None), "name", None) if name == "cuda" else name

@@ -113,14 +113,16 @@ def reformat(video: Any, width: int, height: int, format: str, to: Color | None 
     format : str
         FFmpeg's name.
     to : Color, optional
-        Range and matrix of the result, for YUV; default: see :func:`converted`.
+        Range and matrix of the result, as far as the format leaves a choice; default: see :func:`converted`.
     """
     was = video.format.name
     said = color_of_video(video)
     before = said.assumed(video.width, video.height, was)
     after = converted(said, was, video.width, video.height, format)
-    if to is not None:
-        after = after._replace(range=to.range or after.range, matrix=to.matrix or after.matrix)
+    if to is not None and not is_rgb(format):
+        after = after._replace(matrix=to.matrix if to.matrix in SCALER else after.matrix)
+        if not is_full(format):
+            after = after._replace(range=to.range or after.range)
     if (was, video.width, video.height) == (format, width, height) and before[:2] == after[:2]:
         return video
     source_range = "pc" if is_full(was) else before.range
@@ -130,6 +132,8 @@ def reformat(video: Any, width: int, height: int, format: str, to: Color | None 
     if is_rgb(format):
         target = source
     new = _scaled(video, (width, height, format), (source, target), (source_range, after.range))
+    if new is video:  # FFmpeg found nothing to do
+        return video
     tag(new, after if said.primaries or said.transfer else after._replace(primaries=None, transfer=None))
     return new
 

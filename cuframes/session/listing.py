@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cuframes._native.control import DROP_OLDEST, HOST_MEMORY, STRICT_WAIT, VMM_MEMORY
 from cuframes._native.ring_end import pause_at_exit
+from cuframes.color import Presentation
 from cuframes.errors import NotFound, ProtocolError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.host.files import OUT_OF_RESOURCES, may_unlink
@@ -66,7 +67,8 @@ class PublisherInfo(NamedTuple):
     ``alive`` is False if the publisher's process has ended and no other publisher has taken over the key. ``closing``
     is True if the publisher has announced its end. Pids are those of the publisher's own pid namespace. ``named`` is
     False if the segment is not in this process's /dev/shm, because it was removed or the publisher is in another
-    container; the information then comes from the publisher's socket.
+    container; the information then comes from the publisher's socket. ``presentation`` is what the publisher says about
+    colours, geometry and rate.
     """
 
     key: str
@@ -84,6 +86,7 @@ class PublisherInfo(NamedTuple):
     dropped: int
     subscribers: tuple[SubscriberInfo, ...]
     named: bool = True
+    presentation: Presentation = Presentation()
 
 
 class PacketRingInfo(NamedTuple):
@@ -292,6 +295,7 @@ def _info(key: str, state: SegmentState) -> PublisherInfo:
         published=header["frames_published"],
         dropped=header["frames_dropped"],
         subscribers=tuple(SubscriberInfo(**entry) for entry in header["subscribers"]),
+        presentation=Presentation.of_stored(header["presentation"]),
     )
 
 

@@ -52,6 +52,7 @@ class Registry:
         self._refused: dict[str, str] = {}
         self._written: bytes | None = None
         self._unwritten: str | None = None
+        self._changed_ns = 0  # when the directory had last changed
         self._looking = threading.Lock()
         self._creating = threading.Lock()  # taken before the other one
         with directory(create=True):
@@ -67,6 +68,14 @@ class Registry:
             found = [slot for slot in map(self._look, names) if slot is not None]
             self._write(found)
             return found
+
+    def refresh(self) -> None:
+        """Have registry.json list the slots that there are now, if others have made or removed some."""
+        with contextlib.suppress(OSError):  # the next request tells
+            changed_ns = os.stat(slots_dir()).st_mtime_ns
+            if changed_ns != self._changed_ns:
+                self.slots()
+                self._changed_ns = changed_ns
 
     def _look(self, name: str) -> SlotInfo | None:
         try:

@@ -1,6 +1,7 @@
 """Running the service: its listening socket and its log."""
 
 import contextlib
+import errno
 import ipaddress
 import json
 import logging
@@ -75,13 +76,25 @@ def serve(
         proxy_headers=False,  # the client is the connection's other end, whatever a header says
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=BACKLOG) as listening:
+    with _listen(host, port) as listening:
         # Scripts wait for this line. With port 0 they learn the port from it.
         log.info("listening", extra={"host": host, "port": listening.getsockname()[1], **registry.summary()})
-        server = Server(config)
+        server = Server(config, registry.refresh)
         with _ended_by_signals(server):
             server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as problem:
+        if problem.errno != errno.EADDRINUSE:
+            raise
+        raise OSError(
+            problem.errno,
+            f"port {port} of {host} is in use, perhaps by another framecache service; choose another port",
+        ) from None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import logging
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -65,11 +65,14 @@ class Server(uvicorn.Server):
       closed, or has been idle for PATIENCE_SECONDS: a client with many idle connections keeps no other client out.
     - A request must come within REQUEST_SECONDS, and its answer must be taken within the same time. Otherwise the
       connection is cut off.
+    - Every second it calls `refresh` on another thread.
     - When no descriptors are left, the server logs this once, and tries again after a second.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, refresh: Callable[[], object]) -> None:
         super().__init__(config)
+        self._refresh = refresh
+        self._refreshing: asyncio.Task[None] | None = None
         self._most = max(1, min(MAX_CONNECTIONS, _descriptors(4 * MAX_CONNECTIONS) // 2))
         self._accepting: list[asyncio.Task[None]] = []
         self._told: dict[str, float] = {}
@@ -101,7 +104,13 @@ class Server(uvicorn.Server):
             for connection in list(self._connections):
                 if (since := connection.waiting_since) is not None and since < past:
                     connection.cut_off()
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = asyncio.create_task(self._refreshed())
         return await super().on_tick(counter)
+
+    async def _refreshed(self) -> None:
+        with contextlib.suppress(RuntimeError):  # no thread can be started, or the server ends
+            await asyncio.to_thread(self._refresh)
 
     @property
     def _connections(self) -> "set[Connection]":

@@ -336,6 +336,8 @@ class Connection:
 
     def _deliver(self, item: Any) -> None:
         """Put an item into the queue when there is room for it. A live source drops a picture that finds none."""
+        if self._closed:  # nobody makes room any more: abandon() ends one wait for it, and only one
+            return
         room = self._rooms[type(item)]
         if isinstance(item, Picture) and item.stream.live:
             try:

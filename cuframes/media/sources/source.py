@@ -28,6 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause i
 JITTER = 0.2  # of a pause, so that many sources do not all come back at once
 HEALTHY_SECONDS = 60.0  # after this time without a problem, the next pause is the first again
 STALLED_SECONDS = 1.5  # a live source without a picture for longer than this, and than three pictures, has stalled
+STOPPED_SECONDS = 0.25  # a wait that ends this much too late was that of a stopped process (or a very busy machine)
 MAX_STUCK = 8  # threads that FFmpeg does not give back; with this many, nothing is opened
 SECOND_NS = 1_000_000_000
 
@@ -221,10 +222,14 @@ class Source:
             self._connect(now)
             return None
         until = self._retry_at if connection is None else min(self._deadline, self._quiet_at)
+        wake = max(now, until if deadline is None else min(until, deadline))
         try:
-            arrived = self._items.get(timeout=max(0.0, (until if deadline is None else min(until, deadline)) - now))
+            arrived = self._items.get(timeout=wake - now)
         except queue.Empty:
             now = time.monotonic()
+            if now - wake > STOPPED_SECONDS:  # this process was stopped: the source was not silent meanwhile
+                self._deadline += now - wake
+                self._quiet_at += now - wake
             if connection is not None and now >= self._deadline:
                 self._fail(SourceError(f"{self.url}: nothing came within {self._timeout:g} s"))
             elif connection is not None and now >= self._quiet_at:
