@@ -22,7 +22,7 @@ Rotate = Literal["auto", "keep"]
 TURNS = {90: "transpose=clock", 180: "hflip,vflip", 270: "transpose=cclock"}  # clockwise
 # A difference of the shapes by less than this is a matter of whole pixels.
 ALIKE = Fraction(1, 100)
-DEFAULT_FORMAT = "nv12"
+DEFAULT_FORMAT = "nv12"  # where the decoder's own format cannot be published
 
 
 class Size(NamedTuple):
