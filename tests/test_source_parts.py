@@ -288,6 +288,19 @@ def test_closing_from_another_thread_ends_the_wait():
     assert video.state.name == "ended"
 
 
+def test_a_source_whose_end_was_not_liked_has_ended(clip):
+    def refuse(state):
+        assert state.name != "ended"
+
+    with open_source(clip, realtime=False) as video:
+        video.on_state = refuse
+        with pytest.raises(AssertionError):
+            for _ in range(200):
+                video.next(30)
+        with pytest.raises(ValueError, match="closed"):
+            video.next(30)
+
+
 def test_the_first_packet_after_a_reconnect_is_a_discontinuity(folder):
     data = cameras.stream(folder)
     with cameras.TcpCamera(cameras.play(data, 0.5, cameras.reset), cameras.play(data, 1, cameras.silence)) as camera:

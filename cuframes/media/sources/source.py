@@ -311,8 +311,8 @@ class Source:
             log.error("%s: an unexpected error", self.url, exc_info=problem)
             problem = SourceError(f"{self.url}: {problem!r}")
         if not self._comes_back(problem):
+            self._closed = True  # whatever on_state raises
             self._become("ended", str(problem) if problem else None)
-            self._closed = True
             if problem is not None:
                 raise problem
             if opened is not None and place.kind is Kind.STREAM:
