@@ -288,6 +288,19 @@ def test_closing_from_another_thread_ends_the_wait():
     assert video.state.name == "ended"
 
 
+def test_a_source_whose_end_was_not_liked_has_ended(clip):
+    def refuse(state):
+        assert state.name != "ended"
+
+    with open_source(clip, realtime=False) as video:
+        video.on_state = refuse
+        with pytest.raises(AssertionError):
+            for _ in range(200):
+                video.next(30)
+        with pytest.raises(ValueError, match="closed"):
+            video.next(30)
+
+
 def test_the_first_packet_after_a_reconnect_is_a_discontinuity(folder):
     data = cameras.stream(folder)
     with cameras.TcpCamera(cameras.play(data, 0.5, cameras.reset), cameras.play(data, 1, cameras.silence)) as camera:
@@ -337,12 +350,27 @@ def test_a_source_that_is_forgotten_ends_its_thread(clip):
 def test_a_source_that_is_closed_at_its_last_pictures_ends_its_thread(folder):
     """With threads the decoder gives many pictures at once when a file ends."""
     path = cameras.make(folder / "short.mp4", "-frames:v", "12")
-    before = connection.stuck()
     with open_source(str(path), threads=16, realtime=False) as video:
         video.next(30)
-        room = video._connection._rooms[Picture]
+        room, thread = video._connection._rooms[Picture], video._connection._thread
         eventually(room.empty)
-    eventually(lambda: connection.stuck() == before)
+    eventually(lambda: not thread.is_alive())
+
+
+def test_sources_that_are_closed_while_they_are_silent_do_not_stop_others(folder, monkeypatch):
+    """Their threads come back by themselves, when FFmpeg's time-out is over."""
+    monkeypatch.setattr(source, "MAX_STUCK", 2)
+    monkeypatch.setattr(connection, "CLOSE_SECONDS", 0.01)
+    before = connection.stuck()
+    with cameras.TcpCamera(cameras.silence) as camera:
+        for number in range(3):
+            with open_source(camera.url, timeout=60) as video:
+                while camera.connections <= number:
+                    with contextlib.suppress(Timeout):
+                        video.next(0.01)
+        assert connection.stuck() == before
+        with open_source(str(cameras.make(folder / "other.mp4")), timeout=60) as video:
+            video.next(20)
 
 
 def test_pauses_grow(monkeypatch):

@@ -232,11 +232,16 @@ class Run:
                 self._statuses[output.key] = StatusFile(output.key, output.group)
         self._video.on_state = self._tell
         self._tell(self._video.state)
+        next_look = 0.0
         while (left := LOOK_SECONDS if self._end is None else self._end - time.monotonic()) > 0:
             try:
                 item = self._video.next(min(left, LOOK_SECONDS))
             except Timeout:
+                self._restore()
                 continue
+            if (now := time.monotonic()) >= next_look:
+                next_look = now + LOOK_SECONDS
+                self._restore()
             if self._checked and not item.stream.live:
                 raise ValueError(
                     "with --fps, frames of a file get other timestamps than their packets; leave it out, or use 0 for "
@@ -255,6 +260,12 @@ class Run:
                 file.write(SourceStatus(key, os.getpid(), self._video.url, *state))
         why = "" if state.error is None else f", last error: {state.error}"
         ready.notify(f"STATUS={self._video.url}: {state.name}{why}")
+
+    def _restore(self) -> None:
+        """Make status files again that somebody has removed, as the publisher does with its own files."""
+        for file in self._statuses.values():
+            with contextlib.suppress(OSError):
+                file.restore()
 
     def _set_end(self) -> None:
         self._end = None if self._seconds is None else time.monotonic() + self._seconds

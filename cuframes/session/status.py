@@ -56,6 +56,8 @@ class StatusFile:
         self._gid = group_id(group)
         self._path = runtime_dir(self._gid) / f"{key}{SUFFIX}"
         self._file = self._open()
+        self._said = b""
+        self._closed = False
 
     def _open(self) -> Descriptor:
         mode = 0o600 if self._gid is None else 0o640
@@ -83,21 +85,31 @@ class StatusFile:
 
     def write(self, status: SourceStatus) -> None:
         """Say how the source stands now."""
-        if self._file.closed:
-            return
-        if not same_file(self._path, self._file.fileno()):  # removed meanwhile
-            self._file.close()
-            self._file = self._open()
         error = None if status.error is None else status.error[:MAX_TEXT]
         said = status._replace(source=status.source[:MAX_TEXT], error=error)._asdict()
-        raw = json.dumps(said).encode().ljust(MAX_BYTES)
-        os.pwrite(self._file.fileno(), raw, 0)
+        self._said = json.dumps(said).encode().ljust(MAX_BYTES)
+        self._put()
+
+    def restore(self) -> None:
+        """Write what was said last again, if the file was removed."""
+        if not self._is_there():
+            self._put()
+
+    def _put(self) -> None:
+        if self._closed:
+            return
+        if not self._is_there():
+            self._file.close()
+            self._file = self._open()  # if that fails, the next call tries it again
+        os.pwrite(self._file.fileno(), self._said, 0)
+
+    def _is_there(self) -> bool:
+        return not self._file.closed and same_file(self._path, self._file.fileno())
 
     def close(self) -> None:
         """Remove the file. It may be called twice."""
-        if self._file.closed:
-            return
-        if same_file(self._path, self._file.fileno()):
+        self._closed = True
+        if self._is_there():
             self._path.unlink(missing_ok=True)
         self._file.close()
 

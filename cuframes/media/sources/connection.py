@@ -30,7 +30,7 @@ from cuframes.media.sources.limiter import Limiter
 from cuframes.media.sources.urls import Kind, Place
 from cuframes.packets import PacketFlags
 
-__all__ = ["Connection", "Ended", "Opened", "Request", "stuck"]
+__all__ = ["GRACE_SECONDS", "Connection", "Ended", "Opened", "Request", "stuck"]
 
 # What a consumer has not taken yet. Pictures are large. A source that is ahead by this many is not read on, but
 # the newest picture of a live source is dropped.
@@ -38,19 +38,21 @@ PICTURES_AHEAD = 4
 PACKETS_AHEAD = 512
 PATIENCE_SECONDS = 0.5  # how long a live source waits for a consumer that is busy, before it drops pictures
 CLOSE_SECONDS = 0.3  # how long close() waits for the thread
+GRACE_SECONDS = 1.0  # how long after FFmpeg's own time-out its thread is given up
 AGAIN_SECONDS = 0.01
 DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT: clocks of this format may jump
 ARRIVALS_KEPT = 256
 NOT_ENCODED = ("rawvideo", "wrapped_avframe", "bitpacked", "v210")
 UNKNOWN_RATE = Fraction(25)
 
-_stuck: list[threading.Thread] = []
+_left: list[tuple[threading.Thread, float]] = []  # threads that were not waited for, and when they are to be back
 
 
 def stuck() -> int:
-    """How many threads of closed sources have not come back from FFmpeg."""
-    _stuck[:] = [thread for thread in _stuck if thread.is_alive()]
-    return len(_stuck)
+    """How many threads of closed sources are overdue: FFmpeg's own time-out has not ended them."""
+    _left[:] = [(thread, due) for thread, due in _left if thread.is_alive()]
+    now = time.monotonic()
+    return sum(now >= due for _, due in _left)
 
 
 class Request(NamedTuple):
@@ -142,12 +144,15 @@ class Connection:
         for room in self._rooms.values():
             room.put(None)
 
-    def close(self) -> None:
-        """End it. If FFmpeg does not return soon, its thread is left alone."""
+    def close(self, *, overdue: bool = False) -> None:
+        """End it. If FFmpeg does not return soon, its thread is left alone; if that is not `overdue`, it has the time
+        that any wait of FFmpeg has, and counts as stuck after that.
+        """
         self.abandon()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
-            _stuck.append(self._thread)
+            now = time.monotonic()
+            _left.append((self._thread, now if overdue else now + self._request.timeout + GRACE_SECONDS))
 
     # ---- the thread
 

@@ -12,7 +12,7 @@ from cuframes.errors import Disconnected, SourceError, Timeout
 from cuframes.formats import whole_number
 from cuframes.host.steps import deadline_after
 from cuframes.media.sources.clock import ContinuousClock, Thinner
-from cuframes.media.sources.connection import Connection, Ended, Opened, Refused, Request, stuck
+from cuframes.media.sources.connection import GRACE_SECONDS, Connection, Ended, Opened, Refused, Request, stuck
 from cuframes.media.sources.items import Acceleration, EncodedPacket, Picture, StreamInfo
 from cuframes.media.sources.limiter import Limiter
 from cuframes.media.sources.urls import TEST_PICTURE, Kind, find
@@ -23,12 +23,12 @@ __all__ = ["Source", "SourceState", "open_source"]
 log = logging.getLogger("cuframes")
 
 TIMEOUT = 10.0
-GRACE_SECONDS = 1.0  # how long after FFmpeg's own time-out its thread is given up
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause is twice the one before
 JITTER = 0.2  # of a pause, so that many sources do not all come back at once
 HEALTHY_SECONDS = 60.0  # after this time without a problem, the next pause is the first again
 STALLED_SECONDS = 1.5  # a live source without a picture for longer than this, and than three pictures, has stalled
 STOPPED_SECONDS = 0.25  # a wait that ends this much too late was that of a stopped process (or a very busy machine)
+STUCK_SECONDS = 5.0  # how often to look whether they are still stuck
 MAX_STUCK = 8  # threads that FFmpeg does not give back; with this many, nothing is opened
 SECOND_NS = 1_000_000_000
 
@@ -231,7 +231,7 @@ class Source:
                 self._deadline += now - wake
                 self._quiet_at += now - wake
             if connection is not None and now >= self._deadline:
-                self._fail(SourceError(f"{self.url}: nothing came within {self._timeout:g} s"))
+                self._fail(SourceError(f"{self.url}: nothing came within {self._timeout:g} s"), overdue=True)
             elif connection is not None and now >= self._quiet_at:
                 self._quiet_at = self._deadline
                 self._become("stalled", self._state.error)
@@ -257,7 +257,7 @@ class Source:
 
     def _connect(self, now: float) -> None:
         if stuck() >= MAX_STUCK:
-            self._retry_at = now + LONGEST_PAUSE
+            self._retry_at = now + STUCK_SECONDS
             self._limiter.warning("stuck", f"FFmpeg does not return from {MAX_STUCK} attempts; waiting for it")
             return
         again = None
@@ -301,18 +301,18 @@ class Source:
             self._was_live = True
             self._become("live", self._state.error)
 
-    def _fail(self, problem: Exception | None) -> None:
-        """The connection is over."""
+    def _fail(self, problem: Exception | None, *, overdue: bool = False) -> None:
+        """The connection is over; `overdue`: it should have said so itself."""
         if self._closed:  # by another thread, just now
             return
         opened, place = self._stream, self._request.place
-        self._leave()
+        self._leave(overdue=overdue)
         if problem is not None and not isinstance(problem, SourceError):
             log.error("%s: an unexpected error", self.url, exc_info=problem)
             problem = SourceError(f"{self.url}: {problem!r}")
         if not self._comes_back(problem):
+            self._closed = True  # whatever on_state raises
             self._become("ended", str(problem) if problem else None)
-            self._closed = True
             if problem is not None:
                 raise problem
             if opened is not None and place.kind is Kind.STREAM:
@@ -339,10 +339,10 @@ class Source:
             return not self._request.place.is_file if self._stream is None else self._stream.live
         return self._request.place.kind is Kind.STREAM
 
-    def _leave(self) -> None:
+    def _leave(self, *, overdue: bool = False) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            connection.close(overdue=overdue)
             self._damaged += connection.damaged
             self._dropped += connection.dropped
 
