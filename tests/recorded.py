@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import random
 import subprocess
 import sys
 from fractions import Fraction
@@ -28,6 +29,13 @@ class Source:
 
     def publisher(self, key, **more):
         return PacketPublisher(key, self.codec, extradata=self.extradata, **{"slots": 1024} | more)
+
+    def damage(self, *numbers):
+        """Replace packets by noise, as a lossy network does to a camera's."""
+        for number in numbers:
+            data, *rest = self.packets[number]
+            self.packets[number] = (random.Random(number).randbytes(len(data)), *rest)
+        return self
 
     def publish(self, publisher, begin=0, end=None, shift_ns=0):
         for data, pts, dts, key in self.packets[begin:end]:

@@ -242,6 +242,18 @@ def test_it_connects_again_and_begins_with_a_keyframe(key, encoded):
         decoder_input.close()
 
 
+def test_a_damaged_keyframe_is_no_reason_to_give_up(key, encoded):
+    source = Source(encoded("h264", ".ts"))
+    source.damage(*range(0, 96, 12))
+    with steady(source, key), server(silent) as (port, _):
+        with pushing_to(key, f"tcp://127.0.0.1:{port}") as child:
+            for _ in range(2):
+                event = json.loads(child.stdout.readline())
+                assert event["event"] == "failed"
+                assert "a keyframe is damaged" in event["error"]
+            stop(child)
+
+
 def test_it_waits_for_the_publisher_and_stays_connected(key, encoded, tmp_path):
     source = Source(encoded("h264", ".mp4"))
     data = bytearray()

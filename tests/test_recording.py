@@ -564,6 +564,27 @@ def test_a_publisher_without_packets(key, tmp_path, arguments):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("out", ["x.mp4", "%S.mkv", "-"])
+def test_a_stream_without_a_whole_keyframe_is_an_error_at_the_end(key, encoded, tmp_path, out):
+    source = Source(encoded("h264", ".ts")).damage(*range(0, 96, 12))
+    options = ("--segment", 1) if "%" in out else ()
+    with source.publisher(key) as publisher:
+        source.publish(publisher)
+        child = subprocess.Popen(
+            command("record", key, out, "--pre", 60, "--reconnect", 0, "--json", *options),
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        told = child.stderr if out == "-" else child.stdout
+        assert '"ready"' in told.readline()
+        assert "damaged" in child.stderr.readline()
+    stdout, errors = child.communicate(timeout=20)
+    assert child.returncode == 1
+    assert "nothing was recorded: a keyframe is damaged" in errors.splitlines()[-1]
+    report = json.loads((errors if out == "-" else stdout).splitlines()[-2 if out == "-" else -1])
+    assert (report["event"], report["packets"], report["unwritten"]) == ("end", 0, 96)
+    assert not list(tmp_path.iterdir())
+
+
 def test_codec_names():
     assert (codec_id("h264"), codec_id("libx264"), codec_id("hevc"), codec_id(27)) == (27, 27, 173, 27)
     assert (codec_name(27), codec_name(173)) == ("h264", "hevc")

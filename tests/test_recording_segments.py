@@ -66,6 +66,21 @@ def test_segments_have_every_packet_once_and_play_alone(key, encoded, tmp_path, 
     assert all(abs(report.begun_ns - time.time_ns()) < 60e9 for report in reports)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_segments_go_on_after_a_damaged_keyframe(key, encoded, tmp_path, codec, suffix, caplog):
+    """One at the beginning, and one with which a segment would begin."""
+    source = Source(encoded(codec, ".ts")).damage(0, 36)
+    recording, reports = record_all(source, key, Pattern(f"{tmp_path}/%S%f{suffix}"), 0.96)
+    assert recording.packets + recording.unwritten == len(source.packets) == 96
+    assert recording.unwritten <= 2 * 12  # a group of pictures each
+    assert "damaged" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in recording.paths)
+    assert probe(reports[-1].path)[1] == reports[-1].packets
+    found = sum(len(probe_packets(report.path)) for report in reports)
+    assert recording.packets - 1 <= found <= recording.packets  # of the noise, MP4 and MKV keep what looks like units
+
+
 def test_segments_of_a_process(key, encoded, tmp_path):
     """The command: a line when it is ready, a line for each file; files by the clock, in folders that it makes."""
     source = Source(encoded("h264", ".mp4"))

@@ -500,6 +500,20 @@ def test_a_signal_ends_what_waits_for_subscribers(key, options, number):
     assert report["event"] == "ended"
 
 
+def test_signals_that_come_on_and_on_do_not_change_the_exit_status(key):
+    """The first one decides, also while the interpreter is being taken down."""
+    with Publish(key, "testsrc", "--size", "320x240") as publish:
+        publish.ready()
+        publish.process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + 20
+        while publish.process.poll() is None and time.monotonic() < deadline:
+            publish.process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        status, report = publish.end()
+    assert status == 130
+    assert report["event"] == "ended"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_full_pipe(key, folder, number):
     file = folder / "pipe.ts"

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import cameras
 import numpy
@@ -530,6 +531,27 @@ def test_turned_pictures_are_as_ffmpeg_shows_them(folder, degrees):
             assert size == (240, 320)
         same = abs(mine.astype(int).ravel() - numpy.frombuffer(shown, "u1")).mean() < 3
         assert same == (rotate == "auto")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"url": None}, "expected str, bytes or os.PathLike object"),
+        ({"url": b"clip.mp4"}, "a source is a str or a path, not bytes"),
+        ({"timeout": "1"}, "timeout must be a number of seconds, not '1'"),
+        ({"timeout": float("inf")}, "timeout must be above 0 s and below"),
+        ({"via": "gstreamer"}, "via must be 'ffmpeg' or None, not 'gstreamer'"),
+        ({"options": {"probesize": 32}}, "options must have names and values of type str, not 'probesize': 32"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(wrong, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        open_source(**{"url": "clip.mp4"} | wrong)
+
+
+def test_a_path_is_a_source(clip):
+    with open_source(Path(clip)) as video:
+        assert video.next(30).frame.width == 1280
 
 
 def test_everything_is_importable_from_the_package():

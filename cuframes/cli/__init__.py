@@ -130,6 +130,9 @@ def _run(app: Callable[[], object]) -> int | str | None:
 def _leave(status: int | str | None) -> NoReturn:
     """End the process, and wait for nobody."""
     if _stopped_by is not None:
+        # The interpreter gives handlers up before it ends, and one more signal would then decide the exit status.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         _flush_at_once()
     connection = sys.modules.get("cuframes.media.sources.connection")
     if connection is not None and connection.stuck():

@@ -109,6 +109,10 @@ def record(
     target.report(key, recording)
     if isinstance(problem, WriteFailed):
         fail(EXIT_ERROR, f"{problem}; {_kept(recording)}")
+    if isinstance(problem, Exception):
+        raise problem
+    if recording.damage and not recording.packets:
+        fail(EXIT_ERROR, f"nothing was recorded: {recording.damage}")
     if problem is not None:
         raise problem
 

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import av
+
 from cuframes._native.status import monotonic_ns
-from cuframes.media.muxing import MPEGTS_OPTIONS, Muxer, Parameters
+from cuframes.media.muxing import MPEGTS_OPTIONS, DamagedPacket, Muxer, Parameters
 from cuframes.packets import Packet
 
 __all__ = ["FORMATS", "FileReport", "PacketFile", "WriteFailed", "wall_ns"]
@@ -40,7 +42,7 @@ class WriteFailed(OSError):
     given are not in it.
     """
 
-    def __init__(self, problem: OSError, path: Path, lost: int = 0) -> None:
+    def __init__(self, problem: OSError | av.FFmpegError, path: Path, lost: int = 0) -> None:
         reason = problem.strerror or str(problem)
         super().__init__(problem.errno, reason, str(path))
         self.path = path
@@ -85,6 +87,8 @@ class PacketFile:
     FileExistsError
     WriteFailed
         Any other reason for which the file cannot be made.
+    DamagedPacket
+        No file can begin with this keyframe.
 
     Notes
     -----
@@ -110,7 +114,7 @@ class PacketFile:
             self._muxer.begin()
         except FileExistsError:
             raise
-        except OSError as problem:
+        except (OSError, av.FFmpegError) as problem:
             self._discard()
             raise WriteFailed(problem, path) from None
         except BaseException:
@@ -133,6 +137,11 @@ class PacketFile:
     def duration_ns(self) -> int:
         """Time from the first to the last picture."""
         return self._timeline.end_ns if self._ended_ns is None else self._ended_ns
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the newest packet was refused."""
+        return self._muxer is not None and self._muxer.refusing
 
     @property
     def size(self) -> int:
@@ -160,6 +169,8 @@ class PacketFile:
         ------
         WriteFailed
             The file is finished; it has what reached it before.
+        DamagedPacket
+            The packet is left out. If it was the first one, the file is removed.
         """
         assert self._muxer is not None
         before = self.packets, self.bytes, self.duration_ns
@@ -170,7 +181,12 @@ class PacketFile:
             self.look()
         except WriteFailed:
             raise
-        except OSError as problem:
+        except DamagedPacket:
+            self.packets, self.bytes, _ = before
+            if not self.packets:
+                self._abandon()
+            raise
+        except (OSError, av.FFmpegError) as problem:
             self._give_up(problem)
         size = os.fstat(self._fd).st_size
         if size > self._size:
@@ -202,7 +218,7 @@ class PacketFile:
         self.look()
         try:
             self._muxer.close()
-        except OSError as problem:
+        except (OSError, av.FFmpegError) as problem:
             self._give_up(problem)
         self._muxer = None
         self._end()
@@ -211,21 +227,28 @@ class PacketFile:
         """What is in the file."""
         return FileReport(self.path, self.begun_ns, self.duration_ns, self.packets, self.bytes)
 
-    def _give_up(self, problem: OSError) -> None:
+    def _give_up(self, problem: OSError | av.FFmpegError) -> None:
         """End the file with what has reached it whole. FFmpeg writes nothing more to a file after an error."""
         lost = self.packets - self._safe_packets
         self.packets, self.bytes, self._ended_ns = self._safe_packets, self._safe_bytes, self._safe_ns
-        muxer, self._muxer = self._muxer, None
-        if muxer is not None:
-            with contextlib.suppress(OSError, ValueError):
-                muxer.close()
         if self.packets:
+            self._close_muxer()
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
             self._end()
         else:
-            self._discard()
+            self._abandon()
         raise WriteFailed(problem, self.path, lost) from None
+
+    def _close_muxer(self) -> None:
+        muxer, self._muxer = self._muxer, None
+        if muxer is not None:
+            with contextlib.suppress(OSError, ValueError, av.FFmpegError):
+                muxer.close()
+
+    def _abandon(self) -> None:
+        self._close_muxer()
+        self._discard()
 
     def _discard(self) -> None:
         """Remove the file, in which nothing can be played."""

@@ -12,7 +12,7 @@ from cuframes.errors import NoCodecParameters
 from cuframes.media.timeline import Timeline
 from cuframes.packets import Packet, PacketReader
 
-__all__ = ["MPEGTS_OPTIONS", "Muxer", "Parameters"]
+__all__ = ["MPEGTS_OPTIONS", "DamagedPacket", "Muxer", "Parameters"]
 
 TIME_BASE = Fraction(1, 90_000)
 # Every packet is written at once. Without max_delay FFmpeg's clock begins at 1.4 s.
@@ -30,6 +30,14 @@ RAW_DEMUXERS = {
 # NAL units that describe the sequence, and units that hold a picture, by type.
 SEQUENCE_SETS = {"h264": 7, "hevc": 33}
 PICTURES = {"h264": range(1, 6), "hevc": range(32)}
+
+
+# What FFmpeg says of packets that a container cannot hold.
+REFUSED = (av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError)
+
+
+class DamagedPacket(ValueError):
+    """A packet that a container cannot hold, or a keyframe with which none can begin. The next one may be whole."""
 
 
 class Parameters:
@@ -56,7 +64,31 @@ class Parameters:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def after(self, before: "Parameters") -> "Parameters":
+        """Those of a stream that goes on, of which `before` is known: a keyframe may come without parameter sets."""
+        return self if self._sets else before
+
     def template(self) -> Any:
+        """An input whose one stream has the codec's parameters, including the picture size.
+
+        Raises
+        ------
+        DamagedPacket
+            The keyframe does not tell them.
+        ValueError
+            The codec cannot be recorded.
+        """
+        try:
+            template = self._probe()
+        except REFUSED as problem:
+            raise DamagedPacket(f"a keyframe is damaged: {problem.strerror}") from None
+        streams = template.streams.video
+        if not (streams and streams[0].codec_context.width and streams[0].codec_context.height):
+            template.close()
+            raise DamagedPacket("a keyframe is damaged, or the stream has no parameter sets: no picture size in it")
+        return template
+
+    def _probe(self) -> Any:
         """An input whose one stream has the codec's parameters, including the picture size, as FFmpeg probes them.
 
         FFmpeg takes a stream's parameters from a demuxer. If the extradata are a configuration record (they begin with
@@ -131,6 +163,7 @@ class Muxer:
 
     def __init__(self, target: Any, format: str, parameters: Parameters, options: dict[str, str], **more: Any) -> None:
         self.parameters = parameters
+        self.refusing = False  # whether the newest packet was refused
         with parameters.template() as template:
             stream = template.streams.video[0]
             # PyAV of old knows only whether there is any.
@@ -149,13 +182,24 @@ class Muxer:
         self._container.start_encoding()
 
     def mux(self, packet: Packet) -> None:
-        """Add a packet."""
+        """Add a packet.
+
+        Raises
+        ------
+        DamagedPacket
+            The container cannot hold it; it goes on without.
+        """
         muxed = av.Packet(bytes(packet.data))
         muxed.pts, muxed.dts = self.timeline.place(packet)
         muxed.time_base = NANOSECOND
         muxed.is_keyframe = packet.keyframe
         muxed.stream = self._stream
-        self._container.mux(muxed)
+        try:
+            self._container.mux(muxed)
+        except REFUSED as problem:
+            self.refusing = True
+            raise DamagedPacket(f"a packet is damaged: {problem.strerror}") from problem
+        self.refusing = False
 
     def where_ns(self, packet: Packet) -> int:
         """At what time the packet would be shown, if it were the next one."""

@@ -21,7 +21,7 @@ import av.logging
 
 from cuframes.errors import CuframesError, Disconnected, NoPacketRing, NotFound, PacketOverrun, Timeout
 from cuframes.media.destinations import shown
-from cuframes.media.muxing import Muxer, Parameters
+from cuframes.media.muxing import DamagedPacket, Muxer, Parameters
 from cuframes.packets import Packet, PacketReader
 
 __all__: list[str] = []
@@ -144,7 +144,13 @@ class _Connection:
                 return True
             begun = begun or packet.keyframe
             if begun:
-                self._muxer.mux(packet)
+                refusing = self._muxer.refusing
+                try:
+                    self._muxer.mux(packet)
+                except DamagedPacket:
+                    if refusing:  # a single one is left out
+                        raise
+                    continue
                 self._packets += 1
                 self._bytes += len(packet.data)
         return False
@@ -206,6 +212,9 @@ def main() -> None:
     except av.FFmpegError as problem:
         with contextlib.suppress(_Stopped):
             _tell("failed", error=_reason(problem))
+    except DamagedPacket as problem:
+        with contextlib.suppress(_Stopped):
+            _tell("failed", error=str(problem))
     except (CuframesError, OSError, ValueError) as problem:
         with contextlib.suppress(_Stopped):
             _tell("refused", error=str(problem), kind=type(problem).__name__)

@@ -8,7 +8,8 @@ from typing import Any, Self
 from cuframes._native.status import monotonic_ns
 from cuframes.errors import Disconnected, PacketOverrun, Timeout
 from cuframes.media.files import FORMATS, FileReport, PacketFile, WriteFailed
-from cuframes.media.muxing import Parameters
+from cuframes.media.muxing import DamagedPacket, Parameters
+from cuframes.media.sources.limiter import Limiter
 from cuframes.packets import Packet, PacketReader
 
 __all__ = ["Recording", "backlog", "check_suffix"]
@@ -59,6 +60,8 @@ class Recording:
         Packets that were overwritten in the ring before they were read.
     unwritten : int
         Packets that were read and could not be written.
+    damage : str or None
+        Why the newest packet that was damaged was left out.
 
     Raises
     ------
@@ -71,6 +74,9 @@ class Recording:
     Timestamps begin at zero and grow. A gap in the stream is a gap in the file. If the publisher is restarted, the
     timestamps continue by the real time that has passed. If the codec parameters change, a new file is begun:
     ``name-2.mp4`` and so on.
+
+    A packet that is damaged, so that the container refuses it, is left out. If no file can begin with a keyframe, the
+    next one is waited for. Both are logged.
 
     If the file cannot be written (the disk is full, or the file was removed), :meth:`write` raises an OSError that
     names the file. What had been written before can be played.
@@ -100,6 +106,8 @@ class Recording:
         self._past_packets = self._past_bytes = 0
         self.paths: list[Path] = []
         self.lost = self._given = 0
+        self.damage: str | None = None
+        self._limiter = Limiter(reader.key)
 
     def _check_free(self, path: Path) -> None:
         if path.exists() and not self._overwrite:
@@ -128,11 +136,17 @@ class Recording:
         try:
             if packet.keyframe:
                 parameters = Parameters(self._reader, packet)
-                if self._file is None or self._file.parameters != parameters or self._due(packet):
+                goes_on = self._file is not None and self._file.parameters == parameters
+                if not goes_on or self._file.refusing or self._due(packet):
+                    if goes_on:
+                        parameters = parameters.after(self._file.parameters)
                     self._end_file()
                     self._file = self._open(parameters, packet)
             if self._file is not None:
                 self._guarded(self._file.write, packet)
+        except DamagedPacket as problem:
+            self.damage = str(problem)
+            self._limiter.warning("damage", f"{problem}; recording goes on without it")
         except Exception:
             raise
         except BaseException:  # a signal's, which ends the recording, and not what cannot be written
@@ -168,6 +182,10 @@ class Recording:
             call(*arguments)
         except WriteFailed:
             self._account()
+            raise
+        except DamagedPacket:
+            if not self._file.packets:
+                self._account()
             raise
 
     def _account(self) -> None:
@@ -215,6 +233,7 @@ class Recording:
         OSError
             The last packets could not be written.
         """
+        self._limiter.flush()
         self._end_file()
 
     def __enter__(self) -> Self:

@@ -84,6 +84,11 @@ class PacketStream:
         """Time from the first to the last picture."""
         return self._muxer.timeline.end_ns
 
+    @property
+    def refusing(self) -> bool:
+        """Whether the newest packet was refused."""
+        return self._muxer.refusing
+
     def restart(self) -> None:
         """The next packet has a different clock."""
         self._muxer.timeline.restart()

@@ -1,6 +1,7 @@
 """A source that can be left alone: it opens a file, camera or stream, and opens it again when it fails."""
 
 import logging
+import os
 import queue
 import random
 import time
@@ -23,6 +24,7 @@ __all__ = ["Source", "SourceState", "open_source"]
 log = logging.getLogger("cuframes")
 
 TIMEOUT = 10.0
+LONGEST_TIMEOUT = 1e6  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause is twice the one before
 JITTER = 0.2  # of a pause, so that many sources do not all come back at once
 HEALTHY_SECONDS = 60.0  # after this time without a problem, the next pause is the first again
@@ -63,7 +65,7 @@ class Source:
 
     def __init__(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         *,
         packets: bool = False,
         timeout: float = TIMEOUT,
@@ -81,8 +83,19 @@ class Source:
     ) -> None:
         if reconnect not in ("auto", "always", "never"):
             raise ValueError(f"reconnect must be auto, always or never, not {reconnect!r}")
-        if not timeout > 0:
-            raise ValueError(f"timeout must be above 0 s, not {timeout!r}")
+        url = os.fspath(url)
+        if not isinstance(url, str):
+            raise TypeError(f"a source is a str or a path, not {type(url).__name__}")
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            raise TypeError(f"timeout must be a number of seconds, not {timeout!r}")
+        if not 0 < timeout < LONGEST_TIMEOUT:
+            raise ValueError(f"timeout must be above 0 s and below {LONGEST_TIMEOUT:.0e} s, not {timeout!r}")
+        if via not in (None, "ffmpeg"):
+            raise ValueError(f"via must be 'ffmpeg' or None, not {via!r}")
+        options = dict(options or {})
+        for name, value in options.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise TypeError(f"options must have names and values of type str, not {name!r}: {value!r}")
         threads = whole_number(threads, "threads", 0, 64)
         video_stream = whole_number(video_stream, "video_stream", 0, 2**15)
         self._fps = None if fps is None else rate(fps)
@@ -92,7 +105,7 @@ class Source:
         self._reconnect = reconnect
         self._timeout = timeout
         self._realtime = realtime
-        self._request = Request(place, dict(options or {}), timeout, threads, video_stream, acceleration, packets, loop)
+        self._request = Request(place, options, timeout, threads, video_stream, acceleration, packets, loop)
         self._limiter = Limiter(place.shown)
         self._clock = ContinuousClock()
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -395,7 +408,7 @@ class Source:
 
 
 def open_source(
-    url: str,
+    url: str | os.PathLike[str],
     *,
     packets: bool = False,
     timeout: float = TIMEOUT,
@@ -414,7 +427,7 @@ def open_source(
 
     Parameters
     ----------
-    url : str
+    url : str or path
         Anything that FFmpeg can open: a path, a URL, a device, ``-`` for standard input, or ``testsrc``.
     packets : bool
         Also give the encoded packets, as :class:`EncodedPacket`, each before its picture.
