@@ -337,6 +337,26 @@ def test_a_stopped_connection_is_ended(key, encoded):
             stop(child)
 
 
+def test_a_process_that_cannot_be_started_is_tried_again(key, encoded, monkeypatch):
+    start, told = subprocess.Popen, []
+
+    def refuse(*arguments, **options):
+        monkeypatch.setattr(subprocess, "Popen", start)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    def tell(event):
+        told.append(event)
+        if event["event"] == "connected":
+            raise KeyboardInterrupt
+
+    with steady(Source(encoded("h264", ".mp4")), key), server(silent) as (port, _):
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        with Pusher(key, destination(f"tcp://127.0.0.1:{port}"), told=tell) as pusher, pytest.raises(KeyboardInterrupt):
+            pusher.run()
+    assert [event["event"] for event in told] == ["failed", "connected"]
+    assert "could not be started: [Errno 11]" in told[0]["error"]
+
+
 def test_refusals_are_told_without_passwords(key, encoded):
     def serve(connection):
         connection.recv(1 << 16)
