@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import av
+
 from cuframes._native.status import monotonic_ns
+from cuframes.errors import CuframesError
 from cuframes.media.muxing import Muxer, Parameters
 from cuframes.packets import Packet
 
-__all__ = ["FORMATS", "FileReport", "PacketFile", "WriteFailed", "wall_ns"]
+__all__ = ["FORMATS", "BadKeyframe", "FileReport", "PacketFile", "WriteFailed", "wall_ns"]
 
 # A fragment for every keyframe makes an MP4 readable after a crash; on close it becomes a plain one. Its index is
 # written late, since only then an edit list can say that the first picture is shown at zero although B-frames begin
@@ -55,6 +58,10 @@ class WriteFailed(OSError):
         return f"{self.path}: {self.strerror}"
 
 
+class BadKeyframe(CuframesError, ValueError):
+    """FFmpeg cannot begin a file with this keyframe: it is damaged, or such a file cannot hold its codec."""
+
+
 class FileReport(NamedTuple):
     """What is in a file: ``begun_ns`` is the time of its first packet in nanoseconds since 1970, ``bytes`` are those of
     the packets.
@@ -83,6 +90,7 @@ class PacketFile:
     Raises
     ------
     FileExistsError
+    BadKeyframe
     WriteFailed
         Any other reason for which the file cannot be made.
 
@@ -113,6 +121,10 @@ class PacketFile:
         except OSError as problem:
             self._discard()
             raise WriteFailed(problem, path) from None
+        except (av.FFmpegError, IndexError) as problem:  # the latter: it found no stream at all
+            self._discard()
+            reason = getattr(problem, "strerror", None) or "there is no video in it"
+            raise BadKeyframe(f"{path}: a file cannot begin with this keyframe: {reason}") from None
         except BaseException:
             self._discard()
             raise

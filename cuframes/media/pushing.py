@@ -174,7 +174,10 @@ class Pusher:
                 case "failed":
                     return state, told["error"]
                 case "refused":
-                    raise PushRefused(self._why(told["kind"], told["error"]))
+                    why = self._why(told["kind"], told["error"])
+                    if self.connections:  # it has worked, so it may again: a keyframe was damaged, say
+                        return "failed", why
+                    raise PushRefused(why)
                 case "dead":
                     return "failed", told["error"]
 

@@ -1,17 +1,20 @@
 """Packets to a file without re-encoding."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from cuframes._native.status import monotonic_ns
 from cuframes.errors import Disconnected, PacketOverrun, Timeout
-from cuframes.media.files import FORMATS, FileReport, PacketFile, WriteFailed
+from cuframes.media.files import FORMATS, BadKeyframe, FileReport, PacketFile, WriteFailed
 from cuframes.media.muxing import Parameters
 from cuframes.packets import Packet, PacketReader
 
 __all__ = ["Recording", "backlog", "check_suffix"]
+
+log = logging.getLogger("cuframes")
 
 
 def backlog(reader: PacketReader, seconds: float) -> list[Packet]:
@@ -130,7 +133,7 @@ class Recording:
                 parameters = Parameters(self._reader, packet)
                 if self._file is None or self._file.parameters != parameters or self._due(packet):
                     self._end_file()
-                    self._file = self._open(parameters, packet)
+                    self._begin_file(parameters, packet)
             if self._file is not None:
                 self._guarded(self._file.write, packet)
         except Exception:
@@ -156,6 +159,14 @@ class Recording:
         file = PacketFile(path, parameters, first, overwrite=self._overwrite)
         self.paths.append(path)
         return file
+
+    def _begin_file(self, parameters: Parameters, first: Packet) -> None:
+        try:
+            self._file = self._open(parameters, first)
+        except BadKeyframe as problem:
+            if not self._past_packets:
+                raise
+            log.warning("%s; recording goes on with the next one", problem)
 
     def _end_file(self) -> None:
         if self._file is not None:
