@@ -29,6 +29,7 @@ from cuframes.codecs import codec_id, codec_name, parameter_sets_filter  # noqa:
 from cuframes.media.patterns import Pattern  # noqa: E402
 from cuframes.media.recording import Recording, backlog  # noqa: E402
 from cuframes.media.segments import SegmentedRecording  # noqa: E402
+from cuframes.media.streams import StreamRecording  # noqa: E402
 from cuframes.media.timeline import Timeline  # noqa: E402
 
 SECOND_NS = 1_000_000_000
@@ -235,6 +236,23 @@ def test_a_damaged_keyframe_does_not_end_a_recording(key, tmp_path, segments, ca
     assert "cannot begin with this keyframe" in caplog.text
     found = [packet[0] for path in recording.paths for packet in probe(path)[0]]
     assert len(found) == len(source.packets) - 25
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_damaged_packet_does_not_end_a_recording(key, encoded, tmp_path, stream, caplog):
+    """It has no NAL units, so FFmpeg cannot bring it into a transport stream: it is left out."""
+    source = Source(encoded("h264", ".mp4"))
+    _, *times = source.packets[20]
+    source.packets[20] = (b"\x7f\xff\xff\xff\x65" + bytes(300), *times)
+    with source.publisher(key) as publisher, PacketReader(key, "oldest") as reader, open(tmp_path / "x", "wb") as out:
+        source.publish(publisher)
+        recording = StreamRecording(out.fileno(), "mpegts", reader) if stream else Recording(tmp_path / "x.ts", reader)
+        with recording:
+            for _ in source.packets:
+                recording.write(reader.next(10))
+    assert (recording.packets, recording.unwritten) == (len(source.packets) - 1, 1)
+    assert "is left out" in caplog.text
+    assert len(probe_packets(tmp_path / ("x" if stream else "x.ts"))) == len(source.packets) - 1
 
 
 def test_a_killed_recorder_leaves_a_file_that_plays(key, encoded, tmp_path):

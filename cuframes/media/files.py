@@ -172,6 +172,8 @@ class PacketFile:
         ------
         WriteFailed
             The file is finished; it has what reached it before.
+        av.FFmpegError
+            The packet is damaged, and left out.
         """
         assert self._muxer is not None
         before = self.packets, self.bytes, self.duration_ns
@@ -184,6 +186,9 @@ class PacketFile:
             raise
         except OSError as problem:
             self._give_up(problem)
+        except av.FFmpegError:  # about this packet; the file goes on
+            self.packets, self.bytes, _ = before
+            raise
         size = os.fstat(self._fd).st_size
         if size > self._size:
             self._size = size

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+import av
+
 from cuframes._native.status import monotonic_ns
 from cuframes.errors import Disconnected, PacketOverrun, Timeout
 from cuframes.media.files import FORMATS, BadKeyframe, FileReport, PacketFile, WriteFailed
@@ -103,6 +105,7 @@ class Recording:
         self._past_packets = self._past_bytes = 0
         self.paths: list[Path] = []
         self.lost = self._given = 0
+        self._refused = False  # a packet was, and that was logged
 
     def _check_free(self, path: Path) -> None:
         if path.exists() and not self._overwrite:
@@ -135,7 +138,7 @@ class Recording:
                     self._end_file()
                     self._begin_file(parameters, packet)
             if self._file is not None:
-                self._guarded(self._file.write, packet)
+                self._put(packet)
         except Exception:
             raise
         except BaseException:  # a signal's, which ends the recording, and not what cannot be written
@@ -159,6 +162,19 @@ class Recording:
         file = PacketFile(path, parameters, first, overwrite=self._overwrite)
         self.paths.append(path)
         return file
+
+    def _put(self, packet: Packet) -> None:
+        try:
+            self._guarded(self._file.write, packet)
+        except OSError:
+            raise
+        except av.FFmpegError as problem:
+            if not self.packets:
+                raise
+            if not self._refused:
+                self._refused = True
+                reason = problem.strerror or problem
+                log.warning("packet %d is left out, as others will be that are damaged: %s", packet.seq, reason)
 
     def _begin_file(self, parameters: Parameters, first: Packet) -> None:
         try:
