@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import cameras
 import pytest
 from harness import eventually, has_stopped
 
@@ -349,6 +350,26 @@ def test_a_stopped_connection_is_ended(key, encoded):
             stop(child)
 
 
+def test_a_process_that_cannot_be_started_is_tried_again(key, encoded, monkeypatch):
+    start, told = subprocess.Popen, []
+
+    def refuse(*arguments, **options):
+        monkeypatch.setattr(subprocess, "Popen", start)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    def tell(event):
+        told.append(event)
+        if event["event"] == "connected":
+            raise KeyboardInterrupt
+
+    with steady(Source(encoded("h264", ".mp4")), key), server(silent) as (port, _):
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        with Pusher(key, destination(f"tcp://127.0.0.1:{port}"), told=tell) as pusher, pytest.raises(KeyboardInterrupt):
+            pusher.run()
+    assert [event["event"] for event in told] == ["failed", "connected"]
+    assert "could not be started: [Errno 11]" in told[0]["error"]
+
+
 def test_refusals_are_told_without_passwords(key, encoded):
     def serve(connection):
         connection.recv(1 << 16)
@@ -443,6 +464,31 @@ def test_a_format_that_cannot_hold_the_codec_ends_a_push(key, tmp_path):
         with pytest.raises(PushRefused, match=r"cannot be pushed to as flv: .*mjpeg"):
             with Pusher(key, destination(f"tcp://127.0.0.1:{port}", "flv")) as pusher:
                 pusher.run(30)
+
+
+def test_a_damaged_keyframe_does_not_end_a_push(key, tmp_path):
+    """Its parameter sets are nonsense, so no connection can begin with it; the next one can."""
+    source = Source(cameras.make(tmp_path / "source.ts", "-bf", "0"))
+    source.extradata = None
+    damaged = b"\0\0\0\1\x67\xff\xff\0\0\0\1\x65" + bytes(range(1, 250))
+
+    def take(connection):
+        while connection.recv(1 << 16):
+            pass
+
+    with source.publisher(key) as publisher, server(take) as (port, _):
+        source.publish(publisher)
+        with pushing_to(key, f"tcp://127.0.0.1:{port}", "--format-name", "matroska") as child:
+            assert json.loads(child.stdout.readline())["event"] == "connected"
+            publisher.publish_packet(damaged, pts_ns=10**11, dts_ns=10**11, keyframe=True)
+            assert json.loads(child.stdout.readline())["event"] == "changed"
+            failed = json.loads(child.stdout.readline())
+            source.publish(publisher, shift_ns=2 * 10**11)
+            while json.loads(child.stdout.readline())["event"] != "connected":
+                pass
+            stop(child)
+    assert failed["event"] == "failed"
+    assert "cannot be pushed to as matroska" in failed["error"]
 
 
 def test_a_server_that_is_never_there(key, encoded, monkeypatch):

@@ -374,6 +374,23 @@ def test_sources_that_are_closed_while_they_are_silent_do_not_stop_others(folder
             video.next(20)
 
 
+def test_a_thread_that_cannot_be_started_is_tried_again(clip, monkeypatch):
+    start, failed = threading.Thread.start, []
+
+    def refuse(thread):
+        if len(failed) < 2:
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(source, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with open_source(clip, reconnect="always") as video:
+        video.next(30)
+        assert "can't start new thread" in video.state.error
+    assert len(failed) == 2
+
+
 def test_pauses_grow(monkeypatch):
     """0.5 s, then twice as long, with jitter, up to 30 s."""
     pauses = []

@@ -141,7 +141,10 @@ class Pusher:
 
     def _connect(self, end: float | None) -> tuple[str, str]:
         """One connection, from its beginning to its end: how it ended, and why."""
-        self._process = _Process(self._request)
+        try:
+            self._process = _Process(self._request)
+        except OSError as problem:  # the machine, or the container, has no room for another process now
+            return "failed", f"its process could not be started: {problem}"
         try:
             return self._watch(self._process, end)
         finally:
@@ -171,7 +174,10 @@ class Pusher:
                 case "failed":
                     return state, told["error"]
                 case "refused":
-                    raise PushRefused(self._why(told["kind"], told["error"]))
+                    why = self._why(told["kind"], told["error"])
+                    if self.connections:  # it has worked, so it may again: a keyframe was damaged, say
+                        return "failed", why
+                    raise PushRefused(why)
                 case "dead":
                     return "failed", told["error"]
 

@@ -276,7 +276,11 @@ class Source:
         again = None
         if self._was_live and self._newest_ns is not None:
             again = (monotonic_ns() - self._newest_ns) / SECOND_NS
-        self._connection = Connection(self._attempt(), self._clock, self._items, self._limiter, again)
+        try:
+            self._connection = Connection(self._attempt(), self._clock, self._items, self._limiter, again)
+        except RuntimeError as problem:  # the machine, or the container, has no room for another thread now
+            self._fail(SourceError(f"{self.url}: {problem}"))
+            return
         self._deadline = now + self._timeout + GRACE_SECONDS
         self._quiet_at = self._deadline
         if self._closed:  # by another thread, just now
