@@ -13,7 +13,6 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
-import cameras
 import pytest
 from harness import eventually, python_path
 
@@ -26,10 +25,7 @@ pytest.importorskip("typer")
 from recorded import Source, command, finish, lines, probe, probe_packets, relative, start_recording, steady  # noqa: E402
 
 from cuframes.codecs import codec_id, codec_name, parameter_sets_filter  # noqa: E402
-from cuframes.media.patterns import Pattern  # noqa: E402
 from cuframes.media.recording import Recording, backlog  # noqa: E402
-from cuframes.media.segments import SegmentedRecording  # noqa: E402
-from cuframes.media.streams import StreamRecording  # noqa: E402
 from cuframes.media.timeline import Timeline  # noqa: E402
 
 SECOND_NS = 1_000_000_000
@@ -211,48 +207,6 @@ def test_other_codec_parameters_begin_another_file(key, encoded, tmp_path):
         found, frames = probe(path)
         assert frames == 24
         assert [packet[0] for packet in found] == [packet[0] for packet in source.packets[:24]]
-
-
-@pytest.mark.parametrize("segments", [False, True])
-def test_a_damaged_keyframe_does_not_end_a_recording(key, tmp_path, segments, caplog):
-    """Its parameter sets are nonsense, so no file can begin with it: what follows it is left out."""
-    source = Source(cameras.make(tmp_path / "source.ts", "-bf", "0"))
-    source.extradata = None
-    keyframes = [at for at, packet in enumerate(source.packets) if packet[3]]
-    assert len(keyframes) == 4
-    _, *times = source.packets[keyframes[1]]
-    source.packets[keyframes[1]] = (b"\0\0\0\1\x67\xff\xff\0\0\0\1\x65" + bytes(range(1, 250)), *times)
-    with source.publisher(key) as publisher, PacketReader(key, "oldest") as reader:
-        source.publish(publisher)
-        if segments:
-            recording = SegmentedRecording(Pattern(str(tmp_path / "%H%M%S.mkv")), reader, 0.9)
-        else:
-            recording = Recording(tmp_path / "out.mkv", reader)
-        with recording:
-            for _ in source.packets:
-                recording.write(reader.next(10))
-    assert recording.packets == len(source.packets) - 25
-    assert recording.unwritten == 25
-    assert "cannot begin with this keyframe" in caplog.text
-    found = [packet[0] for path in recording.paths for packet in probe(path)[0]]
-    assert len(found) == len(source.packets) - 25
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_damaged_packet_does_not_end_a_recording(key, encoded, tmp_path, stream, caplog):
-    """It has no NAL units, so FFmpeg cannot bring it into a transport stream: it is left out."""
-    source = Source(encoded("h264", ".mp4"))
-    _, *times = source.packets[20]
-    source.packets[20] = (b"\x7f\xff\xff\xff\x65" + bytes(300), *times)
-    with source.publisher(key) as publisher, PacketReader(key, "oldest") as reader, open(tmp_path / "x", "wb") as out:
-        source.publish(publisher)
-        recording = StreamRecording(out.fileno(), "mpegts", reader) if stream else Recording(tmp_path / "x.ts", reader)
-        with recording:
-            for _ in source.packets:
-                recording.write(reader.next(10))
-    assert (recording.packets, recording.unwritten) == (len(source.packets) - 1, 1)
-    assert "is left out" in caplog.text
-    assert len(probe_packets(tmp_path / ("x" if stream else "x.ts"))) == len(source.packets) - 1
 
 
 def test_a_killed_recorder_leaves_a_file_that_plays(key, encoded, tmp_path):
