@@ -464,6 +464,16 @@ def test_sizes_that_keep_the_shape():
     assert Shaper("rgb24", parse_size("-4x100", relative=True)).size_of(wide) == (132, 100)
     anamorphic = picture_of(numpy.zeros((576, 720, 3), "u1"), pixel=Fraction(64, 45))
     assert Shaper("nv12", Size(1024, -2)).size_of(anamorphic) == (1024, 576)
+    small = Shaper("gray8", Size(16, -2))
+    white = picture_of(numpy.full((90, 160, 3), 255, "u1"))
+    assert small.size_of(white) == (16, 8)  # of 9
+    assert (small.convert(white, 16, 8).to_ndarray() == 255).all()  # without bars
+    small.fix(16, 8)
+    assert (small.convert(white, 16, 8).to_ndarray() == 255).all()
+    upright = picture_of(numpy.full((160, 90, 3), 255, "u1"))
+    assert not (small.convert(upright, 16, 8).to_ndarray() == 255).all()
+    with pytest.raises(ValueError, match="width must be 1 to 32768 and a multiple of 2 for nv12, not 641"):
+        Shaper("nv12", Size(641, 480))
     for wrong in ("640", "x", "0x0", "-2x-2", "640x-2"):
         with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
             parse_size(wrong)
