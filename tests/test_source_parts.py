@@ -504,6 +504,33 @@ def test_turned_pictures_are_as_ffmpeg_shows_them(folder, degrees):
         assert same == (rotate == "auto")
 
 
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+def test_motion_jpeg_gets_the_times_at_which_it_came(folder, kind):
+    """It has no timestamps, and FFmpeg would count 25 pictures a second, however many come."""
+    path = cameras.make(folder / "still.mjpeg", "-c:v", "mjpeg", "-pix_fmt", "yuvj420p", seconds=0.04)
+    jpeg = path.read_bytes()
+    head = b"--x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
+
+    def serve(sock, over):
+        if kind == "http":
+            sock.recv(4096)
+            sock.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=x\r\n\r\n")
+        while not over.wait(0.1):
+            sock.sendall(head + jpeg + b"\r\n" if kind == "http" else jpeg)
+
+    with cameras.TcpCamera(serve) as camera:
+        url = camera.url.replace("tcp:", f"{kind}:")
+        with open_source(url, format="mjpeg" if kind == "tcp" else None, packets=True) as video:
+            items = [video.next(30) for _ in range(12)]
+            assert video.stream.rate is None
+    pictures = [item for item in items if isinstance(item, Picture)]
+    packets = {item.pts_ns for item in items if isinstance(item, EncodedPacket)}
+    assert {picture.pts_ns for picture in pictures} <= packets
+    for before, after in pairwise(pictures):
+        step = after.pts_ns - before.pts_ns
+        assert abs(step - (after.arrived_ns - before.arrived_ns)) < 10_000
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
