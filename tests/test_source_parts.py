@@ -520,6 +520,16 @@ def test_sizes_that_keep_the_shape():
     assert Shaper("rgb24", parse_size("-4x100", relative=True)).size_of(wide) == (132, 100)
     anamorphic = picture_of(numpy.zeros((576, 720, 3), "u1"), pixel=Fraction(64, 45))
     assert Shaper("nv12", Size(1024, -2)).size_of(anamorphic) == (1024, 576)
+    small = Shaper("gray8", Size(16, -2))
+    white = picture_of(numpy.full((90, 160, 3), 255, "u1"))
+    assert small.size_of(white) == (16, 8)  # of 9
+    assert (small.convert(white, 16, 8).to_ndarray() == 255).all()  # without bars
+    small.fix(16, 8)
+    assert (small.convert(white, 16, 8).to_ndarray() == 255).all()
+    upright = picture_of(numpy.full((160, 90, 3), 255, "u1"))
+    assert not (small.convert(upright, 16, 8).to_ndarray() == 255).all()
+    with pytest.raises(ValueError, match="width must be 1 to 32768 and a multiple of 2 for nv12, not 641"):
+        Shaper("nv12", Size(641, 480))
     for wrong in ("640", "x", "0x0", "-2x-2", "640x-2"):
         with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
             parse_size(wrong)
@@ -548,6 +558,33 @@ def test_turned_pictures_are_as_ffmpeg_shows_them(folder, degrees):
             assert size == (240, 320)
         same = abs(mine.astype(int).ravel() - numpy.frombuffer(shown, "u1")).mean() < 3
         assert same == (rotate == "auto")
+
+
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+def test_motion_jpeg_gets_the_times_at_which_it_came(folder, kind):
+    """It has no timestamps, and FFmpeg would count 25 pictures a second, however many come."""
+    path = cameras.make(folder / "still.mjpeg", "-c:v", "mjpeg", "-pix_fmt", "yuvj420p", seconds=0.04)
+    jpeg = path.read_bytes()
+    head = b"--x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
+
+    def serve(sock, over):
+        if kind == "http":
+            sock.recv(4096)
+            sock.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=x\r\n\r\n")
+        while not over.wait(0.1):
+            sock.sendall(head + jpeg + b"\r\n" if kind == "http" else jpeg)
+
+    with cameras.TcpCamera(serve) as camera:
+        url = camera.url.replace("tcp:", f"{kind}:")
+        with open_source(url, format="mjpeg" if kind == "tcp" else None, packets=True) as video:
+            items = [video.next(30) for _ in range(12)]
+            assert video.stream.rate is None
+    pictures = [item for item in items if isinstance(item, Picture)]
+    packets = {item.pts_ns for item in items if isinstance(item, EncodedPacket)}
+    assert {picture.pts_ns for picture in pictures} <= packets
+    for before, after in pairwise(pictures):
+        step = after.pts_ns - before.pts_ns
+        assert abs(step - (after.arrived_ns - before.arrived_ns)) < 10_000
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ class Shaper:
         Whether a picture that says that it lies on its side is turned.
     name : str
         For the log.
+
+    Raises
+    ------
+    ValueError
+        The format cannot have this size.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Shaper:
     ) -> None:
         self.format = ""
         self._wanted = size
+        self._kept: Fraction | None = None  # the shape that a relative size keeps, but for rounding
         self._fit = fit
         self._rotate = rotate
         self._name = name
@@ -89,6 +95,8 @@ class Shaper:
         self._divisors = pixel_format(format).divisors
         v210 = pixel_format(format).name == "v210"
         self._planar = "yuv422p10le" if v210 else format  # in which bars are drawn
+        if self._wanted is not None and min(self._wanted) > 0:
+            FrameShape(pixel_format(format), *self._wanted)  # now, and not when the first picture comes
 
     def size_of(self, picture: Picture) -> tuple[int, int]:
         """The size in which a picture is published."""
@@ -98,6 +106,8 @@ class Shaper:
             return self._own_size(picture.frame)
         shape = self._shape(picture)
         wide, high = self._wanted
+        if min(wide, high) < 0:
+            self._kept = shape
         if high < 0:
             return self._whole(wide), _multiple(wide / shape, max(-high, self._divisors[1]))
         if wide < 0:
@@ -137,7 +147,7 @@ class Shaper:
         steps = [TURNS[turn]] if (turn := self._turn(frame)) else []
         shape = self._shape(picture) / self._aspect  # in samples
         target = Fraction(width, height)
-        same = abs(shape / target - 1) < ALIKE
+        same = shape == self._kept or abs(shape / target - 1) < ALIKE
         if self._keeps(frame, width, height):
             wide, high = self._upright(frame)
             if 0 <= wide - width < 2 and 0 <= high - height < 2 and (wide, high) != (width, height):

@@ -41,6 +41,9 @@ CLOSE_SECONDS = 0.3  # how long close() waits for the thread
 GRACE_SECONDS = 1.0  # how long after FFmpeg's own time-out its thread is given up
 AGAIN_SECONDS = 0.01
 DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT: clocks of this format may jump
+# Streams of these have no timestamps, and FFmpeg counts 25 pictures a second, however many come.
+UNTIMED = ("mpjpeg", "mjpeg", "image2pipe", "jpeg_pipe", "png_pipe")
+MICROSECOND = Fraction(1, 1_000_000)
 ARRIVALS_KEPT = 256
 NOT_ENCODED = ("rawvideo", "wrapped_avframe", "bitpacked", "v210")
 UNKNOWN_RATE = Fraction(25)
@@ -262,6 +265,7 @@ class Connection:
     def _placed(self, container: Any, stream: Any, place: Place) -> Iterator[Any]:
         """Packets on the clock. The empty one at the end flushes the decoder."""
         live = is_live(container, place)
+        untimed = is_untimed(container, place)
         may_jump = live or bool(container.format.flags & DISCONTINUOUS)
         rate = stream.average_rate or stream.guessed_rate
         length = 1 / Fraction(rate) if rate else None
@@ -285,6 +289,9 @@ class Connection:
                 return
             now_ns = monotonic_ns()
             passed = (now_ns - before_ns) / 1e9 if live and before_ns is not None else None
+            if untimed:
+                packet.time_base, packet.duration = MICROSECOND, 0
+                packet.pts = packet.dts = now_ns // 1000
             bare = packet.pts is None and packet.dts is None
             self._clock.place(packet, length=length, passed=passed, may_jump=may_jump, depth=depth)
             if bare and not depth:
@@ -371,6 +378,11 @@ def is_live(container: Any, place: Place) -> bool:
     return place.kind in (Kind.STREAM, Kind.PIPE)
 
 
+def is_untimed(container: Any, place: Place) -> bool:
+    """Whether only the arrival of a picture says its time."""
+    return container.format.name in UNTIMED and place.kind is not Kind.PIPE and is_live(container, place)
+
+
 def reordering(context: Any) -> int:
     """By how many pictures decoding order and presentation differ."""
     if not context.has_b_frames:
@@ -382,6 +394,9 @@ def describe(container: Any, stream: Any, place: Place, decoder: str) -> StreamI
     """The stream's parameters, independent of PyAV's objects."""
     context = stream.codec_context
     rate = stream.average_rate or stream.guessed_rate
+    said = presentation(**presentation_of(stream))
+    if is_untimed(container, place):
+        rate, said = None, said._replace(frame_rate=None)
     return StreamInfo(
         codec=getattr(context.codec, "canonical_name", context.codec.name),  # PyAV 14 has only the decoder's name
         codec_id=context.codec.id,
@@ -389,7 +404,7 @@ def describe(container: Any, stream: Any, place: Place, decoder: str) -> StreamI
         width=context.width,
         height=context.height,
         rate=Fraction(rate) if rate else None,
-        presentation=presentation(**presentation_of(stream)),
+        presentation=said,
         live=is_live(container, place),
         decoder=decoder,
         encoded=context.name not in NOT_ENCODED,
