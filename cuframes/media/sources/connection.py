@@ -44,6 +44,7 @@ DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT: clocks of this format may jump
 # Streams of these have no timestamps, and FFmpeg counts 25 pictures a second, however many come.
 UNTIMED = ("mpjpeg", "mjpeg", "image2pipe", "jpeg_pipe", "png_pipe")
 MICROSECOND = Fraction(1, 1_000_000)
+LEAST_STEP_US = 5000  # between two pictures that came at once, as the first ones do
 ARRIVALS_KEPT = 256
 NOT_ENCODED = ("rawvideo", "wrapped_avframe", "bitpacked", "v210")
 UNKNOWN_RATE = Fraction(25)
@@ -265,7 +266,7 @@ class Connection:
     def _placed(self, container: Any, stream: Any, place: Place) -> Iterator[Any]:
         """Packets on the clock. The empty one at the end flushes the decoder."""
         live = is_live(container, place)
-        untimed = is_untimed(container, place)
+        untimed, came_us = is_untimed(container, place), 0
         may_jump = live or bool(container.format.flags & DISCONTINUOUS)
         rate = stream.average_rate or stream.guessed_rate
         length = 1 / Fraction(rate) if rate else None
@@ -291,7 +292,8 @@ class Connection:
             passed = (now_ns - before_ns) / 1e9 if live and before_ns is not None else None
             if untimed:
                 packet.time_base, packet.duration = MICROSECOND, 0
-                packet.pts = packet.dts = now_ns // 1000
+                came_us = max(now_ns // 1000, came_us + LEAST_STEP_US)
+                packet.pts = packet.dts = came_us
             bare = packet.pts is None and packet.dts is None
             self._clock.place(packet, length=length, passed=passed, may_jump=may_jump, depth=depth)
             if bare and not depth:
