@@ -221,7 +221,7 @@ class TestForeignFiles:
                 [sys.executable, "-m", "cuframes", "info", key], capture_output=True, text=True, timeout=60
             )
             assert done.returncode == 0
-            assert "[/red]?[2J?" in done.stdout
+            assert "[/red]\ufffd[2J\ufffd" in done.stdout
 
 
 class TestDirectories:
