@@ -83,6 +83,24 @@ def test_ls_does_not_cut_keys(key):
     assert long in shown.decode()
 
 
+def test_a_line_of_json_is_written_in_one_piece():
+    """A signal between the line and its end left two reports in one line."""
+    from cuframes.cli.stdout import print_json
+
+    class File:
+        written = ()
+
+        def write(self, text):
+            self.written += (text,)
+
+        def flush(self):
+            pass
+
+    file = File()
+    print_json({"a": 1}, file)
+    assert file.written == ('{"a": 1}\n',)
+
+
 def test_errors_name_the_options_of_the_command(key):
     with Publisher(key, 64, 48, "gray8", memory="host"):
         assert "start it with --packets" in run("watch", key, "--packets", expect=1).stderr

@@ -1,7 +1,6 @@
 """``cuframes publish``: decode and publish."""
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ import typer
 from cuframes.cli import Stopped, ready, slots, stop_on_signals
 from cuframes.cli.outputs import Output, Sharing
 from cuframes.cli.shapes import DEFAULT_FORMAT, Fit, Rotate, Shaper, Size, parse_size
+from cuframes.cli.stdout import print_json
 from cuframes.errors import DeviceError, Disconnected, SourceError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.host.names import check_key
@@ -276,7 +276,7 @@ class Run:
         where = "the GPU" if stream.decoder == "nvdec" else "the CPU"
         if self._json:
             about = {"event": "ready", "pid": os.getpid(), "source": self._video.url, "decoder": stream.decoder}
-            print(json.dumps(about | output.describe()), flush=True)
+            print_json(about | output.describe())
         else:
             decoded = f", {stream.codec} decoded on {where}" if stream.encoded else ""
             print(f"{output} from {self._video.url}{decoded}", file=sys.stderr, flush=True)
@@ -304,7 +304,7 @@ class Run:
         if self._json:
             about = {"event": "ended", "decoder": stream.decoder if stream else "cpu"}
             counts = {"damaged": self._video.damaged, "not_taken": self._video.dropped, "also": more}
-            print(json.dumps(found | about | counts), flush=True)
+            print_json(found | about | counts)
             return
         for report in [found, *more]:
             name = f"{report['key']}: " if more else ""

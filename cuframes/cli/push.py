@@ -1,6 +1,5 @@
 """``cuframes push``: packets to a server, without encoding."""
 
-import json
 import os
 import sys
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from cuframes.cli import stop_on_signals
 from cuframes.cli.packets import open_reader
+from cuframes.cli.stdout import print_json
 from cuframes.media.destinations import destination, shown
 from cuframes.media.pushing import Pusher, Repeats
 
@@ -108,4 +108,4 @@ class _Told:
             )
 
     def _print(self, **report: Any) -> None:
-        print(json.dumps(report), flush=True)
+        print_json(report)

@@ -1,6 +1,5 @@
 """``cuframes record``: packets to files or to standard output, without encoding."""
 
-import json
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ import typer
 
 from cuframes.cli import EXIT_ERROR, Stopped, fail, stop_on_signals
 from cuframes.cli.packets import open_reader
-from cuframes.cli.stdout import check_stdout, discard_stdout
+from cuframes.cli.stdout import check_stdout, discard_stdout, print_json
 from cuframes.cli.units import parse_bytes, parse_duration
 from cuframes.errors import CuframesError, Disconnected, NoPacketRing, NotFound, PacketOverrun, Timeout
 from cuframes.media.files import FileReport, WriteFailed
@@ -278,4 +277,4 @@ class _Target:
             self._print(event="notice", text=text)
 
     def _print(self, **report: Any) -> None:
-        print(json.dumps(report), file=self._reports, flush=True)
+        print_json(report, self._reports)

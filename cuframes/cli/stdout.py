@@ -1,10 +1,12 @@
-"""Standard output that frames or packets are written to."""
+"""Standard output, for frames and packets, and for reports as lines of JSON."""
 
 import errno
+import json
 import os
 import sys
+from typing import Any, TextIO
 
-__all__ = ["check_stdout", "discard_stdout"]
+__all__ = ["check_stdout", "discard_stdout", "print_json"]
 
 
 def check_stdout(what: str, example: str) -> None:
@@ -33,3 +35,12 @@ def check_stdout(what: str, example: str) -> None:
 def discard_stdout() -> None:
     """Write to nowhere from now on: the reader has gone, and the interpreter's own flush at exit must not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_json(report: dict[str, Any], file: TextIO | None = None) -> None:
+    """Print a report as a line of JSON, to standard output by default. A signal that ends the command never comes
+    between the line and its end.
+    """
+    file = file or sys.stdout
+    file.write(json.dumps(report) + "\n")  # print() writes the end of the line by itself
+    file.flush()

@@ -1,7 +1,6 @@
 """``cuframes watch``: join and report."""
 
 import contextlib
-import json
 import time
 from collections import deque
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ import typer
 
 from cuframes._native.status import monotonic_ns
 from cuframes.cli import Stopped, pixels, stop_on_signals
+from cuframes.cli.stdout import print_json
 from cuframes.errors import Disconnected, PacketOverrun, Timeout
 from cuframes.packets import PacketReader
 from cuframes.subscriber import Subscriber
@@ -185,7 +185,7 @@ def follow(source: Any, meter: Any, seconds: float | None, interval: float, json
 
 def _show(meter: Any, report: dict[str, Any], json_: bool) -> None:
     if json_:
-        print(json.dumps(report), flush=True)
+        print_json(report)
         return
     p50, p99 = report["latency_p50_us"], report["latency_p99_us"]
     latency = "-" if p50 is None else f"{p50:.0f} / {p99:.0f}"
