@@ -105,15 +105,20 @@ cpdef bint disown(int fd) noexcept nogil:
     return bool(cf_fetch_and(&owned[fd // 64], ~(<uint64_t>1 << (fd % 64))) >> (fd % 64) & 1)
 
 
+cdef int noted(int fd) noexcept nogil:
+    """A descriptor that was just opened, with its bit set; or the errno, negative. The caller holds the lock."""
+    if fd < 0:
+        return -errno
+    if fd < OWNED:
+        cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
+    return fd
+
+
 cdef int open_owned(int directory, const char* path, int flags, int mode) noexcept nogil:
     """openat(2), owned. Returns the descriptor, or an errno, negative."""
     cdef int fd
     pthread_mutex_lock(&forking)
-    fd = openat(directory, path, flags | O_CLOEXEC, mode)
-    if fd < 0:
-        fd = -errno
-    elif fd < OWNED:
-        cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
+    fd = noted(openat(directory, path, flags | O_CLOEXEC, mode))
     pthread_mutex_unlock(&forking)
     return fd
 
@@ -123,13 +128,9 @@ cdef int socket_owned(int listening) noexcept nogil:
     cdef int fd
     pthread_mutex_lock(&forking)
     if listening < 0:
-        fd = c_socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
+        fd = noted(c_socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0))
     else:
-        fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
-    if fd < 0:
-        fd = -errno
-    elif fd < OWNED:
-        cf_fetch_or(&owned[fd // 64], <uint64_t>1 << (fd % 64))
+        fd = noted(accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK))
     pthread_mutex_unlock(&forking)
     return fd
 
