@@ -15,6 +15,7 @@ from cuframes.cli import Stopped, ready, slots, stop_on_signals
 from cuframes.cli.outputs import Output, Sharing
 from cuframes.cli.shapes import DEFAULT_FORMAT, Fit, Rotate, Shaper, Size, parse_size
 from cuframes.cli.stdout import print_json
+from cuframes.cli.units import parse_options
 from cuframes.errors import DeviceError, Disconnected, SourceError, Timeout
 from cuframes.formats import pixel_format
 from cuframes.host.names import check_key
@@ -148,7 +149,7 @@ def publish(
     if len({key, *(name for name, *_ in others)}) <= len(others):
         raise ValueError("each --also needs a key of its own")
     acceleration = None if slot else _acceleration(hwaccel, source, memory, format, bool(wanted or others))
-    options = dict(_parse_option(text) for text in option or ())
+    options = parse_options(option or ())
     if rtsp_transport is not None:
         options["rtsp_transport"] = rtsp_transport
     video = Source(
@@ -325,13 +326,6 @@ def _pace(fps: str | None, realtime: bool | None) -> tuple[Fraction | None, bool
     except ValueError:
         pass
     return rate(fps), realtime
-
-
-def _parse_option(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"--option must be NAME=VALUE, not {text!r}")
-    return name, value
 
 
 def _parse_also(text: str, fit: Fit, rotate: Rotate) -> tuple[str, Shaper, Fraction | None]:

@@ -9,6 +9,7 @@ import typer
 from cuframes.cli import stop_on_signals
 from cuframes.cli.packets import open_reader
 from cuframes.cli.stdout import print_json
+from cuframes.cli.units import parse_options
 from cuframes.media.destinations import destination, shown
 from cuframes.media.pushing import Pusher, Repeats
 
@@ -48,12 +49,7 @@ def push(
 
     cuframes push cam0 rtsp://server:8554/cam0
     """
-    options = {}
-    for text in option or ():
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise ValueError(f"--option must be NAME=VALUE, not {text!r}")
-        options[name] = value
+    options = parse_options(option or ())
     if rtsp_transport not in ("tcp", "udp"):
         raise ValueError(f"--rtsp-transport must be tcp or udp, not {rtsp_transport!r}")
     to = destination(url, format_name, options)

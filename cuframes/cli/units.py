@@ -1,8 +1,9 @@
-"""Durations and numbers of bytes, as people write them."""
+"""Durations, numbers of bytes and options of FFmpeg, as people write them."""
 
 import re
+from collections.abc import Iterable
 
-__all__ = ["parse_bytes", "parse_duration"]
+__all__ = ["parse_bytes", "parse_duration", "parse_options"]
 
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 SECONDS = {
@@ -39,3 +40,19 @@ def parse_bytes(text: str, option: str) -> int:
     if found is None or unit not in PREFIXES or float(found[1]) <= 0:
         raise ValueError(f"{option} must be a size such as 500G, 1.5T or 200MiB, not {text!r}")
     return int(float(found[1]) * base ** PREFIXES[unit])
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, str]:
+    """The texts of ``--option``, each NAME=VALUE, as a dict.
+
+    Raises
+    ------
+    ValueError
+    """
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--option must be NAME=VALUE, not {text!r}")
+        options[name] = value
+    return options

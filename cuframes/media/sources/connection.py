@@ -29,6 +29,7 @@ from cuframes.media.sources.items import Acceleration, EncodedPacket, Picture, S
 from cuframes.media.sources.limiter import Limiter
 from cuframes.media.sources.urls import Kind, Place
 from cuframes.packets import PacketFlags
+from cuframes.rates import UNKNOWN_RATE
 
 __all__ = ["GRACE_SECONDS", "Connection", "Ended", "Opened", "Request", "stuck"]
 
@@ -47,7 +48,6 @@ MICROSECOND = Fraction(1, 1_000_000)
 LEAST_STEP_US = 5000  # between two pictures that came at once, as the first ones do
 ARRIVALS_KEPT = 256
 NOT_ENCODED = ("rawvideo", "wrapped_avframe", "bitpacked", "v210")
-UNKNOWN_RATE = Fraction(25)
 
 _left: list[tuple[threading.Thread, float]] = []  # threads that were not waited for, and when they are to be back
 
